@@ -1,0 +1,98 @@
+//! `kfbox kubeconfig`.
+
+use crate::control::Client;
+use anyhow::Context;
+use serde_json::{Value, json};
+use std::{
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+pub async fn run(data_dir: PathBuf, output: Option<PathBuf>, merge: Option<PathBuf>) -> anyhow::Result<ExitCode> {
+    let ours: Value = Client::new(&data_dir).get("/v1/kubeconfig").await?;
+    if let Some(path) = output {
+        write_private(&path, &serde_yaml::to_string(&ours)?)?;
+        println!("wrote {}", path.display());
+    } else if let Some(path) = merge {
+        #[expect(clippy::disallowed_methods, reason = "kubectl's own rule for where its configuration lies")]
+        let path = if path.as_os_str().is_empty() {
+            let first = |list: String| list.split(':').find(|p| !p.is_empty()).map(PathBuf::from);
+            std::env::var("KUBECONFIG")
+                .ok()
+                .and_then(first)
+                .or_else(|| std::env::var("HOME").ok().map(|home| Path::new(&home).join(".kube/config")))
+                .context("neither KUBECONFIG nor HOME is set; name a file: --merge FILE")?
+        } else {
+            path
+        };
+        let theirs = match std::fs::read_to_string(&path) {
+            Ok(text) => serde_yaml::from_str(&text).with_context(|| format!("{} is not YAML", path.display()))?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Value::Null,
+            Err(error) => return Err(error).context(path.display().to_string()),
+        };
+        let merged = merge_into(theirs, &ours);
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent)?;
+        }
+        write_private(&path, &serde_yaml::to_string(&merged)?)?;
+        println!("merged into {}; the current context is {}", path.display(), merged["current-context"]);
+    } else {
+        print!("{}", serde_yaml::to_string(&ours)?);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Replaces entries of the same name, keeps all others and all unknown fields, and switches to our context.
+fn merge_into(theirs: Value, ours: &Value) -> Value {
+    let mut merged = if theirs.is_object() { theirs } else { json!({"apiVersion": "v1", "kind": "Config"}) };
+    for list in ["clusters", "users", "contexts"] {
+        let mut entries = merged[list].as_array().cloned().unwrap_or_default();
+        for entry in ours[list].as_array().into_iter().flatten() {
+            entries.retain(|e| e["name"] != entry["name"]);
+            entries.push(entry.clone());
+        }
+        merged[list] = entries.into();
+    }
+    merged["current-context"] = ours["current-context"].clone();
+    merged
+}
+
+/// Whole or not at all, and only for its owner: it holds a key.
+fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
+    use std::io::Write;
+    let temporary = path.with_extension("kfbox-tmp");
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&temporary)
+        .with_context(|| format!("cannot write {}", temporary.display()))?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    std::fs::rename(&temporary, path).with_context(|| format!("cannot write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn merging_keeps_other_clusters_and_replaces_ours() {
+        let theirs = json!({
+            "clusters": [{"name": "work", "cluster": {}}, {"name": "kfbox", "cluster": {"server": "old"}}],
+            "contexts": [{"name": "work", "context": {}}], "current-context": "work", "preferences": {"colors": true}
+        });
+        let ours = json!({
+            "clusters": [{"name": "kfbox", "cluster": {"server": "new"}}], "users": [{"name": "kfbox"}],
+            "contexts": [{"name": "kfbox"}], "current-context": "kfbox"
+        });
+        let merged = merge_into(theirs, &ours);
+        assert_eq!(merged["clusters"].as_array().unwrap().len(), 2);
+        assert_eq!(merged["clusters"][1]["cluster"]["server"], "new");
+        assert_eq!(merged["current-context"], "kfbox");
+        assert_eq!(merged["preferences"]["colors"], true);
+        assert_eq!(merge_into(merged.clone(), &ours), merged);
+    }
+}

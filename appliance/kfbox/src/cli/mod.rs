@@ -1,0 +1,274 @@
+//! The command line: what can be typed, and where each command lives.
+
+mod box_info;
+mod doctor;
+mod image;
+mod kubeconfig;
+mod logs;
+mod progress;
+mod reset;
+mod token;
+mod up;
+mod user;
+
+use crate::{
+    config::{BoxOptions, DEFAULT_DATA_DIR, UpOptions},
+    failure::Failure,
+};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use std::{path::PathBuf, process::ExitCode};
+
+/// Kubeflow on one machine: one program, no Docker, no download.
+#[derive(Parser)]
+#[command(name = "kfbox", version, about, max_term_width = 100, after_help = EXAMPLES)]
+struct Cli {
+    #[command(flatten)]
+    common: BoxOptions,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  kfbox up                                  start the platform and wait until it is ready
+  kfbox image load python-3.11.oci.tar      make an image available without a registry
+  kfbox kubeconfig --merge                  let kubectl reach it
+  kfbox token                               a bearer token for the kfp SDK
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not running, 4 data directory in use,
+5 address in use, 6 data from a newer version, 7 the machine lacks something, 8 wrong configuration";
+
+#[derive(Subcommand)]
+enum Command {
+    /// Start the platform (in the background) and wait until it is ready
+    Up(UpArgs),
+    /// Stop the platform
+    Down(DownArgs),
+    /// What runs, where it listens, and how it is
+    Status(StatusArgs),
+    /// Check that this machine has what kfbox needs, and say how to get what is missing
+    Doctor(DoctorArgs),
+    /// The daemon's log
+    Logs(LogsArgs),
+    /// Print, write or merge the credentials for kubectl
+    Kubeconfig(KubeconfigArgs),
+    /// Create a personal token for programs (kfp, curl), or list and revoke them
+    Token(TokenArgs),
+    /// S3 credentials of a namespace, for boto3 and the like
+    Credentials(CredentialsArgs),
+    /// Container images on this box
+    #[command(subcommand)]
+    Image(ImageCommand),
+    /// People who may sign in
+    #[command(subcommand)]
+    User(UserCommand),
+    /// Remove the box: containers, network, firewall rules and all data
+    Reset(ResetArgs),
+    /// The version, and what it speaks
+    Version,
+    /// Completions for a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Args)]
+struct UpArgs {
+    #[command(flatten)]
+    options: UpOptions,
+    /// Stay in the foreground and log to standard error, as a service manager wants
+    #[arg(long)]
+    foreground: bool,
+    /// How long to wait for readiness, in seconds
+    #[arg(long, default_value_t = 120, value_name = "SECONDS")]
+    timeout: u64,
+    /// Where to leave the reason if the daemon cannot start
+    #[arg(long, hide = true)]
+    error_file: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct DownArgs {
+    /// Leave the containers running; the next `up` takes them over
+    #[arg(long)]
+    keep_pods: bool,
+}
+
+#[derive(Args)]
+struct StatusArgs {
+    /// How to print it
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    output: Output,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    Table,
+    Json,
+}
+
+#[derive(Args)]
+struct DoctorArgs {
+    #[command(flatten)]
+    options: UpOptions,
+    /// How to print it
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    output: Output,
+}
+
+#[derive(Args)]
+struct LogsArgs {
+    /// Keep printing as lines come
+    #[arg(short, long)]
+    follow: bool,
+    /// How many of the last lines to begin with
+    #[arg(short = 'n', long, default_value_t = 200)]
+    tail: usize,
+}
+
+#[derive(Args)]
+struct KubeconfigArgs {
+    /// Write it to a file of its own
+    #[arg(short, long, value_name = "FILE", conflicts_with = "merge")]
+    output: Option<PathBuf>,
+    /// Merge it into a kubeconfig (default: $KUBECONFIG, else ~/.kube/config) and make it current
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "")]
+    merge: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct TokenArgs {
+    /// Whose token [default: the first user]
+    #[arg(long, value_name = "EMAIL")]
+    user: Option<String>,
+    /// What it is for, as the list shows it
+    #[arg(long, default_value = "cli")]
+    name: String,
+    /// How long it holds: 90m, 12h, 30d
+    #[arg(long, default_value = "12h", value_parser = token::parse_duration)]
+    expires: std::time::Duration,
+}
+
+#[derive(Args)]
+struct CredentialsArgs {
+    /// Whose artifacts [default: the first user's namespace]
+    #[arg(short, long)]
+    namespace: Option<String>,
+    /// How to print it: shell variables, or JSON
+    #[arg(short, long, value_enum, default_value_t = CredentialOutput::Env)]
+    output: CredentialOutput,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum CredentialOutput {
+    Env,
+    Json,
+}
+
+#[derive(Subcommand)]
+enum ImageCommand {
+    /// Store an image from an OCI archive, an OCI layout or a `docker save` file
+    #[command(visible_alias = "import")]
+    Load {
+        /// The archive or layout
+        path: PathBuf,
+        /// Store it under this name instead of the archive's
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// Fetch an image from its registry
+    Pull { name: String },
+    /// The images stored here
+    #[command(visible_alias = "ls")]
+    List {
+        #[arg(short, long, value_enum, default_value_t = Output::Table)]
+        output: Output,
+    },
+    /// Remove an image's name, and its content when nothing else needs it
+    #[command(visible_alias = "rm")]
+    Remove { names: Vec<String> },
+}
+
+#[derive(Subcommand)]
+enum UserCommand {
+    /// Add a person; the password is asked for, or read from standard input
+    Add { email: String },
+    /// Who may sign in
+    List,
+    /// Set a person's password; it is read from standard input
+    Passwd { email: String },
+}
+
+#[derive(Args)]
+struct ResetArgs {
+    #[command(flatten)]
+    options: UpOptions,
+    /// Do not ask
+    #[arg(short, long)]
+    yes: bool,
+}
+
+/// Parses, runs, and turns an error into its text and exit code.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("{}", Failure::render(&error));
+            ExitCode::from(Failure::exit_code(&error))
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let Cli { common, command } = cli;
+    // Client commands know the box by its directory, from the flag, the environment or the file.
+    let data_dir = || -> anyhow::Result<PathBuf> {
+        match &common.data_dir {
+            Some(dir) => Ok(dir.clone()),
+            None if common.config.is_none() && !std::path::Path::new(crate::config::DEFAULT_CONFIG_FILE).exists() => {
+                Ok(DEFAULT_DATA_DIR.into())
+            }
+            None => Ok(crate::config::Config::resolve(&common, &UpOptions::default())?.data_dir),
+        }
+    };
+    match command {
+        Command::Up(args) => up::run(&common, &args),
+        Command::Down(args) => client(up::down(data_dir()?, args.keep_pods)),
+        Command::Status(args) => client(box_info::status(data_dir()?, args.output == Output::Json)),
+        Command::Doctor(args) => doctor::run(&common, &args.options, args.output == Output::Json),
+        Command::Logs(args) => client(logs::run(data_dir()?, args.follow, args.tail)),
+        Command::Kubeconfig(args) => client(kubeconfig::run(data_dir()?, args.output, args.merge)),
+        Command::Token(args) => client(token::create(data_dir()?, args.user, args.name, args.expires)),
+        Command::Credentials(args) => {
+            client(token::credentials(data_dir()?, args.namespace, args.output == CredentialOutput::Json))
+        }
+        Command::Image(command) => client(image::run(data_dir()?, command)),
+        Command::User(command) => client(user::run(data_dir()?, command)),
+        Command::Reset(args) => reset::run(&common, &args.options, args.yes),
+        Command::Version => {
+            box_info::version();
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "kfbox", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// Runs a command that only talks to the daemon.
+fn client(work: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,313 @@
+//! Configuration: flags over environment over file over defaults, resolved once, in one place.
+
+use crate::failure::{Code, Failure};
+use anyhow::Context;
+use clap::Args;
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+};
+
+pub const DEFAULT_DATA_DIR: &str = "/var/lib/kfbox";
+pub const DEFAULT_CONFIG_FILE: &str = "/etc/kfbox/config.toml";
+
+/// Which box: options that every command takes.
+#[derive(Debug, Clone, Args)]
+pub struct BoxOptions {
+    /// Where the box keeps everything [default: /var/lib/kfbox]
+    #[arg(long, env = "KFBOX_DATA_DIR", global = true, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Configuration file in TOML [default: /etc/kfbox/config.toml if it exists]
+    #[arg(long, env = "KFBOX_CONFIG", global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+/// What `up` may override. A flag wins over its environment variable, that over the file, that over the default.
+#[derive(Debug, Clone, Default, Args)]
+pub struct UpOptions {
+    /// Keeps two boxes on one machine apart: names the bridge, firewall table and control group
+    #[arg(long, env = "KFBOX_INSTANCE", value_name = "NAME")]
+    pub instance: Option<String>,
+    /// The first user's e-mail address
+    #[arg(long, env = "KFBOX_USER", value_name = "EMAIL")]
+    pub user: Option<String>,
+    /// Pages, sign-in and Kubeflow's APIs
+    #[arg(long, env = "KFBOX_ADDRESS", value_name = "ADDR:PORT")]
+    pub address: Option<SocketAddr>,
+    /// The Kubernetes API
+    #[arg(long, env = "KFBOX_KUBERNETES_ADDRESS", value_name = "ADDR:PORT")]
+    pub kubernetes_address: Option<SocketAddr>,
+    /// The S3 store
+    #[arg(long, env = "KFBOX_OBJECTS_ADDRESS", value_name = "ADDR:PORT")]
+    pub objects_address: Option<SocketAddr>,
+    /// ML Metadata over gRPC
+    #[arg(long, env = "KFBOX_METADATA_ADDRESS", value_name = "ADDR:PORT")]
+    pub metadata_address: Option<SocketAddr>,
+    /// The pods' network
+    #[arg(long, env = "KFBOX_POD_CIDR", value_name = "CIDR")]
+    pub pod_cidr: Option<String>,
+    /// The Services' network
+    #[arg(long, env = "KFBOX_SERVICE_CIDR", value_name = "CIDR")]
+    pub service_cidr: Option<String>,
+    /// What to log, such as `info` or `info,kfbox_node=debug`
+    #[arg(long, env = "KFBOX_LOG", value_name = "FILTER")]
+    pub log: Option<String>,
+}
+
+/// The file's form, and the resolved configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    pub data_dir: PathBuf,
+    pub instance: String,
+    pub user: String,
+    pub log: String,
+    pub log_json: bool,
+    pub gateway: Gateway,
+    pub kubernetes: Listener,
+    pub objects: Listener,
+    pub metadata: Listener,
+    pub network: Network,
+    pub images: Images,
+    pub packages: Packages,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Gateway {
+    pub address: SocketAddr,
+    /// How browsers reach the box, when that differs from the address.
+    pub external_url: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Listener {
+    pub address: SocketAddr,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Network {
+    /// Empty: the instance's name and a zero.
+    pub bridge: String,
+    pub pod_cidr: String,
+    pub service_cidr: String,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Images {
+    /// One image stands for another: `"registry.access.redhat.com/ubi9/python-311" = "python:3.11"`.
+    pub aliases: BTreeMap<String, String>,
+    /// Registries asked instead of the one named: `"docker.io" = ["https://mirror.lab.example"]`.
+    pub mirrors: BTreeMap<String, Vec<String>>,
+    /// False on an air-gapped machine: only images that were loaded are used.
+    pub offline: bool,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Packages {
+    /// The Python index that pods reach through the box's cache. Empty: pip's own configuration, else PyPI.
+    pub index_url: Option<String>,
+    /// Certificates to trust for it, in PEM. Empty: the system's.
+    pub ca_bundle: Option<PathBuf>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            data_dir: DEFAULT_DATA_DIR.into(),
+            instance: "kfbox".into(),
+            user: "user@example.com".into(),
+            log: "info".into(),
+            log_json: false,
+            gateway: Gateway::default(),
+            kubernetes: Listener { address: loopback(6443) },
+            objects: Listener { address: loopback(9000) },
+            metadata: Listener { address: loopback(8089) },
+            network: Network::default(),
+            images: Images::default(),
+            packages: Packages::default(),
+        }
+    }
+}
+
+impl Default for Gateway {
+    fn default() -> Self {
+        Self { address: loopback(8080), external_url: None }
+    }
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        Self { bridge: String::new(), pod_cidr: "10.244.0.0/22".into(), service_cidr: "10.96.0.0/16".into() }
+    }
+}
+
+fn loopback(port: u16) -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, port).into()
+}
+
+impl Config {
+    /// Resolves flags and environment (both in `options`) over the file over the defaults.
+    pub fn resolve(common: &BoxOptions, up: &UpOptions) -> anyhow::Result<Self> {
+        let mut config = Self::from_file(common.config.as_deref())?;
+        let UpOptions {
+            instance,
+            user,
+            address,
+            kubernetes_address,
+            objects_address,
+            metadata_address,
+            pod_cidr,
+            service_cidr,
+            log,
+        } = up.clone();
+        set(&mut config.data_dir, common.data_dir.clone());
+        set(&mut config.instance, instance);
+        set(&mut config.user, user);
+        set(&mut config.gateway.address, address);
+        set(&mut config.kubernetes.address, kubernetes_address);
+        set(&mut config.objects.address, objects_address);
+        set(&mut config.metadata.address, metadata_address);
+        set(&mut config.network.pod_cidr, pod_cidr);
+        set(&mut config.network.service_cidr, service_cidr);
+        set(&mut config.log, log);
+        if config.network.bridge.is_empty() {
+            config.network.bridge = format!("{}0", config.instance);
+        }
+        config.validate()?;
+        Ok(config)
+    }
+
+    fn from_file(path: Option<&Path>) -> anyhow::Result<Self> {
+        let text = match path {
+            Some(path) => std::fs::read_to_string(path)
+                .map_err(|e| wrong(format!("cannot read the configuration file {}: {e}", path.display())))?,
+            None => match std::fs::read_to_string(DEFAULT_CONFIG_FILE) {
+                Ok(text) => text,
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
+                Err(e) => return Err(e).context(DEFAULT_CONFIG_FILE),
+            },
+        };
+        let shown = path.unwrap_or(Path::new(DEFAULT_CONFIG_FILE)).display();
+        toml::from_str(&text).map_err(|e| wrong(format!("{shown}: {e}")).into())
+    }
+
+    fn validate(&self) -> anyhow::Result<()> {
+        // The bridge's name must fit Linux's 15 characters, and the instance names tables and cgroups.
+        let fine = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        if self.instance.is_empty() || self.instance.len() > 11 || !self.instance.chars().all(fine) {
+            return Err(wrong(format!(
+                "instance {:?} must be 1 to 11 lower-case letters, digits or dashes",
+                self.instance
+            ))
+            .into());
+        }
+        if self.network.bridge.len() > 15 {
+            return Err(wrong(format!("bridge {:?} is longer than 15 characters", self.network.bridge)).into());
+        }
+        if !self.user.contains('@') {
+            return Err(wrong(format!("user {:?} must be an e-mail address", self.user)).into());
+        }
+        self.addresses()?;
+        Ok(())
+    }
+
+    /// The addresses that follow from the two networks.
+    pub fn addresses(&self) -> anyhow::Result<Addresses> {
+        let pods = parse_cidr("pod_cidr", &self.network.pod_cidr, 28)?;
+        let services = parse_cidr("service_cidr", &self.network.service_cidr, 27)?;
+        let overlap = |a: (u32, u8), b: (u32, u8)| {
+            let shift = 32 - a.1.min(b.1);
+            a.0.checked_shr(shift.into()) == b.0.checked_shr(shift.into())
+        };
+        if overlap(pods, services) {
+            return Err(wrong("pod_cidr and service_cidr overlap".to_owned()).into());
+        }
+        let nth = |network: u32, n: u32| Ipv4Addr::from(network + n);
+        Ok(Addresses { bridge: nth(pods.0, 1), api_service: nth(services.0, 1), dns: nth(services.0, 10) })
+    }
+
+    pub fn external_url(&self) -> String {
+        self.gateway.external_url.clone().unwrap_or_else(|| format!("http://{}", self.gateway.address))
+    }
+
+    pub fn control_socket(data_dir: &Path) -> PathBuf {
+        data_dir.join("control.sock")
+    }
+}
+
+/// Derived addresses.
+#[derive(Debug, Clone, Copy)]
+pub struct Addresses {
+    /// The pods' gateway: where pods reach the daemon.
+    pub bridge: Ipv4Addr,
+    pub api_service: Ipv4Addr,
+    pub dns: Ipv4Addr,
+}
+
+fn parse_cidr(field: &str, text: &str, longest: u8) -> anyhow::Result<(u32, u8)> {
+    let parsed = text.split_once('/').and_then(|(address, length)| {
+        let address: Ipv4Addr = address.parse().ok()?;
+        let length: u8 = length.parse().ok().filter(|l| (8..=longest).contains(l))?;
+        let bits = u32::from(address);
+        (bits & (u32::MAX << (32 - length)) == bits).then_some((bits, length))
+    });
+    parsed.ok_or_else(|| {
+        wrong(format!("network.{field} {text:?} must be an IPv4 network such as 10.244.0.0/22 (/8 to /{longest})")).into()
+    })
+}
+
+fn wrong(message: String) -> Failure {
+    Failure::new(Code::Configuration, message, "correct the configuration and try again; `kfbox up --help` lists the settings")
+}
+
+fn set<T>(place: &mut T, value: Option<T>) {
+    if let Some(value) = value {
+        *place = value;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(file: Option<&Path>) -> BoxOptions {
+        BoxOptions { data_dir: None, config: file.map(Into::into) }
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("c.toml");
+        std::fs::write(&file, "instance = \"lab\"\nuser = \"a@b.c\"\n[network]\npod_cidr = \"10.9.0.0/22\"\n").unwrap();
+        let up = UpOptions { user: Some("x@y.z".into()), ..UpOptions::default() };
+        let config = Config::resolve(&options(Some(&file)), &up).unwrap();
+        assert_eq!((config.instance.as_str(), config.user.as_str()), ("lab", "x@y.z"));
+        assert_eq!(config.network.bridge, "lab0");
+        assert_eq!(config.kubernetes.address.port(), 6443);
+        assert_eq!(config.addresses().unwrap().bridge, Ipv4Addr::new(10, 9, 0, 1));
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("c.toml");
+        for (text, expected) in [
+            ("instanse = \"x\"", "instanse"),
+            ("instance = \"Not Good\"", "lower-case"),
+            ("[network]\npod_cidr = \"10.9.0.1/22\"", "pod_cidr"),
+            ("[network]\npod_cidr = \"10.96.4.0/22\"", "overlap"),
+        ] {
+            std::fs::write(&file, text).unwrap();
+            let error = Config::resolve(&options(Some(&file)), &UpOptions::default()).unwrap_err();
+            assert!(error.to_string().contains(expected), "{error}");
+            assert_eq!(Failure::exit_code(&error), 8);
+        }
+    }
+}

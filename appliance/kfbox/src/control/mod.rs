@@ -1,0 +1,102 @@
+//! How the command line speaks to the daemon: JSON over HTTP on a Unix socket that only its owner can open. The socket
+//! is the credential: whoever can open it is root on this machine.
+
+mod client;
+mod server;
+
+pub use client::{Client, Lines};
+pub use server::{Control, serve};
+
+use kfbox_base::readiness::ComponentStatus;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// `GET /v1/status`, and a line of `GET /v1/status/watch`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    pub version: String,
+    pub pid: u32,
+    pub instance: String,
+    pub ready: bool,
+    pub uptime_seconds: u64,
+    /// Resident memory of the daemon in bytes, as `VmRSS` counts it.
+    pub resident_bytes: u64,
+    pub url: String,
+    pub user: String,
+    /// Where each protocol listens, by name.
+    pub addresses: BTreeMap<String, String>,
+    pub components: Vec<ComponentStatus>,
+    /// The first user's password: present until the first client that asks with `?claim` has read it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password: Option<String>,
+}
+
+/// `GET /v1/images`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ImageRow {
+    pub name: String,
+    pub id: String,
+    pub size_bytes: u64,
+    pub created: Option<String>,
+}
+
+/// `POST /v1/images/{import,pull}` bodies.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ImageRequest {
+    /// Import: an absolute path of an archive or layout. Pull: unused.
+    #[serde(default)]
+    pub path: String,
+    /// Import: the name to store under, if the archive's own should not serve. Pull: the image.
+    #[serde(default)]
+    pub name: Option<String>,
+}
+
+/// Lines that image work answers with, the last being `done` or `error`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "event")]
+pub enum Progress {
+    Layer { id: String, done: u64, total: u64 },
+    Done { images: Vec<ImageRow> },
+    Error { message: String },
+}
+
+/// `POST /v1/tokens`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TokenRequest {
+    pub user: Option<String>,
+    pub name: String,
+    pub expires_in_seconds: u64,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TokenResponse {
+    pub token: String,
+}
+
+/// `GET /v1/credentials/s3?namespace=`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct S3Credentials {
+    pub endpoint: String,
+    pub region: String,
+    pub access_key: String,
+    pub secret_key: String,
+}
+
+/// `POST /v1/stop`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StopRequest {
+    pub keep_pods: bool,
+}
+
+/// An error's body.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ErrorBody {
+    pub error: String,
+    #[serde(default)]
+    pub next: String,
+}

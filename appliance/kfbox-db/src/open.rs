@@ -41,7 +41,7 @@ pub fn open_connection(path: &Path, schema: &Schema) -> Result<Connection, OpenE
         return Err(OpenError::Newer { name: schema.name, path: path.to_owned(), found, known });
     }
     if found < known {
-        let migrate = || -> rusqlite::Result<()> {
+        let mut migrate = || -> rusqlite::Result<()> {
             let tx = connection.transaction()?;
             for sql in &schema.migrations[found..] {
                 tx.execute_batch(sql)?;

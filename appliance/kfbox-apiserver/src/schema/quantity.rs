@@ -1,0 +1,84 @@
+//! Resource quantities (`500m`, `1.5Gi`, `2e3`). Upstream: apimachinery `pkg/api/resource`.
+
+/// The amount in billionths, or none where the text is no quantity. Sub-nano digits round up, as upstream does.
+pub fn parse(text: &str) -> Option<i128> {
+    const NANO: i128 = 1_000_000_000;
+    let (negative, rest) = match text.as_bytes().first()? {
+        b'-' => (true, &text[1..]),
+        b'+' => (false, &text[1..]),
+        _ => (false, text),
+    };
+    let digits_end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
+    let (number, suffix) = rest.split_at(digits_end);
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    if (whole.is_empty() && fraction.is_empty()) || fraction.contains('.') || number.len() > 60 {
+        return None;
+    }
+    let (base, exponent): (i128, i32) = match suffix {
+        "" => (10, 0),
+        "n" => (10, -9),
+        "u" => (10, -6),
+        "m" => (10, -3),
+        "k" => (10, 3),
+        "M" => (10, 6),
+        "G" => (10, 9),
+        "T" => (10, 12),
+        "P" => (10, 15),
+        "E" => (10, 18),
+        "Ki" => (1024, 1),
+        "Mi" => (1024, 2),
+        "Gi" => (1024, 3),
+        "Ti" => (1024, 4),
+        "Pi" => (1024, 5),
+        "Ei" => (1024, 6),
+        _ => {
+            let exponent = suffix.strip_prefix(['e', 'E'])?;
+            let exponent: i32 = exponent.parse().ok()?;
+            if !(-20..=20).contains(&exponent) {
+                return None;
+            }
+            (10, exponent)
+        }
+    };
+    let mut digits: i128 = 0;
+    for digit in whole.bytes().chain(fraction.bytes()) {
+        digits = digits.saturating_mul(10).saturating_add(i128::from(digit - b'0'));
+    }
+    let power = |base: i128, by: u32| base.checked_pow(by).unwrap_or(i128::MAX);
+    let mut numerator = digits.saturating_mul(NANO);
+    let mut denominator = power(10, u32::try_from(fraction.len()).ok()?);
+    if exponent >= 0 {
+        numerator = numerator.saturating_mul(power(base, exponent.unsigned_abs()));
+    } else {
+        denominator = denominator.saturating_mul(power(base, exponent.unsigned_abs()));
+    }
+    let amount = numerator / denominator + i128::from(numerator % denominator != 0);
+    Some(if negative { -amount } else { amount })
+}
+
+/// The amount of a JSON value that stands for a quantity.
+pub fn of(value: &serde_json::Value) -> Option<i128> {
+    match value {
+        serde_json::Value::String(text) => parse(text),
+        serde_json::Value::Number(number) => parse(&number.to_string()),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse;
+
+    #[test]
+    fn amounts() {
+        assert_eq!(parse("1"), Some(1_000_000_000));
+        assert_eq!(parse("500m"), Some(500_000_000));
+        assert_eq!(parse("1.5Gi"), Some(1_610_612_736_000_000_000));
+        assert_eq!(parse("1e3"), parse("1k"));
+        assert_eq!(parse("0.1n"), Some(1));
+        assert_eq!(parse("-1"), Some(-1_000_000_000));
+        for bad in ["", "m", "1 Gi", "1gi", "1.2.3", "--1", "1e99", "Gi", "0x1"] {
+            assert_eq!(parse(bad), None, "{bad}");
+        }
+    }
+}

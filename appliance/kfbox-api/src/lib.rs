@@ -1,0 +1,7 @@
+//! What the parts of kfbox agree on by name: custom resource types, labels, annotations, role names, condition
+//! constants. Architecture Invariant: no I/O and no async here; a type in this crate is exactly what is on the wire.
+
+pub mod names;
+pub mod profile;
+
+pub use profile::{Profile, ProfileSpec, ProfileStatus};

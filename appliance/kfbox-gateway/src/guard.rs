@@ -1,0 +1,293 @@
+//! What stands before every route: identity headers of strangers are removed, the caller is authenticated, and writes
+//! by cookie must come from our own pages.
+//!
+//! Guarantees: only the routes of this crate are open (health, `/dex`, `/oauth2`); every mounted component is reached
+//! through [`authenticate`]. No header, query or user agent opens a route: the decision reads the path alone.
+
+use crate::{
+    Gateway,
+    paths,
+    store::{SecretHash, hash_secret, keys::MAX_JWT, tokens::Scope},
+};
+use axum::{
+    Json,
+    extract::{Request, State},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use futures::future::BoxFuture;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+use kfbox_base::{BoxError, UserInfo};
+use parking_lot::Mutex;
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+/// oauth2-proxy's cookie in Kubeflow's manifests, which scripts copy by name.
+pub const SESSION_COOKIE: &str = "oauth2_proxy_kubeflow";
+/// The cookie of Kubeflow before 1.9 (oidc-authservice): read, never set.
+pub const OLD_SESSION_COOKIE: &str = "authservice_session";
+
+/// Positive answers of a TokenReview are used again for this long: a pod's SDK sends its token with each call.
+const REVIEW_CACHE: Duration = Duration::from_secs(15);
+/// Tokens whose answer is kept; bounds memory.
+const REVIEW_CACHE_SIZE: usize = 1024;
+
+/// Asks the cluster who a service-account token speaks for (a `TokenReview`).
+pub trait TokenReviewer: Send + Sync + 'static {
+    /// With an empty list of audiences, the API server's own. `None`: not authenticated, or for another audience.
+    fn review<'a>(
+        &'a self,
+        token: &'a str,
+        audiences: &'a [String],
+    ) -> BoxFuture<'a, Result<Option<UserInfo>, BoxError>>;
+}
+
+/// How a caller proved who it is; components may read it from the request's extensions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Proof {
+    Cookie,
+    Bearer,
+}
+
+#[derive(Default)]
+pub(crate) struct ReviewCache(Mutex<HashMap<SecretHash, (Instant, UserInfo)>>);
+
+impl ReviewCache {
+    fn get(&self, hash: &SecretHash) -> Option<UserInfo> {
+        self.0.lock().get(hash).filter(|(since, _)| since.elapsed() < REVIEW_CACHE).map(|(_, user)| user.clone())
+    }
+
+    fn put(&self, hash: SecretHash, user: UserInfo) {
+        let mut map = self.0.lock();
+        if map.len() >= REVIEW_CACHE_SIZE {
+            map.retain(|_, (since, _)| since.elapsed() < REVIEW_CACHE);
+            if map.len() >= REVIEW_CACHE_SIZE {
+                map.clear();
+            }
+        }
+        map.insert(hash, (Instant::now(), user));
+    }
+}
+
+/// Runs before routing: refuses confusing paths, strips headers, and puts the security headers on the answer.
+pub(crate) async fn front(State(gateway): State<Gateway>, mut request: Request, next: Next) -> Response {
+    if !paths::is_plain(request.uri().path()) {
+        return secured(problem(StatusCode::BAD_REQUEST, "bad_path", "the path has empty, dot or encoded parts"), &gateway);
+    }
+    strip_identity(request.headers_mut());
+    secured(next.run(request).await, &gateway)
+}
+
+/// Removes what a proxy would add: nobody in front of this gateway is trusted to speak for a user.
+pub(crate) fn strip_identity(headers: &mut HeaderMap) {
+    let doomed: Vec<HeaderName> = headers.keys().filter(|name| is_identity_header(name.as_str())).cloned().collect();
+    for name in doomed {
+        headers.remove(name);
+    }
+}
+
+fn is_identity_header(name: &str) -> bool {
+    const EXACT: [&str; 9] = [
+        "forwarded",
+        "x-real-ip",
+        "x-original-url",
+        "x-rewrite-url",
+        "x-original-uri",
+        "x-user",
+        "x-email",
+        "via",
+        "x-http-method-override",
+    ];
+    const PREFIXES: [&str; 9] = [
+        "kubeflow-",
+        "x-auth-",
+        "x-forwarded-",
+        "x-remote-",
+        "x-goog-",
+        "impersonate-",
+        "x-envoy-",
+        "x-kfbox-",
+        "x-original-",
+    ];
+    // An underscore is a hyphen to CGI-like readers.
+    let name = name.replace('_', "-");
+    EXACT.contains(&name.as_str()) || PREFIXES.iter().any(|p| name.starts_with(p))
+}
+
+fn secured(mut response: Response, gateway: &Gateway) -> Response {
+    let headers = response.headers_mut();
+    let mut default = |name: &'static str, value: &'static str| {
+        headers.entry(HeaderName::from_static(name)).or_insert(HeaderValue::from_static(value));
+    };
+    default("x-content-type-options", "nosniff");
+    default("x-frame-options", "SAMEORIGIN");
+    default("referrer-policy", "same-origin");
+    default("cross-origin-opener-policy", "same-origin");
+    default("cross-origin-resource-policy", "same-origin");
+    default(
+        "content-security-policy",
+        "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; form-action 'self'; \
+         frame-ancestors 'self'",
+    );
+    default("cache-control", "no-store");
+    if gateway.is_https() {
+        default("strict-transport-security", "max-age=31536000");
+    }
+    response
+}
+
+/// The door to all mounted components.
+pub(crate) async fn authenticate(State(gateway): State<Gateway>, mut request: Request, next: Next) -> Response {
+    let (user, proof) = match identify(&gateway, request.headers()).await {
+        Ok(Some(found)) => found,
+        Ok(None) => return refuse_anonymous(request.method(), request.uri(), request.headers()),
+        Err(error) => {
+            tracing::warn!(%error, "a token could not be reviewed");
+            return problem(StatusCode::SERVICE_UNAVAILABLE, "unavailable", "the token cannot be checked right now: try again");
+        }
+    };
+    if proof == Proof::Cookie && needs_same_origin(request.method(), request.headers())
+        && !same_origin(request.headers(), &gateway.inner.config.external_url)
+    {
+        tracing::warn!(target: "audit", user = %user.username, path = request.uri().path(), "refused: cross-site request");
+        return problem(StatusCode::FORBIDDEN, "cross_site", "refused: this request comes from another site's page");
+    }
+    let headers = request.headers_mut();
+    headers.remove(header::AUTHORIZATION);
+    remove_session_cookies(headers);
+    request.extensions_mut().insert(user);
+    request.extensions_mut().insert(proof);
+    next.run(request).await
+}
+
+/// Who sends these headers. A bearer token is decisive: a bad one is not rescued by a good cookie.
+pub(crate) async fn identify(gateway: &Gateway, headers: &HeaderMap) -> Result<Option<(UserInfo, Proof)>, BoxError> {
+    if let Some(value) = headers.get(header::AUTHORIZATION) {
+        let Some(token) = bearer(value) else { return Ok(None) };
+        return Ok(identify_bearer(gateway, token).await?.map(|user| (user, Proof::Bearer)));
+    }
+    let session = session_secrets(headers).find_map(|secret| gateway.inner.store.session(&secret));
+    Ok(session.map(|(_, user)| (user.info(), Proof::Cookie)))
+}
+
+fn bearer(value: &HeaderValue) -> Option<&str> {
+    let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim()).filter(|t| !t.is_empty())
+}
+
+async fn identify_bearer(gateway: &Gateway, token: &str) -> Result<Option<UserInfo>, BoxError> {
+    if let Some(user) = gateway.verify_for(token, Scope::Platform) {
+        return Ok(Some(user));
+    }
+    // Only what looks like a JWT is worth a question to the cluster.
+    if token.len() > MAX_JWT || token.split('.').count() != 3 {
+        return Ok(None);
+    }
+    let hash = hash_secret(token);
+    if let Some(user) = gateway.inner.reviews.get(&hash) {
+        return Ok(Some(user));
+    }
+    let reviewer = &gateway.inner.deps.token_reviewer;
+    let mut found = reviewer.review(token, &gateway.inner.config.service_account_audiences).await?;
+    if found.is_none() {
+        found = reviewer.review(token, &[]).await?;
+    }
+    let found = found.filter(|user| !user.is_anonymous() && !user.username.is_empty());
+    if let Some(user) = &found {
+        gateway.inner.reviews.put(hash, user.clone());
+    }
+    Ok(found)
+}
+
+/// The secrets of all session cookies sent: a jar may hold one of each name.
+pub(crate) fn session_secrets(headers: &HeaderMap) -> impl Iterator<Item = String> + '_ {
+    headers
+        .get_all(header::COOKIE)
+        .iter()
+        .filter_map(|v| v.to_str().ok())
+        .flat_map(|v| v.split(';'))
+        .filter_map(|pair| pair.trim().split_once('='))
+        .filter(|(name, _)| *name == SESSION_COOKIE || *name == OLD_SESSION_COOKIE)
+        .map(|(_, value)| value.trim_matches('"').to_owned())
+        // Each is hashed and looked up: a jar with hundreds is not a browser's.
+        .take(8)
+}
+
+fn remove_session_cookies(headers: &mut HeaderMap) {
+    let kept: Vec<String> = headers
+        .get_all(header::COOKIE)
+        .iter()
+        .filter_map(|v| v.to_str().ok())
+        .flat_map(|v| v.split(';'))
+        .map(str::trim)
+        .filter(|pair| {
+            let name = pair.split('=').next().unwrap_or_default();
+            !pair.is_empty() && name != SESSION_COOKIE && name != OLD_SESSION_COOKIE
+        })
+        .map(str::to_owned)
+        .collect();
+    headers.remove(header::COOKIE);
+    if !kept.is_empty()
+        && let Ok(value) = HeaderValue::from_str(&kept.join("; "))
+    {
+        headers.insert(header::COOKIE, value);
+    }
+}
+
+/// Methods that change something, and WebSockets, which browsers open across sites with cookies.
+pub(crate) fn needs_same_origin(method: &Method, headers: &HeaderMap) -> bool {
+    !matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE)
+        || headers.get(header::UPGRADE).is_some()
+}
+
+/// True unless a browser says that another site's page sends this. Programs send neither header, and no browser leaves
+/// out both on a cross-site write.
+pub(crate) fn same_origin(headers: &HeaderMap, external: &url::Url) -> bool {
+    let text = |name: &str| headers.get(name).map(|v| v.to_str().unwrap_or("?"));
+    if let Some(site) = text("sec-fetch-site")
+        && !matches!(site, "same-origin" | "none")
+    {
+        return false;
+    }
+    let Some(origin) = text("origin") else { return true };
+    let Ok(origin) = url::Url::parse(origin) else { return false };
+    if origin.origin() == external.origin() {
+        return true;
+    }
+    // Reached by another name than the configured one, say through a forwarded port: the Host header is what the
+    // browser believes it talks to.
+    let Some(host) = text("host").and_then(|h| url::Url::parse(&format!("{}://{h}", origin.scheme())).ok()) else {
+        return false;
+    };
+    matches!(origin.scheme(), "http" | "https") && origin.origin() == host.origin()
+}
+
+/// Browsers are led to the sign-in page, programs get a plain 401. Scripts that follow Kubeflow's documentation send a
+/// plain GET with `Accept: */*` to a page and expect to be led too; API paths never redirect.
+fn refuse_anonymous(method: &Method, uri: &Uri, headers: &HeaderMap) -> Response {
+    let accept = headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or("");
+    let document = accept.contains("text/html");
+    let wildcard = accept.split(',').all(|part| part.trim().starts_with("*/*"));
+    let api = uri.path().split('/').any(|s| matches!(s, "apis" | "api" | "kfam" | "events"));
+    let navigation = matches!(*method, Method::GET | Method::HEAD)
+        && headers.get(header::AUTHORIZATION).is_none()
+        && headers.get(header::UPGRADE).is_none()
+        && (document || (wildcard && !accept.is_empty() && !api));
+    if navigation {
+        let back = uri.path_and_query().map_or("/", |p| p.as_str());
+        return crate::sign_in::redirect(StatusCode::FOUND, &crate::sign_in::start_url(back));
+    }
+    let mut response =
+        problem(StatusCode::UNAUTHORIZED, "unauthenticated", "sign in, or send a token: Authorization: Bearer …");
+    response
+        .headers_mut()
+        .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"kfbox\""));
+    response
+}
+
+/// An error as JSON, with a code for programs and a sentence for people.
+pub(crate) fn problem(status: StatusCode, code: &str, message: &str) -> Response {
+    (status, Json(serde_json::json!({"error": code, "message": message}))).into_response()
+}

@@ -1,0 +1,240 @@
+//! Sign-in and the door to every web route: users, sessions, personal tokens, an OpenID Connect provider at `/dex`, the
+//! routes that oauth2-proxy offers at `/oauth2`, and authentication in front of the mounted components.
+//!
+//! It answers what Kubeflow's own front (Dex behind oauth2-proxy) answers, so that scripts written for it work:
+//! <https://www.kubeflow.org/docs/components/pipelines/user-guides/core-functions/connect-api/>,
+//! <https://dexidp.io/docs/>, <https://oauth2-proxy.github.io/oauth2-proxy/features/endpoints>.
+//!
+//! Architecture Invariant: nothing is forwarded to an address that a request names; components are routers in this
+//! process.
+
+mod guard;
+mod limits;
+mod mounts;
+mod oidc;
+mod paths;
+mod serve;
+mod sign_in;
+mod store;
+
+pub use guard::{OLD_SESSION_COOKIE, Proof, SESSION_COOKIE, TokenReviewer};
+pub use mounts::Mounts;
+pub use oidc::ClientConfig;
+pub use store::{
+    StoreError,
+    sessions::Session,
+    tokens::{CreatedToken, Scope, Token, TokenRequest},
+    users::{GeneratedPassword, UserView},
+};
+
+use axum::{Router, middleware};
+use kfbox_base::{Readiness, Tasks, UserInfo};
+use std::{path::PathBuf, sync::Arc, time::Duration};
+use store::Store;
+use tokio::net::TcpListener;
+use url::Url;
+
+/// What the gateway needs to know.
+#[derive(Clone)]
+pub struct Config {
+    /// Holds `gateway.db`.
+    pub data_dir: PathBuf,
+    /// How browsers reach the gateway, such as `http://127.0.0.1:8080`; the issuer is this plus `/dex`.
+    pub external_url: Url,
+    pub session_ttl: Duration,
+    pub access_token_ttl: Duration,
+    /// Counted from the sign-in; rotation does not extend it.
+    pub refresh_token_ttl: Duration,
+    pub clients: Vec<ClientConfig>,
+    /// The resource owner password grant, for scripts that cannot open a browser. Off unless wanted.
+    pub password_grant: bool,
+    /// Audiences of service-account tokens that are accepted besides the API server's own.
+    pub service_account_audiences: Vec<String>,
+}
+
+impl Config {
+    pub fn new(data_dir: PathBuf, external_url: Url) -> Self {
+        Self {
+            data_dir,
+            external_url,
+            session_ttl: Duration::from_secs(24 * 3600),
+            access_token_ttl: Duration::from_secs(3600),
+            refresh_token_ttl: Duration::from_secs(30 * 24 * 3600),
+            clients: Vec::new(),
+            password_grant: false,
+            service_account_audiences: [
+                "pipelines.kubeflow.org",
+                "istio-ingressgateway.istio-system.svc.cluster.local",
+                "istio-ingressgateway",
+            ]
+            .map(String::from)
+            .to_vec(),
+        }
+    }
+}
+
+/// What the gateway asks of others.
+#[derive(Clone)]
+pub struct Deps {
+    pub token_reviewer: Arc<dyn TokenReviewer>,
+    pub readiness: Readiness,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("the gateway's configuration: {0}")]
+    Config(String),
+}
+
+/// A cloneable handle.
+#[derive(Clone)]
+pub struct Gateway {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: Config,
+    deps: Deps,
+    issuer: String,
+    store: Store,
+    limits: limits::SignInLimits,
+    reviews: guard::ReviewCache,
+    codes: oidc::Codes,
+}
+
+impl Gateway {
+    /// Opens the database and checks the configuration.
+    pub fn open(mut config: Config, deps: Deps) -> Result<Self, GatewayError> {
+        let url = &config.external_url;
+        if !matches!(url.scheme(), "http" | "https") || url.host().is_none() || url.query().is_some() || url.path() != "/"
+        {
+            return Err(GatewayError::Config(format!(
+                "the external URL {url} must be http(s)://HOST[:PORT] with nothing behind it"
+            )));
+        }
+        oidc::check_clients(&config.clients).map_err(GatewayError::Config)?;
+        // Signed tokens may not outlive the publication of their key.
+        config.access_token_ttl = config.access_token_ttl.min(store::keys::MAX_TOKEN_LIFE);
+        let issuer = format!("{}/dex", url.as_str().trim_end_matches('/'));
+        let store = Store::open(&config.data_dir)?;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                config,
+                deps,
+                issuer,
+                store,
+                limits: limits::SignInLimits::default(),
+                reviews: guard::ReviewCache::default(),
+                codes: oidc::Codes::default(),
+            }),
+        })
+    }
+
+    /// All routes: this crate's own, and the components behind authentication.
+    pub fn router(&self, mounts: Mounts) -> Router {
+        let components = Router::new()
+            .fallback(move |request: axum::extract::Request| {
+                let mounts = mounts.clone();
+                async move { mounts.call(request).await }
+            })
+            .layer(middleware::from_fn_with_state(self.clone(), guard::authenticate));
+        Router::new()
+            .merge(sign_in::routes())
+            .merge(oidc::routes())
+            .with_state(self.clone())
+            .fallback_service(components)
+            .layer(middleware::from_fn_with_state(self.clone(), guard::front))
+            .layer(tower_http::catch_panic::CatchPanicLayer::new())
+    }
+
+    /// Serves a router on a bound listener until shutdown. May be called for several listeners.
+    pub fn serve(&self, name: &str, listener: TcpListener, router: Router, tasks: &Tasks) {
+        serve::serve(name, listener, router, tasks);
+    }
+
+    pub fn issuer(&self) -> &str {
+        &self.inner.issuer
+    }
+
+    /// Who a bearer token of our own speaks for at the Kubernetes API: a personal token with that scope, or an ID or
+    /// access token of a client that is trusted with the platform. `None` for everything else.
+    pub fn verify_bearer(&self, token: &str) -> Option<UserInfo> {
+        self.verify_for(token, Scope::Kubernetes)
+    }
+
+    fn verify_for(&self, token: &str, scope: Scope) -> Option<UserInfo> {
+        if token.starts_with(store::tokens::PREFIX) {
+            return self.inner.store.token_user(token, scope);
+        }
+        oidc::platform_user(self, token)
+    }
+
+    fn is_https(&self) -> bool {
+        self.inner.config.external_url.scheme() == "https"
+    }
+
+    /// Makes the administrator on the very first start. The password is shown once and stored nowhere.
+    pub async fn ensure_first_user(&self, email: &str) -> Result<Option<GeneratedPassword>, StoreError> {
+        self.inner.store.ensure_first_user(email).await
+    }
+
+    pub async fn add_user(&self, email: &str, password: &str, groups: &[String]) -> Result<(), StoreError> {
+        self.inner.store.add_user(email, password, groups).await
+    }
+
+    /// With a bcrypt or argon2 hash made elsewhere, such as Dex's `staticPasswords`.
+    pub async fn import_user(&self, email: &str, hash: &str, groups: &[String]) -> Result<(), StoreError> {
+        self.inner.store.import_user(email, hash, groups).await
+    }
+
+    pub fn list_users(&self) -> Vec<UserView> {
+        self.inner.store.list_users()
+    }
+
+    pub async fn set_password(&self, email: &str, password: &str) -> Result<(), StoreError> {
+        self.inner.store.set_password(email, password).await
+    }
+
+    pub async fn set_groups(&self, email: &str, groups: &[String]) -> Result<(), StoreError> {
+        self.inner.store.set_groups(email, groups).await
+    }
+
+    pub async fn set_disabled(&self, email: &str, disabled: bool) -> Result<(), StoreError> {
+        self.inner.store.set_disabled(email, disabled).await
+    }
+
+    pub async fn remove_user(&self, email: &str) -> Result<(), StoreError> {
+        self.inner.store.remove_user(email).await
+    }
+
+    pub async fn create_token(&self, email: &str, request: TokenRequest) -> Result<CreatedToken, StoreError> {
+        let created = self.inner.store.create_token(email, request).await?;
+        tracing::info!(target: "audit", user = %created.token.email, token = %created.token.id, "personal token created");
+        Ok(created)
+    }
+
+    pub fn list_tokens(&self, email: Option<&str>) -> Vec<Token> {
+        self.inner.store.list_tokens(email)
+    }
+
+    pub async fn revoke_token(&self, id: &str) -> Result<bool, StoreError> {
+        let revoked = self.inner.store.revoke_token(id).await?;
+        if revoked {
+            tracing::info!(target: "audit", token = %id, "personal token revoked");
+        }
+        Ok(revoked)
+    }
+
+    pub fn list_sessions(&self, email: Option<&str>) -> Vec<Session> {
+        self.inner.store.list_sessions(email)
+    }
+
+    pub async fn revoke_session(&self, id: &str) -> Result<bool, StoreError> {
+        self.inner.store.revoke_session(id).await
+    }
+}
+
+#[cfg(test)]
+mod tests;

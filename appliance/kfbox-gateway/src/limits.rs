@@ -1,0 +1,150 @@
+//! Brakes on guessing passwords: per account and per address, with a wait that doubles.
+//!
+//! Guarantee: an attempt is counted before the password is checked, so that many at once gain nothing. Accounts that do
+//! not exist are braked like those that do.
+
+use parking_lot::Mutex;
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+/// Attempts on one account before waits begin, and the longest wait. A person mistypes a few times; a guesser gets
+/// twelve tries an hour.
+const ACCOUNT: Rule = Rule { free: 5, longest: Duration::from_secs(300) };
+/// The same for one address: higher, because a laboratory may share one.
+const ADDRESS: Rule = Rule { free: 30, longest: Duration::from_secs(60) };
+/// Failures are forgotten after this long without another.
+const FORGET: Duration = Duration::from_secs(900);
+/// Names remembered; bounds the memory that a flood of invented accounts takes.
+const REMEMBERED: usize = 10_000;
+
+#[derive(Clone, Copy)]
+struct Rule {
+    free: u32,
+    longest: Duration,
+}
+
+#[derive(Clone, Copy)]
+struct Attempts {
+    failures: u32,
+    last: Instant,
+    blocked_until: Instant,
+}
+
+#[derive(Default)]
+pub struct SignInLimits {
+    accounts: Mutex<HashMap<String, Attempts>>,
+    addresses: Mutex<HashMap<IpAddr, Attempts>>,
+}
+
+/// How long to wait before the next attempt.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Wait(pub Duration);
+
+impl SignInLimits {
+    /// Counts an attempt as failed and lets it through, or says how long to wait.
+    pub fn admit(&self, account: &str, address: IpAddr, now: Instant) -> Result<(), Wait> {
+        let account = account.trim().to_lowercase();
+        let mut accounts = self.accounts.lock();
+        let mut addresses = self.addresses.lock();
+        if let Some(wait) = blocked(&accounts, &account, now).max(blocked(&addresses, &address, now)) {
+            return Err(Wait(wait));
+        }
+        count(&mut accounts, account, now, ACCOUNT);
+        count(&mut addresses, address, now, ADDRESS);
+        Ok(())
+    }
+
+    /// The attempt was good: forgets the account's failures, and takes this one off the address.
+    pub fn succeeded(&self, account: &str, address: IpAddr) {
+        self.accounts.lock().remove(&account.trim().to_lowercase());
+        if let Some(attempts) = self.addresses.lock().get_mut(&address) {
+            attempts.failures = attempts.failures.saturating_sub(1);
+            attempts.blocked_until = attempts.last;
+        }
+    }
+}
+
+fn blocked<K: Hash + Eq>(map: &HashMap<K, Attempts>, key: &K, now: Instant) -> Option<Duration> {
+    map.get(key).map(|a| a.blocked_until.saturating_duration_since(now)).filter(|d| !d.is_zero())
+}
+
+fn count<K: Hash + Eq + Clone>(map: &mut HashMap<K, Attempts>, key: K, now: Instant, rule: Rule) {
+    if map.len() >= REMEMBERED && !map.contains_key(&key) {
+        map.retain(|_, a| now.saturating_duration_since(a.last) < FORGET);
+        if map.len() >= REMEMBERED
+            && let Some(oldest) = map.iter().min_by_key(|(_, a)| a.last).map(|(k, _)| k.clone())
+        {
+            map.remove(&oldest);
+        }
+    }
+    let attempts = map.entry(key).or_insert(Attempts { failures: 0, last: now, blocked_until: now });
+    if now.saturating_duration_since(attempts.last) >= FORGET {
+        attempts.failures = 0;
+    }
+    attempts.failures = attempts.failures.saturating_add(1);
+    attempts.last = now;
+    attempts.blocked_until = match attempts.failures.checked_sub(rule.free) {
+        None => now,
+        Some(over) => now + Duration::from_secs(1 << over.min(20)).min(rule.longest),
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
+    #[test]
+    fn waits_begin_after_five_failures_double_and_end() {
+        let (limits, start) = (SignInLimits::default(), Instant::now());
+        for _ in 0..5 {
+            limits.admit("a@x.org", HERE, start).unwrap();
+        }
+        let Wait(first) = limits.admit(" A@X.org", HERE, start).unwrap_err();
+        assert_eq!(first, Duration::from_secs(1));
+        limits.admit("b@x.org", HERE, start).unwrap();
+        let later = start + first;
+        limits.admit("a@x.org", HERE, later).unwrap();
+        assert_eq!(limits.admit("a@x.org", HERE, later), Err(Wait(Duration::from_secs(2))));
+        limits.succeeded("a@x.org", HERE);
+        limits.admit("a@x.org", HERE, later).unwrap();
+    }
+
+    #[test]
+    fn the_wait_is_bounded_and_failures_are_forgotten() {
+        let limits = SignInLimits::default();
+        let mut now = Instant::now();
+        for _ in 0..40 {
+            if let Err(Wait(wait)) = limits.admit("a@x.org", HERE, now) {
+                assert!(wait <= ACCOUNT.longest);
+                now += wait;
+            }
+        }
+        now += FORGET + ACCOUNT.longest;
+        for _ in 0..5 {
+            limits.admit("a@x.org", HERE, now).unwrap();
+        }
+        assert!(limits.admit("a@x.org", HERE, now).is_err());
+    }
+
+    #[test]
+    fn one_address_trying_many_accounts_is_braked() {
+        let (limits, now) = (SignInLimits::default(), Instant::now());
+        let refused = (0..60).filter(|n| limits.admit(&format!("user{n}@x.org"), HERE, now).is_err()).count();
+        assert_eq!(refused, 30);
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let (limits, now) = (SignInLimits::default(), Instant::now());
+        for n in 0..REMEMBERED + 50 {
+            count(&mut limits.accounts.lock(), n.to_string(), now, ACCOUNT);
+        }
+        assert_eq!(limits.accounts.lock().len(), REMEMBERED);
+    }
+}

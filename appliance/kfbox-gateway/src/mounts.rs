@@ -1,0 +1,100 @@
+//! Where components are found: an in-process router for each path prefix.
+
+use axum::{Router, extract::Request, response::Response};
+use http::{StatusCode, Uri, uri::PathAndQuery};
+use tower::ServiceExt as _;
+
+/// The route table, longest prefix first. Prefixes match whole segments: `/apis` is not `/apisx`.
+#[derive(Clone, Default)]
+pub struct Mounts {
+    mounts: Vec<Mount>,
+}
+
+#[derive(Clone)]
+struct Mount {
+    prefix: String,
+    strip: bool,
+    router: Router,
+}
+
+impl Mounts {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The component sees the whole path. `/` takes what no other prefix does.
+    #[must_use]
+    pub fn at(self, prefix: &str, router: Router) -> Self {
+        self.add(prefix, false, router)
+    }
+
+    /// The component sees the path without the prefix, as `/pipeline/apis/…` of Kubeflow's gateway is served.
+    #[must_use]
+    pub fn stripped(self, prefix: &str, router: Router) -> Self {
+        self.add(prefix, true, router)
+    }
+
+    fn add(mut self, prefix: &str, strip: bool, router: Router) -> Self {
+        let prefix = prefix.trim_end_matches('/').to_owned();
+        self.mounts.retain(|m| m.prefix != prefix);
+        self.mounts.push(Mount { prefix, strip, router });
+        self.mounts.sort_by_key(|m| std::cmp::Reverse(m.prefix.len()));
+        self
+    }
+
+    pub(crate) async fn call(&self, mut request: Request) -> Response {
+        let path = request.uri().path();
+        let found = self.mounts.iter().find(|m| {
+            path.strip_prefix(m.prefix.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        });
+        let Some(mount) = found else {
+            return crate::guard::problem(StatusCode::NOT_FOUND, "not_found", "there is nothing at this path");
+        };
+        if mount.strip
+            && let Some(uri) = without_prefix(request.uri(), &mount.prefix)
+        {
+            *request.uri_mut() = uri;
+        }
+        match mount.router.clone().oneshot(request).await {
+            Ok(response) => response,
+            Err(never) => match never {},
+        }
+    }
+}
+
+fn without_prefix(uri: &Uri, prefix: &str) -> Option<Uri> {
+    let rest = uri.path().strip_prefix(prefix)?;
+    let path = if rest.is_empty() { "/" } else { rest };
+    let text = match uri.query() {
+        Some(query) => format!("{path}?{query}"),
+        None => path.to_owned(),
+    };
+    let mut parts = uri.clone().into_parts();
+    parts.path_and_query = Some(text.parse::<PathAndQuery>().ok()?);
+    Uri::from_parts(parts).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::body::Body;
+
+    async fn ask(mounts: &Mounts, path: &str) -> (StatusCode, String) {
+        let response = mounts.call(Request::get(path).body(Body::empty()).unwrap()).await;
+        let status = response.status();
+        let bytes = axum::body::to_bytes(response.into_body(), 10_000).await.unwrap();
+        (status, String::from_utf8(bytes.to_vec()).unwrap())
+    }
+
+    #[tokio::test]
+    async fn the_longest_whole_segment_prefix_wins() {
+        let echo = |name: &'static str| Router::new().fallback(move |uri: Uri| async move { format!("{name} {uri}") });
+        let mounts = Mounts::new().at("/", echo("pages")).at("/apis", echo("apis")).stripped("/pipeline", echo("kfp"));
+        assert_eq!(ask(&mounts, "/apis/v1?x=1").await.1, "apis /apis/v1?x=1");
+        assert_eq!(ask(&mounts, "/apisx").await.1, "pages /apisx");
+        assert_eq!(ask(&mounts, "/pipeline/apis/v1?x=1").await.1, "kfp /apis/v1?x=1");
+        assert_eq!(ask(&mounts, "/pipeline").await.1, "kfp /");
+        assert_eq!(ask(&mounts, "/pipeline?x=2").await.1, "kfp /?x=2");
+        assert_eq!(ask(&Mounts::new(), "/x").await.0, StatusCode::NOT_FOUND);
+    }
+}

@@ -1,0 +1,301 @@
+//! The sign-in page, health, and the routes of oauth2-proxy: `/oauth2/start`, `/sign_in`, `/sign_out`, `/auth`,
+//! `/userinfo`.
+//!
+//! A script that follows Kubeflow's documentation gets a page, is led to `…/dex/auth/local/login`, posts the fields
+//! `login` and `password` there, and is led back with the session cookie in its jar.
+
+use crate::{
+    Gateway,
+    guard::{self, SESSION_COOKIE, same_origin, session_secrets},
+    limits::Wait,
+    oidc, paths,
+};
+use askama::Template;
+use axum::{
+    Form, Json, Router,
+    extract::{ConnectInfo, DefaultBodyLimit, Query, State, rejection::FormRejection},
+    response::{Html, IntoResponse, Response},
+    routing::get,
+};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::Deserialize;
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::Instant,
+};
+
+pub(crate) const LOGIN_PATH: &str = "/dex/auth/local/login";
+/// A sign-in form is two short fields.
+const FORM_LIMIT: usize = 16 * 1024;
+
+const CSS: &str = include_str!("../assets/sign-in.css");
+
+pub(crate) fn routes() -> Router<Gateway> {
+    Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .route(LOGIN_PATH, get(show).post(submit))
+        .route("/dex/static/sign-in.css", get(style))
+        .route("/oauth2/start", get(start))
+        .route("/oauth2/sign_in", get(start))
+        .route("/oauth2/sign_out", get(sign_out).post(sign_out))
+        .route("/oauth2/auth", get(auth))
+        .route("/oauth2/userinfo", get(userinfo))
+        .layer(DefaultBodyLimit::max(FORM_LIMIT))
+}
+
+#[derive(Deserialize, Default)]
+pub(crate) struct Return {
+    #[serde(default)]
+    rd: String,
+}
+
+/// All but the unreserved characters of RFC 3986.
+const VALUE: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+pub(crate) fn encode(text: &str) -> String {
+    utf8_percent_encode(text, VALUE).to_string()
+}
+
+/// Where an anonymous browser is sent.
+pub(crate) fn start_url(back: &str) -> String {
+    format!("/oauth2/start?rd={}", encode(&paths::return_path(back)))
+}
+
+pub(crate) fn login_url(back: &str) -> String {
+    format!("{LOGIN_PATH}?rd={}", encode(&paths::return_path(back)))
+}
+
+pub(crate) fn redirect(status: StatusCode, to: &str) -> Response {
+    match HeaderValue::from_str(to) {
+        Ok(location) => (status, [(header::LOCATION, location)]).into_response(),
+        Err(_) => guard::problem(StatusCode::BAD_REQUEST, "bad_redirect", "the address to return to is not valid"),
+    }
+}
+
+async fn ready(State(gateway): State<Gateway>) -> Response {
+    if gateway.inner.deps.readiness.is_ready() {
+        (StatusCode::OK, "ok\n").into_response()
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "starting\n").into_response()
+    }
+}
+
+async fn style() -> Response {
+    ([(header::CONTENT_TYPE, "text/css; charset=utf-8"), (header::CACHE_CONTROL, "public, max-age=3600")], CSS)
+        .into_response()
+}
+
+async fn start(Query(query): Query<Return>) -> Response {
+    redirect(StatusCode::FOUND, &login_url(&query.rd))
+}
+
+#[derive(Template)]
+#[template(path = "sign_in.html")]
+struct Page<'a> {
+    action: String,
+    login: &'a str,
+    error: &'a str,
+    signed_in_as: &'a str,
+    /// The application that asked, when it is not kfbox itself.
+    client: &'a str,
+}
+
+struct Shown<'a> {
+    status: StatusCode,
+    login: &'a str,
+    error: &'a str,
+}
+
+fn page(gateway: &Gateway, headers: &HeaderMap, back: &str, shown: &Shown<'_>) -> Response {
+    let session = session_secrets(headers).find_map(|secret| gateway.inner.store.session(&secret));
+    let waiting = oidc::waiting_client(gateway, back);
+    let page = Page {
+        action: login_url(back),
+        login: shown.login,
+        error: shown.error,
+        signed_in_as: session.as_ref().map_or("", |(s, _)| s.email.as_str()),
+        client: waiting.as_ref().map_or("", |w| w.name.as_str()),
+    };
+    // Chromium holds `form-action` against the redirects that follow the form, so the waiting application's origin,
+    // which is configuration, must be in it.
+    let then = waiting.as_ref().map(|w| format!(" {}", w.origin)).unwrap_or_default();
+    let policy = format!(
+        "default-src 'none'; style-src 'self'; img-src 'self' data:; base-uri 'none'; frame-ancestors 'none'; \
+         form-action 'self'{then}"
+    );
+    match (page.render(), HeaderValue::from_str(&policy)) {
+        (Ok(html), Ok(policy)) => {
+            (shown.status, [(header::CONTENT_SECURITY_POLICY, policy)], Html(html)).into_response()
+        }
+        _ => guard::problem(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the page cannot be drawn"),
+    }
+}
+
+async fn show(State(gateway): State<Gateway>, headers: HeaderMap, Query(query): Query<Return>) -> Response {
+    page(&gateway, &headers, &query.rd, &Shown { status: StatusCode::OK, login: "", error: "" })
+}
+
+#[derive(Deserialize)]
+struct SignIn {
+    login: String,
+    password: String,
+}
+
+/// The address a request came from. Without one (an in-process caller) all share one brake.
+pub(crate) fn address(peer: Option<axum::Extension<ConnectInfo<SocketAddr>>>) -> IpAddr {
+    peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |p| p.0.0.ip().to_canonical())
+}
+
+async fn submit(
+    State(gateway): State<Gateway>,
+    peer: Option<axum::Extension<ConnectInfo<SocketAddr>>>,
+    headers: HeaderMap,
+    Query(query): Query<Return>,
+    form: Result<Form<SignIn>, FormRejection>,
+) -> Response {
+    let refuse = |status, login: &str, error: &str| page(&gateway, &headers, &query.rd, &Shown { status, login, error });
+    // Another site's form must not sign this browser in as somebody else.
+    if !same_origin(&headers, &gateway.inner.config.external_url) {
+        return refuse(StatusCode::FORBIDDEN, "", "This form came from another site. Sign in here instead.");
+    }
+    let Ok(Form(form)) = form else {
+        return refuse(StatusCode::BAD_REQUEST, "", "Enter your e-mail address and your password.");
+    };
+    let address = address(peer);
+    let user = match check(&gateway, &form.login, &form.password, address).await {
+        Ok(user) => user,
+        Err(Refused::Wrong) => {
+            return refuse(StatusCode::UNAUTHORIZED, &form.login, "The e-mail address or the password is wrong.");
+        }
+        Err(Refused::Wait(seconds)) => {
+            let text = format!("Too many attempts. Try again in {seconds} s.");
+            let mut response = refuse(StatusCode::TOO_MANY_REQUESTS, &form.login, &text);
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+            return response;
+        }
+        Err(Refused::Broken) => {
+            return refuse(StatusCode::SERVICE_UNAVAILABLE, &form.login, "Sign-in is busy. Try again in a moment.");
+        }
+    };
+    // A session that this browser brought ends: it cannot have been planted for the new one.
+    for secret in session_secrets(&headers) {
+        if let Err(error) = gateway.inner.store.end_session(&secret).await {
+            tracing::warn!(%error, "an old session could not be ended");
+        }
+    }
+    let agent = headers.get(header::USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or("");
+    let lifetime = gateway.inner.config.session_ttl;
+    match gateway.inner.store.begin_session(&user, lifetime, &address.to_string(), agent).await {
+        Ok(secret) => {
+            let mut response = redirect(StatusCode::SEE_OTHER, &paths::return_path(&query.rd));
+            set_cookie(&mut response, &gateway, &secret, lifetime.as_secs());
+            response
+        }
+        Err(error) => {
+            tracing::error!(%error, "a session could not be stored");
+            refuse(StatusCode::SERVICE_UNAVAILABLE, &form.login, "The session could not be stored. See the log of kfbox.")
+        }
+    }
+}
+
+pub(crate) enum Refused {
+    Wrong,
+    /// Seconds.
+    Wait(u64),
+    Broken,
+}
+
+/// The one place where passwords are checked, behind the brakes.
+pub(crate) async fn check(
+    gateway: &Gateway,
+    login: &str,
+    password: &str,
+    address: IpAddr,
+) -> Result<crate::store::users::User, Refused> {
+    // What was typed into the name field may be a password by mistake: only an address's shape is logged.
+    let named = crate::store::users::canonical_email(login).unwrap_or_else(|_| "(not an address)".into());
+    if let Err(Wait(wait)) = gateway.inner.limits.admit(login, address, Instant::now()) {
+        tracing::warn!(target: "audit", user = %named, %address, "sign-in refused: too many attempts");
+        return Err(Refused::Wait(wait.as_secs().max(1)));
+    }
+    match gateway.inner.store.check_password(login, password).await {
+        Ok(Some(user)) => {
+            gateway.inner.limits.succeeded(login, address);
+            tracing::info!(target: "audit", user = %user.email, %address, "signed in");
+            Ok(user)
+        }
+        Ok(None) => {
+            tracing::warn!(target: "audit", user = %named, %address, "sign-in failed");
+            Err(Refused::Wrong)
+        }
+        Err(error) => {
+            tracing::warn!(%error, "a password could not be checked");
+            Err(Refused::Broken)
+        }
+    }
+}
+
+fn set_cookie(response: &mut Response, gateway: &Gateway, value: &str, max_age: u64) {
+    let secure = if gateway.is_https() { "; Secure" } else { "" };
+    let text = format!("{SESSION_COOKIE}={value}; Path=/; HttpOnly; SameSite=Lax; Max-Age={max_age}{secure}");
+    if let Ok(value) = HeaderValue::from_str(&text) {
+        response.headers_mut().append(header::SET_COOKIE, value);
+    }
+}
+
+/// Ends this browser's session. Another site cannot do it: its request changes nothing.
+pub(crate) async fn end_here(gateway: &Gateway, headers: &HeaderMap, back: &str) -> Response {
+    let mut response = redirect(StatusCode::FOUND, back);
+    if !same_origin(headers, &gateway.inner.config.external_url) {
+        return response;
+    }
+    for secret in session_secrets(headers) {
+        let who = gateway.inner.store.session(&secret).map(|(s, _)| s.email);
+        match gateway.inner.store.end_session(&secret).await {
+            Ok(true) => tracing::info!(target: "audit", user = who.unwrap_or_default(), "signed out"),
+            Ok(false) => {}
+            Err(error) => {
+                tracing::error!(%error, "a session could not be ended");
+                return guard::problem(StatusCode::SERVICE_UNAVAILABLE, "unavailable", "not signed out: try again");
+            }
+        }
+    }
+    set_cookie(&mut response, gateway, "", 0);
+    response
+}
+
+async fn sign_out(State(gateway): State<Gateway>, headers: HeaderMap, Query(query): Query<Return>) -> Response {
+    let back = if query.rd.is_empty() { login_url("/") } else { paths::return_path(&query.rd) };
+    end_here(&gateway, &headers, &back).await
+}
+
+/// For `auth_request` of a proxy: 202 or 401, and who it is.
+async fn auth(State(gateway): State<Gateway>, headers: HeaderMap) -> Response {
+    match guard::identify(&gateway, &headers).await {
+        Ok(Some((user, _))) => {
+            let mut response = StatusCode::ACCEPTED.into_response();
+            for name in ["x-auth-request-user", "x-auth-request-email"] {
+                if let Ok(value) = HeaderValue::from_str(&user.username) {
+                    response.headers_mut().insert(name, value);
+                }
+            }
+            response
+        }
+        _ => StatusCode::UNAUTHORIZED.into_response(),
+    }
+}
+
+async fn userinfo(State(gateway): State<Gateway>, headers: HeaderMap) -> Response {
+    match guard::identify(&gateway, &headers).await {
+        Ok(Some((user, _))) => Json(serde_json::json!({
+            "user": user.username,
+            "email": user.username,
+            "groups": user.groups,
+            "preferredUsername": user.username,
+        }))
+        .into_response(),
+        _ => guard::problem(StatusCode::UNAUTHORIZED, "unauthenticated", "not signed in"),
+    }
+}

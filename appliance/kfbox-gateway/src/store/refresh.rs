@@ -1,0 +1,88 @@
+//! Refresh tokens (RFC 6749 section 6) with rotation: each is good once. One that comes back after use was stolen, by
+//! whoever sent it first or second, so its whole family ends (RFC 9700 section 4.14).
+
+use super::{Store, StoreError, hash_secret, now, random_secret, seconds};
+use kfbox_db::rusqlite::{OptionalExtension as _, params};
+use std::time::Duration;
+
+/// What a refresh token stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grant {
+    pub email: String,
+    pub client: String,
+    /// Space-separated.
+    pub scope: String,
+    pub auth_time: i64,
+}
+
+#[derive(Debug)]
+pub enum Redeemed {
+    /// The grant, and the token that replaces the one given.
+    Good { grant: Grant, next: String },
+    Unknown,
+    /// Used before: everything descended from the same sign-in was revoked.
+    Reused { email: String },
+}
+
+impl Store {
+    pub async fn issue_refresh(&self, grant: Grant, lifetime: Duration) -> Result<String, StoreError> {
+        let secret = random_secret();
+        let (hash, family) = (hash_secret(&secret), uuid::Uuid::new_v4().to_string());
+        let (now, expires) = (now(), now().saturating_add(seconds(lifetime)));
+        self.db
+            .write::<_, StoreError, _>(move |tx| {
+                tx.execute("DELETE FROM refresh WHERE expires <= ?1", [now])?;
+                tx.execute(
+                    "INSERT INTO refresh (hash, family, email, client, scope, auth_time, expires, used)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 0)",
+                    params![hash.as_slice(), family, grant.email, grant.client, grant.scope, grant.auth_time, expires],
+                )?;
+                Ok(())
+            })
+            .await?;
+        Ok(secret)
+    }
+
+    /// Uses a token of this client. The lifetime counts from the sign-in: rotation does not extend it.
+    pub async fn redeem_refresh(&self, secret: &str, client: &str) -> Result<Redeemed, StoreError> {
+        let (hash, client, now) = (hash_secret(secret), client.to_owned(), now());
+        let next = random_secret();
+        let next_hash = hash_secret(&next);
+        self.db
+            .write::<_, StoreError, _>(move |tx| {
+                let found = tx
+                    .query_row(
+                        "SELECT family, email, scope, auth_time, expires, used FROM refresh
+                         WHERE hash = ?1 AND client = ?2 AND expires > ?3",
+                        params![hash.as_slice(), client, now],
+                        |r| {
+                            let grant =
+                                Grant { email: r.get(1)?, client: client.clone(), scope: r.get(2)?, auth_time: r.get(3)? };
+                            Ok((r.get::<_, String>(0)?, grant, r.get::<_, i64>(4)?, r.get::<_, bool>(5)?))
+                        },
+                    )
+                    .optional()?;
+                let Some((family, grant, expires, used)) = found else { return Ok(Redeemed::Unknown) };
+                if used {
+                    tx.execute("DELETE FROM refresh WHERE family = ?1", [&family])?;
+                    return Ok(Redeemed::Reused { email: grant.email });
+                }
+                tx.execute("UPDATE refresh SET used = 1 WHERE hash = ?1", [hash.as_slice()])?;
+                tx.execute(
+                    "INSERT INTO refresh (hash, family, email, client, scope, auth_time, expires, used)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 0)",
+                    params![
+                        next_hash.as_slice(),
+                        family,
+                        grant.email,
+                        grant.client,
+                        grant.scope,
+                        grant.auth_time,
+                        expires
+                    ],
+                )?;
+                Ok(Redeemed::Good { grant, next })
+            })
+            .await
+    }
+}

@@ -1,0 +1,263 @@
+//! Users: people who sign in with an e-mail address and a password.
+
+use super::{Store, StoreError, now, password};
+use kfbox_base::UserInfo;
+use kfbox_db::rusqlite::{Connection, OptionalExtension as _, params};
+use serde::Serialize;
+use std::collections::HashMap;
+
+/// A user as stored.
+#[derive(Clone)]
+pub struct User {
+    pub email: String,
+    pub uid: String,
+    pub password: String,
+    pub groups: Vec<String>,
+    pub disabled: bool,
+    pub created: i64,
+    /// Tokens issued before this second are void.
+    pub valid_after: i64,
+}
+
+impl User {
+    pub fn info(&self) -> UserInfo {
+        UserInfo { uid: self.uid.clone(), ..UserInfo::new(self.email.clone(), self.groups.clone()) }
+    }
+}
+
+/// A user as listed: no secrets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct UserView {
+    pub email: String,
+    pub groups: Vec<String>,
+    pub disabled: bool,
+    /// Seconds since 1970.
+    pub created: i64,
+}
+
+/// A password made by kfbox, to be shown once.
+pub struct GeneratedPassword(String);
+
+impl GeneratedPassword {
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for GeneratedPassword {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("GeneratedPassword(…)")
+    }
+}
+
+pub(super) fn load(connection: &Connection) -> Result<HashMap<String, User>, StoreError> {
+    let mut statement = connection.prepare("SELECT * FROM users")?;
+    let mut rows = statement.query([])?;
+    let mut users = HashMap::new();
+    while let Some(row) = rows.next()? {
+        let groups: String = row.get("groups")?;
+        let user = User {
+            email: row.get("email")?,
+            uid: row.get("uid")?,
+            password: row.get("password")?,
+            groups: serde_json::from_str(&groups).map_err(|_| StoreError::Corrupt("a user's groups"))?,
+            disabled: row.get("disabled")?,
+            created: row.get("created")?,
+            valid_after: row.get("valid_after")?,
+        };
+        users.insert(user.email.clone(), user);
+    }
+    Ok(users)
+}
+
+/// The one spelling of an address: users are equal when their addresses are, whatever the case.
+pub fn canonical_email(email: &str) -> Result<String, StoreError> {
+    let email = email.trim().to_lowercase();
+    let valid = email.len() <= 254
+        && email.split_once('@').is_some_and(|(local, domain)| {
+            !local.is_empty()
+                && !domain.is_empty()
+                && domain.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-'))
+                && local.chars().all(|c| c.is_ascii_alphanumeric() || "!#$%&'*+-/=?^_`{|}~.".contains(c))
+        });
+    if valid { Ok(email) } else { Err(StoreError::Invalid(format!("{email:?} is not an e-mail address"))) }
+}
+
+fn check_groups(groups: &[String]) -> Result<(), StoreError> {
+    for group in groups {
+        // Kubernetes gives meaning to `system:` groups; system:masters would pass every check.
+        if group.is_empty() || group.starts_with("system:") || group.len() > 200 || group.chars().any(char::is_control) {
+            return Err(StoreError::Invalid(format!("{group:?} cannot be a user's group")));
+        }
+    }
+    Ok(())
+}
+
+impl Store {
+    /// Adds a user with a password.
+    pub async fn add_user(&self, email: &str, password: &str, groups: &[String]) -> Result<(), StoreError> {
+        let hash = self.hashing.hash(password.to_owned()).await?;
+        self.insert_user(email, hash, groups).await
+    }
+
+    /// Adds a user with a bcrypt or argon2 hash made elsewhere.
+    pub async fn import_user(&self, email: &str, hash: &str, groups: &[String]) -> Result<(), StoreError> {
+        password::check_imported(hash)?;
+        self.insert_user(email, hash.to_owned(), groups).await
+    }
+
+    async fn insert_user(&self, email: &str, password: String, groups: &[String]) -> Result<(), StoreError> {
+        let email = canonical_email(email)?;
+        check_groups(groups)?;
+        let _changes = self.changes.lock().await;
+        if self.users.read().contains_key(&email) {
+            return Err(StoreError::UserExists(email));
+        }
+        let user = User {
+            email,
+            uid: uuid::Uuid::new_v4().to_string(),
+            password,
+            groups: groups.to_vec(),
+            disabled: false,
+            created: now(),
+            valid_after: 0,
+        };
+        self.write_user(user).await
+    }
+
+    async fn write_user(&self, user: User) -> Result<(), StoreError> {
+        let stored = user.clone();
+        self.db
+            .write::<_, StoreError, _>(move |tx| {
+                let groups = serde_json::to_string(&stored.groups).map_err(|_| StoreError::Corrupt("groups"))?;
+                tx.execute(
+                    "INSERT INTO users (email, uid, password, groups, disabled, created, valid_after)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+                     ON CONFLICT (email) DO UPDATE SET password = excluded.password, groups = excluded.groups,
+                         disabled = excluded.disabled, valid_after = excluded.valid_after",
+                    params![
+                        stored.email,
+                        stored.uid,
+                        stored.password,
+                        groups,
+                        stored.disabled,
+                        stored.created,
+                        stored.valid_after
+                    ],
+                )?;
+                Ok(())
+            })
+            .await?;
+        self.users.write().insert(user.email.clone(), user);
+        Ok(())
+    }
+
+    /// Sorted by address.
+    pub fn list_users(&self) -> Vec<UserView> {
+        let users = self.users.read();
+        let mut views: Vec<_> = users
+            .values()
+            .map(|u| UserView {
+                email: u.email.clone(),
+                groups: u.groups.clone(),
+                disabled: u.disabled,
+                created: u.created,
+            })
+            .collect();
+        views.sort_by(|a, b| a.email.cmp(&b.email));
+        views
+    }
+
+    /// An enabled user.
+    pub fn active_user(&self, email: &str) -> Option<User> {
+        self.users.read().get(email).filter(|u| !u.disabled).cloned()
+    }
+
+    /// Changes the password and ends the user's sessions and OIDC tokens. Personal tokens stay.
+    pub async fn set_password(&self, email: &str, password: &str) -> Result<(), StoreError> {
+        let hash = self.hashing.hash(password.to_owned()).await?;
+        self.change_user(email, move |user| user.password = hash).await
+    }
+
+    /// A disabled user keeps everything and can do nothing; sessions and OIDC tokens end.
+    pub async fn set_disabled(&self, email: &str, disabled: bool) -> Result<(), StoreError> {
+        self.change_user(email, move |user| user.disabled = disabled).await
+    }
+
+    pub async fn set_groups(&self, email: &str, groups: &[String]) -> Result<(), StoreError> {
+        check_groups(groups)?;
+        let groups = groups.to_vec();
+        self.change_user(email, move |user| user.groups = groups).await
+    }
+
+    async fn change_user(&self, email: &str, change: impl FnOnce(&mut User)) -> Result<(), StoreError> {
+        let email = canonical_email(email)?;
+        let _changes = self.changes.lock().await;
+        let mut user =
+            self.users.read().get(&email).cloned().ok_or_else(|| StoreError::NoSuchUser(email.clone()))?;
+        change(&mut user);
+        // A token issued in this very second counts as issued before.
+        user.valid_after = now() + 1;
+        self.write_user(user).await?;
+        self.end_sessions_of(&email).await
+    }
+
+    /// Removes the user and everything issued to that user.
+    pub async fn remove_user(&self, email: &str) -> Result<(), StoreError> {
+        let email = canonical_email(email)?;
+        let _changes = self.changes.lock().await;
+        if !self.users.read().contains_key(&email) {
+            return Err(StoreError::NoSuchUser(email));
+        }
+        let removed = email.clone();
+        self.db
+            .write::<_, StoreError, _>(move |tx| {
+                tx.execute("DELETE FROM users WHERE email = ?1", [&removed])?;
+                Ok(())
+            })
+            .await?;
+        self.users.write().remove(&email);
+        self.sessions.write().retain(|_, s| s.email != email);
+        self.tokens.write().retain(|_, t| t.email != email);
+        Ok(())
+    }
+
+    /// On the very first start, makes the administrator with a generated password; later answers `None`, also when
+    /// all users were removed on purpose.
+    pub async fn ensure_first_user(&self, email: &str) -> Result<Option<GeneratedPassword>, StoreError> {
+        const FACT: &str = "first-user";
+        let done = self
+            .db
+            .read::<_, StoreError, _>(|c| {
+                Ok(c.query_row("SELECT value FROM facts WHERE name = ?1", [FACT], |r| r.get::<_, String>(0)).optional()?)
+            })
+            .await?;
+        if done.is_some() {
+            return Ok(None);
+        }
+        let email = canonical_email(email)?;
+        let generated = if self.users.read().is_empty() {
+            let password = password::generate();
+            self.add_user(&email, &password, &[kfbox_api::names::ADMIN_GROUP.to_owned()]).await?;
+            Some(GeneratedPassword(password))
+        } else {
+            None
+        };
+        self.db
+            .write::<_, StoreError, _>(move |tx| {
+                tx.execute("INSERT OR REPLACE INTO facts (name, value) VALUES (?1, ?2)", params![FACT, email])?;
+                Ok(())
+            })
+            .await?;
+        Ok(generated)
+    }
+
+    /// Checks a password. `None` for a wrong one, an unknown and a disabled user alike, after the same work.
+    pub async fn check_password(&self, email: &str, password: &str) -> Result<Option<User>, StoreError> {
+        let user = canonical_email(email).ok().and_then(|email| self.active_user(&email));
+        let stored = user.as_ref().map(|u| u.password.clone());
+        let fits = self.hashing.verify(password.to_owned(), stored).await?;
+        Ok(user.filter(|_| fits))
+    }
+}

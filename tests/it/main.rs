@@ -1,1 +1,9 @@
-//! Integration
+//! Real clients against real boxes. Layout: one file a subject.
+
+mod bad_input;
+mod browser;
+mod cli;
+mod kubernetes;
+mod layering;
+mod pipelines;
+mod survival;

@@ -5,7 +5,7 @@ mod client;
 mod server;
 
 pub use client::{Client, Lines};
-pub use server::{Control, serve};
+pub use server::{Backend, Control, serve};
 
 use kfbox_base::readiness::ComponentStatus;
 use serde::{Deserialize, Serialize};

@@ -1,0 +1,56 @@
+//! [`kfbox_base::Authorizer`] by SubjectAccessReview: the cluster's own RBAC decides, whichever cluster it is.
+
+use futures::future::BoxFuture;
+use k8s_openapi::api::authorization::v1::{
+    ResourceAttributes as KubeAttributes, SubjectAccessReview, SubjectAccessReviewSpec,
+};
+use kfbox_base::{Authorizer, BoxError, Decision, ResourceAttributes, UserInfo};
+use kube::api::{Api, PostParams};
+
+pub struct ClusterAuthorizer {
+    reviews: Api<SubjectAccessReview>,
+}
+
+impl ClusterAuthorizer {
+    pub fn new(client: kube::Client) -> Self {
+        Self { reviews: Api::all(client) }
+    }
+}
+
+impl Authorizer for ClusterAuthorizer {
+    fn authorize<'a>(
+        &'a self,
+        user: &'a UserInfo,
+        attributes: &'a ResourceAttributes,
+    ) -> BoxFuture<'a, Result<Decision, BoxError>> {
+        Box::pin(async move {
+            let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+            let ResourceAttributes { verb, group, resource, subresource, namespace, name } = attributes;
+            let review = SubjectAccessReview {
+                spec: SubjectAccessReviewSpec {
+                    user: some(&user.username),
+                    uid: some(&user.uid),
+                    groups: Some(user.groups.clone()),
+                    extra: Some(user.extra.clone()),
+                    resource_attributes: Some(KubeAttributes {
+                        verb: some(verb),
+                        group: some(group),
+                        resource: some(resource),
+                        subresource: some(subresource),
+                        namespace: some(namespace),
+                        name: some(name),
+                        ..KubeAttributes::default()
+                    }),
+                    ..SubjectAccessReviewSpec::default()
+                },
+                ..SubjectAccessReview::default()
+            };
+            let status = self.reviews.create(&PostParams::default(), &review).await?.status.unwrap_or_default();
+            Ok(if status.allowed {
+                Decision::Allow
+            } else {
+                Decision::Deny(status.reason.unwrap_or_else(|| format!("{} may not {verb} {resource}", user.username)))
+            })
+        })
+    }
+}

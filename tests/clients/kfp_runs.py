@@ -1,0 +1,178 @@
+#!/usr/bin/env python3
+"""Drives a box with the unmodified kfp SDK, one case a call, and prints what the SDK saw as JSON on the last line."""
+import argparse
+import json
+import sys
+import tempfile
+import time
+
+import kfp
+from kfp import compiler, dsl
+
+
+@dsl.component
+def write_dataset(text: str, data: dsl.Output[dsl.Dataset]):
+    with open(data.path, "w") as out:
+        out.write(text)
+    data.metadata["length"] = len(text)
+    print("wrote the dataset")
+
+
+@dsl.component
+def read_dataset(data: dsl.Input[dsl.Dataset]) -> int:
+    with open(data.path) as source:
+        length = len(source.read())
+    print(f"read {length} characters")
+    return length
+
+
+@dsl.component
+def fails():
+    print("about to fail")
+    raise SystemExit(3)
+
+
+@dsl.component
+def slow(seconds: int) -> str:
+    import time
+
+    print("step began", flush=True)
+    time.sleep(seconds)
+    print("step ended", flush=True)
+    return "done"
+
+
+@dsl.component
+def after(text: str) -> str:
+    print(f"after: {text}")
+    return text + "!"
+
+
+@dsl.container_component
+def absent_image():
+    return dsl.ContainerSpec(image="registry.invalid/no/such-image:1", command=["true"])
+
+
+@dsl.pipeline(name="two-steps")
+def two_steps(text: str = "hello from the first step"):
+    made = write_dataset(text=text)
+    read_dataset(data=made.outputs["data"])
+
+
+@dsl.pipeline(name="failing")
+def failing():
+    fails()
+
+
+@dsl.pipeline(name="missing-image")
+def missing_image():
+    absent_image()
+
+
+@dsl.pipeline(name="slow-steps")
+def slow_steps(seconds: int = 8):
+    first = slow(seconds=seconds)
+    after(text=first.output)
+
+
+def describe(run) -> dict:
+    tasks = (run.run_details.task_details or []) if run.run_details else []
+    return {
+        "run_id": run.run_id,
+        "state": run.state,
+        "error": run.error.message if run.error else None,
+        "tasks": [
+            {
+                "name": t.display_name,
+                "state": t.state,
+                "error": t.error.message if t.error else None,
+                "pods": [c.pod_name for c in (t.child_tasks or []) if c.pod_name],
+            }
+            for t in tasks
+        ],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--host", required=True)
+    parser.add_argument("--token", required=True)
+    parser.add_argument("--namespace", required=True)
+    parser.add_argument("--timeout", type=float, default=240)
+    parser.add_argument("case")
+    parser.add_argument("argument", nargs="?")
+    args = parser.parse_args()
+    client = kfp.Client(host=args.host, existing_token=args.token)
+
+    def create(function, arguments=None, **more):
+        return client.create_run_from_pipeline_func(
+            function, arguments=arguments or {}, namespace=args.namespace, experiment_name="tests", **more
+        ).run_id
+
+    def finish(run_id):
+        return describe(client.wait_for_run_completion(run_id, timeout=args.timeout, sleep_duration=1))
+
+    case = args.case
+    if case == "two-steps":
+        result = finish(create(two_steps))
+    elif case == "failing":
+        result = finish(create(failing))
+    elif case == "missing-image":
+        result = finish(create(missing_image))
+    elif case == "slow-start":
+        result = {"run_id": create(slow_steps, {"seconds": int(args.argument or 8)}, enable_caching=False)}
+    elif case == "wait":
+        result = finish(args.argument)
+    elif case == "get":
+        result = describe(client.get_run(args.argument))
+    elif case == "terminate":
+        run_id = create(slow_steps, {"seconds": 120}, enable_caching=False)
+        deadline = time.monotonic() + 60
+        while client.get_run(run_id).state != "RUNNING" and time.monotonic() < deadline:
+            time.sleep(0.2)
+        client.terminate_run(run_id)
+        result = finish(run_id)
+    elif case == "upload":
+        name = f"uploaded-{time.time_ns()}"
+        with tempfile.TemporaryDirectory() as folder:
+            package = f"{folder}/two.yaml"
+            compiler.Compiler().compile(two_steps, package)
+            uploaded = client.upload_pipeline(package, pipeline_name=name, namespace=args.namespace)
+            versions = client.list_pipeline_versions(uploaded.pipeline_id).pipeline_versions
+            second = client.upload_pipeline_version(
+                package, pipeline_version_name=f"{name}-v2", pipeline_id=uploaded.pipeline_id
+            )
+            experiment = client.create_experiment(f"{name}-experiment", namespace=args.namespace)
+            run = client.run_pipeline(
+                experiment.experiment_id,
+                job_name=f"{name}-run",
+                params={"text": "from a version"},
+                pipeline_id=uploaded.pipeline_id,
+                version_id=second.pipeline_version_id,
+            )
+            result = finish(run.run_id)
+            result["versions"] = len(versions)
+            result["listed"] = name in [
+                p.display_name for p in client.list_pipelines(page_size=100, namespace=args.namespace).pipelines
+            ]
+            result["found_by_name"] = client.get_pipeline_id(name) == uploaded.pipeline_id
+            runs = client.list_runs(page_size=100, experiment_id=experiment.experiment_id).runs
+            result["runs_of_experiment"] = [r.run_id for r in runs]
+    elif case == "upload-file":
+        try:
+            client.upload_pipeline(args.argument, pipeline_name=f"bad-{time.time_ns()}", namespace=args.namespace)
+            result = {"accepted": True}
+        except Exception as error:  # what the SDK raises for a refused package
+            result = {"accepted": False, "status": getattr(error, "status", None), "body": str(error)}
+    elif case == "package":
+        run_id = client.create_run_from_pipeline_package(
+            args.argument, arguments={}, namespace=args.namespace, experiment_name="tests"
+        ).run_id
+        result = finish(run_id)
+    else:
+        sys.exit(f"unknown case {case}")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

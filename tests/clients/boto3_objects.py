@@ -257,7 +257,7 @@ def versions(s3, bucket):
     assert s3.get_object(Bucket=bucket, Key="v", VersionId=ids[1])["Body"].read() == b"2"
 
 
-def presigned(s3, bucket, endpoint):
+def presigned(s3, bucket, endpoint, access, secret):
     def fetch(url, method="GET", data=None):
         with urllib.request.urlopen(urllib.request.Request(url, data=data, method=method)) as answer:
             return answer.read()
@@ -270,16 +270,18 @@ def presigned(s3, bucket, endpoint):
         return 200
 
     place = {"Bucket": bucket, "Key": "pre/signed ü"}
+    # boto3 signs URLs for this region with version 2 unless told otherwise; both are to work.
+    old_style = s3
+    s3 = client(endpoint, access, secret, signature_version="s3v4")
     fetch(s3.generate_presigned_url("put_object", place, ExpiresIn=60), "PUT", b"by url")
     url = s3.generate_presigned_url("get_object", place, ExpiresIn=60)
-    assert fetch(url) == b"by url"
-    assert status(url.replace("X-Amz-Signature=", "X-Amz-Signature=0")) == 403
+    assert fetch(url) == b"by url" and "X-Amz-Signature" in url
+    assert fetch(old_style.generate_presigned_url("get_object", place, ExpiresIn=60)) == b"by url"
+    assert status(url[:-1] + ("0" if url[-1] != "0" else "1")) == 403
     assert status(url.replace("pre/", "prf/")) == 403
     assert status(url, "DELETE") == 403
     short = s3.generate_presigned_url("get_object", place, ExpiresIn=1)
-    while time.time() % 1 > 0.2:
-        time.sleep(0.05)
-    time.sleep(2)
+    time.sleep(2.5)
     assert status(short) == 403
     assert status(f"{endpoint}/{bucket}/pre/signed%20%C3%BC") == 403
 
@@ -347,7 +349,7 @@ def main():
         "copies": lambda: copies(s3, bucket),
         "listings": lambda: listings(s3, bucket),
         "multipart": lambda: multipart(s3, bucket),
-        "presigned": lambda: presigned(s3, bucket, endpoint),
+        "presigned": lambda: presigned(s3, bucket, endpoint, access, secret),
         "strangers": lambda: strangers(s3, bucket, endpoint, access),
         "minio client": lambda: minio_client(endpoint, access, secret, bucket),
         "not empty": lambda: refused("BucketNotEmpty", s3.delete_bucket, Bucket=bucket),

@@ -1,0 +1,499 @@
+//! The pod network of one machine: a namespace and a veth pair a pod, routed by the host.
+//!
+//! Every pod is alone on its link: the host routes to its address, and the pod knows only the gateway, which is the address
+//! of the bridge. So all traffic passes the host's IP layer once, where Services (nftables DNAT) and policies act, and where
+//! a pod that sends from another's address is dropped. The bridge itself has no port: it carries the gateway address, on
+//! which the daemon listens for pods, and the route to the service addresses, so that a machine without any network works.
+//!
+//! Guarantees: [`Network::attach`] and [`Network::detach`] are idempotent; addresses survive a restart of the daemon;
+//! [`Network::reset`] removes all that an instance made. IPv4 only; IPv6 is switched off on the pods' links.
+//! Architecture Invariant: no thread of the daemon leaves the host's network namespace but the one that makes a pod's.
+
+mod ipam;
+mod namespace;
+pub mod nft;
+
+pub use ipam::IpamError;
+pub use nft::NftError;
+
+use ipam::Ipam;
+use ipnet::Ipv4Net;
+use kfbox_base::Tasks;
+use nix::net::if_::if_nametoindex;
+use parking_lot::Mutex;
+use rtnetlink::{Handle, LinkBridge, LinkUnspec, RouteMessageBuilder, packet_route::route::RouteScope};
+use sha2::{Digest, Sha256};
+use std::{
+    fmt::Write as _,
+    fs, io,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    #[error("cannot {what}: {source}")]
+    Netlink {
+        what: &'static str,
+        #[source]
+        source: rtnetlink::Error,
+    },
+    #[error("a pod's network namespace: cannot {what}: {source}")]
+    Namespace {
+        what: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the pod network {ours} overlaps with {theirs} on {interface}; choose another range for pods")]
+    Overlap { ours: Ipv4Net, theirs: Ipv4Net, interface: String },
+    #[error("{cidr} is too small for a pod network: it needs at least 4 addresses")]
+    TooSmall { cidr: Ipv4Net },
+    #[error("{0:?} cannot name a network interface: 1 to 15 letters, digits, '-' and '_'")]
+    BadName(String),
+    #[error("{path}: {source}")]
+    Io {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error(transparent)]
+    Ipam(#[from] IpamError),
+    #[error(transparent)]
+    Nft(#[from] NftError),
+}
+
+/// One network. Two boxes on one machine differ in instance, bridge, ranges and `run_dir`.
+#[derive(Debug, Clone)]
+pub struct NetworkConfig {
+    pub instance: String,
+    pub bridge: String,
+    pub pod_cidr: Ipv4Net,
+    pub service_cidr: Ipv4Net,
+    /// The service address of the cluster's DNS.
+    pub dns_ip: Ipv4Addr,
+    /// Of the pods' links. 0 takes the smallest of the machine's own links, at most 1500.
+    pub mtu: u32,
+    /// For mounts and addresses; does not outlive the machine's boot (`/run/...`).
+    pub run_dir: PathBuf,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct PodNetworkSpec {
+    pub host_network: bool,
+    pub hostname: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodNetwork {
+    pub ip: Ipv4Addr,
+    /// `None` when the pod shares the host's network.
+    pub netns_path: Option<PathBuf>,
+}
+
+/// A running network. Cloning shares it.
+#[derive(Clone)]
+pub struct Network {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: NetworkConfig,
+    mtu: u32,
+    handle: Handle,
+    ipam: Mutex<Ipam>,
+}
+
+impl NetworkConfig {
+    /// The host's address as pods see it.
+    pub fn gateway(&self) -> Ipv4Addr {
+        ipam::gateway(&self.pod_cidr)
+    }
+
+    /// How the names of this instance's links on the host begin.
+    pub fn link_prefix(&self) -> String {
+        format!("kf{}", short_hash(&self.instance, 4))
+    }
+
+    /// This instance's nftables table (family ip); its parts with their own life add a suffix.
+    pub fn table(&self) -> String {
+        let plain: String = self.instance.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).take(32).collect();
+        if plain == self.instance { format!("kfbox_{plain}") } else { format!("kfbox_{plain}_{}", short_hash(&self.instance, 4)) }
+    }
+
+    fn link_name(&self, pod_uid: &str) -> String {
+        format!("{}{}", self.link_prefix(), short_hash(pod_uid, 9))
+    }
+
+    fn netns_dir(&self) -> PathBuf {
+        self.run_dir.join("netns")
+    }
+
+    fn netns_path(&self, pod_uid: &str) -> PathBuf {
+        // A uid comes from the API server, but a static pod's may be anything: only a hash is a safe file name.
+        let safe = !pod_uid.is_empty() && pod_uid.len() <= 64 && pod_uid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+        self.netns_dir().join(if safe { pod_uid.to_owned() } else { short_hash(pod_uid, 32) })
+    }
+}
+
+fn short_hash(text: &str, digits: usize) -> String {
+    let mut hash = hex::encode(Sha256::digest(text.as_bytes()));
+    hash.truncate(digits);
+    hash
+}
+
+/// The link-layer address that goes with an address: known to both sides, so that nobody needs to ask.
+pub(crate) fn link_address(address: Ipv4Addr) -> [u8; 6] {
+    let [a, b, c, d] = address.octets();
+    [0x0a, 0x58, a, b, c, d]
+}
+
+impl Network {
+    /// Makes the bridge, the routes and the base rules, or takes over those of an earlier daemon. Pods that are attached
+    /// stay as they are.
+    pub async fn start(config: NetworkConfig, tasks: &Tasks) -> Result<Self, NetworkError> {
+        let well_named = |name: &str| {
+            (1..=15).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+        };
+        if !well_named(&config.bridge) {
+            return Err(NetworkError::BadName(config.bridge.clone()));
+        }
+        if config.pod_cidr.prefix_len() > 30 {
+            return Err(NetworkError::TooSmall { cidr: config.pod_cidr });
+        }
+        refuse_overlap(&config)?;
+        let netns = config.netns_dir();
+        fs::create_dir_all(&netns).map_err(|source| NetworkError::Io { path: netns, source })?;
+        let ipam = Ipam::open(&config.run_dir.join("addresses"), config.pod_cidr)?;
+        let (connection, handle, _) =
+            rtnetlink::new_connection().map_err(|source| NetworkError::Namespace { what: "open netlink", source })?;
+        let shutdown = tasks.shutdown();
+        tasks.spawn("netlink", async move {
+            tokio::select! {
+                () = connection => {}
+                () = shutdown.cancelled() => {}
+            }
+        });
+        let mtu = if config.mtu == 0 { smallest_mtu() } else { config.mtu };
+        let network = Self { inner: Arc::new(Inner { mtu, ipam: Mutex::new(ipam), handle, config }) };
+        network.bridge().await?;
+        network.rules().await?;
+        Ok(network)
+    }
+
+    pub fn config(&self) -> &NetworkConfig {
+        &self.inner.config
+    }
+
+    /// The host's address as pods see it, on the bridge: where the daemon listens for pods.
+    pub fn gateway(&self) -> Ipv4Addr {
+        self.inner.config.gateway()
+    }
+
+    /// The uids of the pods that have an address.
+    pub fn pods(&self) -> Vec<String> {
+        self.inner.ipam.lock().pods().map(str::to_owned).collect()
+    }
+
+    /// Gives a pod its network, or finds the one it has. A failure leaves nothing behind but the address, which the next
+    /// try takes again.
+    pub async fn attach(&self, pod_uid: &str, spec: &PodNetworkSpec) -> Result<PodNetwork, NetworkError> {
+        let config = &self.inner.config;
+        if spec.host_network {
+            return Ok(PodNetwork { ip: config.gateway(), netns_path: None });
+        }
+        let address = self.inner.ipam.lock().allocate(pod_uid)?;
+        let (path, link) = (config.netns_path(pod_uid), config.link_name(pod_uid));
+        let network = PodNetwork { ip: address, netns_path: Some(path.clone()) };
+        if namespace::exists(&path) && if_nametoindex(link.as_str()).is_ok() {
+            return Ok(network);
+        }
+        self.remove_link(&link).await?;
+        namespace::remove(&path)?;
+        let plan = namespace::Plan {
+            path: path.clone(),
+            host_link: link.clone(),
+            address,
+            gateway: config.gateway(),
+            mtu: self.inner.mtu,
+        };
+        let made = match namespace::create(plan).await {
+            Ok(()) => self.connect(&link, address).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = made {
+            drop(self.remove_link(&link).await);
+            drop(namespace::remove(&path));
+            return Err(error);
+        }
+        Ok(network)
+    }
+
+    /// Takes a pod's network and address away.
+    pub async fn detach(&self, pod_uid: &str) -> Result<(), NetworkError> {
+        let config = &self.inner.config;
+        self.remove_link(&config.link_name(pod_uid)).await?;
+        namespace::remove(&config.netns_path(pod_uid))?;
+        self.inner.ipam.lock().release(pod_uid)?;
+        Ok(())
+    }
+
+    /// Sends what pods and the host ask of the DNS service address to this port of the gateway.
+    pub async fn serve_dns_at(&self, port: u16) -> Result<(), NetworkError> {
+        let (config, gateway) = (&self.inner.config, self.gateway());
+        let (table, dns) = (config.table(), config.dns_ip);
+        let mut script = format!("flush chain ip {table} dns\n");
+        for protocol in ["udp", "tcp"] {
+            let _ = writeln!(script, "add rule ip {table} dns ip daddr {dns} {protocol} dport 53 dnat to {gateway}:{port}");
+        }
+        Ok(nft::apply(&script).await?)
+    }
+
+    /// Removes everything that an instance made on this machine, running or not.
+    pub async fn reset(config: &NetworkConfig) -> Result<(), NetworkError> {
+        let (connection, handle, _) =
+            rtnetlink::new_connection().map_err(|source| NetworkError::Namespace { what: "open netlink", source })?;
+        let work = async {
+            let prefix = config.link_prefix();
+            for name in links()? {
+                if name.starts_with(&prefix) || name == config.bridge {
+                    remove_link(&handle, &name).await?;
+                }
+            }
+            Ok::<(), NetworkError>(())
+        };
+        tokio::select! {
+            result = work => result?,
+            () = connection => {}
+        }
+        let netns = config.netns_dir();
+        match fs::read_dir(&netns) {
+            Ok(entries) => {
+                for entry in entries.flatten() {
+                    namespace::remove(&entry.path())?;
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(NetworkError::Io { path: netns, source }),
+        }
+        for folder in [netns, config.run_dir.join("addresses")] {
+            match fs::remove_dir_all(&folder) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(NetworkError::Io { path: folder, source });
+                }
+                _ => {}
+            }
+        }
+        open_foreign_filter(config, false).await;
+        let table = config.table();
+        let mut script = String::new();
+        for table in [table.clone(), format!("{table}_services"), format!("{table}_policy")] {
+            let _ = writeln!(script, "add table ip {table}\ndelete table ip {table}");
+        }
+        Ok(nft::apply(&script).await?)
+    }
+
+    async fn remove_link(&self, name: &str) -> Result<(), NetworkError> {
+        remove_link(&self.inner.handle, name).await
+    }
+
+    /// The bridge with the gateway address, and the route by which the host itself reaches service addresses.
+    async fn bridge(&self) -> Result<(), NetworkError> {
+        let (config, handle) = (&self.inner.config, &self.inner.handle);
+        let failed = |what| move |source| NetworkError::Netlink { what, source };
+        if if_nametoindex(config.bridge.as_str()).is_err() {
+            let bridge = LinkBridge::new(&config.bridge).address(link_address(config.gateway()).to_vec()).build();
+            handle.link().add(bridge).execute().await.map_err(failed("make the bridge"))?;
+        }
+        let index = if_nametoindex(config.bridge.as_str())
+            .map_err(|e| NetworkError::Namespace { what: "find the bridge", source: e.into() })?;
+        let up = LinkUnspec::new_with_index(index).mtu(self.inner.mtu).up().build();
+        handle.link().set(up).execute().await.map_err(failed("bring up the bridge"))?;
+        handle
+            .address()
+            .add(index, config.gateway().into(), config.pod_cidr.prefix_len())
+            .replace()
+            .execute()
+            .await
+            .map_err(failed("give the bridge its address"))?;
+        let services = RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(config.service_cidr.network(), config.service_cidr.prefix_len())
+            .output_interface(index)
+            .scope(RouteScope::Link)
+            .pref_source(config.gateway())
+            .build();
+        handle.route().add(services).replace().execute().await.map_err(failed("route to the services"))?;
+        set_sysctl("net/ipv4/ip_forward", "1")
+    }
+
+    async fn rules(&self) -> Result<(), NetworkError> {
+        let config = &self.inner.config;
+        let script = base_rules(config, true);
+        if let Err(error) = nft::apply(&script).await {
+            // The reverse-path expression is a module of its own; the kernel's own check on each link remains.
+            tracing::warn!(%error, "the packet filter lacks `fib`; relying on rp_filter against forged addresses");
+            nft::apply(&base_rules(config, false)).await?;
+        }
+        open_foreign_filter(config, true).await;
+        Ok(())
+    }
+
+    /// The host's side of a pod's link: up, its route, and what it may send.
+    async fn connect(&self, link: &str, address: Ipv4Addr) -> Result<(), NetworkError> {
+        let (config, handle) = (&self.inner.config, &self.inner.handle);
+        let failed = |what| move |source| NetworkError::Netlink { what, source };
+        let index =
+            if_nametoindex(link).map_err(|e| NetworkError::Namespace { what: "find the host's link", source: e.into() })?;
+        drop(fs::write(format!("/proc/sys/net/ipv6/conf/{link}/disable_ipv6"), "1"));
+        set_sysctl(&format!("net/ipv4/conf/{link}/rp_filter"), "1")?;
+        // A node port on 127.0.0.1 leads to a pod; the base rules drop what a pod itself sends to 127.0.0.0/8.
+        set_sysctl(&format!("net/ipv4/conf/{link}/route_localnet"), "1")?;
+        handle.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await.map_err(failed("bring up the link"))?;
+        handle
+            .neighbours()
+            .add(index, address.into())
+            .link_layer_address(&link_address(address))
+            .replace()
+            .execute()
+            .await
+            .map_err(failed("name the pod"))?;
+        let route = RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(address, 32)
+            .output_interface(index)
+            .scope(RouteScope::Link)
+            .pref_source(config.gateway())
+            .build();
+        handle.route().add(route).replace().execute().await.map_err(failed("route to the pod"))
+    }
+}
+
+fn base_rules(config: &NetworkConfig, with_fib: bool) -> String {
+    let (table, links, gateway, pods, services) =
+        (config.table(), format!("\"{}*\"", config.link_prefix()), config.gateway(), config.pod_cidr, config.service_cidr);
+    let fib = if with_fib { format!("iifname {links} fib saddr . iif oif missing drop") } else { String::new() };
+    // Whatever is still addressed to a service here has no endpoint: refused at once rather than left to time out.
+    let refuse = format!("ip daddr {services} meta l4proto tcp reject with tcp reset\n    ip daddr {services} reject");
+    format!(
+        "add table ip {table}
+delete table ip {table}
+table ip {table} {{
+  chain forged {{
+    type filter hook prerouting priority raw; policy accept;
+    {fib}
+    iifname {links} ip daddr 127.0.0.0/8 drop
+  }}
+  chain forward {{
+    type filter hook forward priority filter; policy accept;
+    {refuse}
+  }}
+  chain output {{
+    type filter hook output priority filter; policy accept;
+    oifname {links} icmp type redirect drop
+    {refuse}
+  }}
+  chain dns {{
+  }}
+  chain dns_in {{
+    type nat hook prerouting priority dstnat - 1; policy accept;
+    jump dns
+  }}
+  chain dns_out {{
+    type nat hook output priority -101; policy accept;
+    jump dns
+  }}
+  chain leave {{
+    type nat hook postrouting priority srcnat; policy accept;
+    ip saddr 127.0.0.0/8 oifname {links} snat to {gateway}
+    ip saddr {pods} oifname != {links} oifname != \"{bridge}\" masquerade fully-random
+  }}
+}}
+",
+        bridge = config.bridge,
+    )
+}
+
+async fn remove_link(handle: &Handle, name: &str) -> Result<(), NetworkError> {
+    let Ok(index) = if_nametoindex(name) else { return Ok(()) };
+    match handle.link().del(index).execute().await {
+        Ok(()) => Ok(()),
+        // Gone meanwhile, with its namespace.
+        Err(_) if if_nametoindex(name).is_err() => Ok(()),
+        Err(source) => Err(NetworkError::Netlink { what: "remove a link", source }),
+    }
+}
+
+fn links() -> Result<Vec<String>, NetworkError> {
+    let folder = Path::new("/sys/class/net");
+    let entries = fs::read_dir(folder).map_err(|source| NetworkError::Io { path: folder.into(), source })?;
+    Ok(entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect())
+}
+
+/// The smallest MTU of the machine's links that are up, at most 1500: what leaves by any of them then needs no fragments.
+fn smallest_mtu() -> u32 {
+    let of = |name: &str| {
+        let read = |file: &str| fs::read_to_string(format!("/sys/class/net/{name}/{file}")).ok();
+        let up = read("operstate").is_some_and(|state| state.trim() == "up");
+        // Only links with hardware of their own, virtual machines' included.
+        let real = Path::new(&format!("/sys/class/net/{name}/device")).exists();
+        if up && real { read("mtu")?.trim().parse::<u32>().ok() } else { None }
+    };
+    links().unwrap_or_default().iter().filter_map(|name| of(name)).min().unwrap_or(1500).clamp(576, 1500)
+}
+
+fn set_sysctl(name: &str, value: &str) -> Result<(), NetworkError> {
+    let path = Path::new("/proc/sys").join(name);
+    if fs::read_to_string(&path).is_ok_and(|now| now.trim() == value) {
+        return Ok(());
+    }
+    fs::write(&path, value).map_err(|source| NetworkError::Io { path, source })
+}
+
+/// Refuses a range for pods or services that the machine already routes elsewhere: one of the two would be unreachable.
+fn refuse_overlap(config: &NetworkConfig) -> Result<(), NetworkError> {
+    let path = Path::new("/proc/net/route");
+    let text = fs::read_to_string(path).map_err(|source| NetworkError::Io { path: path.into(), source })?;
+    for line in text.lines().skip(1) {
+        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        let (Some(interface), Some(to), Some(mask)) = (fields.first(), fields.get(1), fields.get(7)) else { continue };
+        let number = |hex: &str| u32::from_str_radix(hex, 16).map(u32::from_be).ok();
+        let (Some(to), Some(mask)) = (number(to), number(mask)) else { continue };
+        let Ok(theirs) = Ipv4Net::with_netmask(to.into(), mask.into()) else { continue };
+        let own = **interface == *config.bridge || interface.starts_with(&config.link_prefix());
+        if own || theirs.prefix_len() == 0 {
+            continue;
+        }
+        for ours in [config.pod_cidr, config.service_cidr] {
+            // A wide route such as 10.0.0.0/8 may be meant to be narrowed; one inside ours, or equal, is not.
+            if ours.contains(&theirs) {
+                return Err(NetworkError::Overlap { ours, theirs, interface: (*interface).to_owned() });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Where another program's filter drops forwarded packets by default (Docker sets iptables so), lets this instance's pass.
+/// Best effort: what cannot be opened shows as no connection, and `kfbox doctor` names it.
+async fn open_foreign_filter(config: &NetworkConfig, open: bool) {
+    let Ok(chain) = nft::run(&["-a", "list", "chain", "ip", "filter", "FORWARD"], "").await else { return };
+    let links = format!("\"{}*\"", config.link_prefix());
+    let mut script = String::new();
+    for line in chain.lines().filter(|line| line.contains(&links)) {
+        if let Some((_, handle)) = line.rsplit_once("# handle ") {
+            let _ = writeln!(script, "delete rule ip filter FORWARD handle {}", handle.trim());
+        }
+    }
+    if open && chain.contains("policy drop") {
+        for direction in ["iifname", "oifname"] {
+            let _ = writeln!(script, "insert rule ip filter FORWARD {direction} {links} counter accept");
+        }
+    }
+    if !script.is_empty()
+        && let Err(error) = nft::apply(&script).await
+    {
+        tracing::warn!(%error, "the iptables chain FORWARD drops by default and could not be opened for pods");
+    }
+}
+
+#[cfg(test)]
+mod tests;

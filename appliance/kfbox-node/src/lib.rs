@@ -1,0 +1,16 @@
+//! Pods to OCI containers on one Linux machine: what a kubelet and a container runtime do, for one node.
+//!
+//! Architecture Invariant: the daemon never forks. Containers are created by a re-exec of the binary ([`shim`]).
+
+pub mod cgroup;
+pub mod dns;
+pub mod images;
+pub mod network;
+pub mod oci;
+pub mod pod;
+pub mod process;
+pub mod quantity;
+pub mod runtime;
+pub mod services;
+pub mod shim;
+pub mod volumes;

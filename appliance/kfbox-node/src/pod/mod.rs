@@ -1,0 +1,5 @@
+//! A pod's life on this node.
+
+pub mod downward;
+pub mod env;
+pub mod objects;

@@ -1,0 +1,91 @@
+//! One single-threaded process a container: it creates the container with libcontainer, keeps its log and its exit
+//! code, and outlives the daemon.
+//!
+//! Guarantees: the log follows the CRI log format; `exit.json` appears atomically and exactly once; the process ends
+//! right after. Assumptions: it is entered before any thread exists, because libcontainer uses raw `clone3` and changes
+//! the working directory.
+//! Upstream: <https://github.com/kubernetes/design-proposals-archive/blob/main/node/kubelet-cri-logging.md>
+
+mod attach;
+mod container;
+mod exec;
+mod fds;
+pub mod frames;
+mod log;
+pub mod records;
+pub mod timestamp;
+
+use std::{ffi::OsString, path::PathBuf};
+
+/// Entry of the hidden subcommand: `shim --state-dir DIR` runs one container, `shim exec` runs one more process in a
+/// container, speaking [`frames`] on standard input. Returns the exit status.
+pub fn shim_main(arguments: &[OsString]) -> i32 {
+    let outcome = match arguments {
+        [flag, dir] if flag == "--state-dir" => container::run(&PathBuf::from(dir)),
+        [word] if word == "exec" => exec::run(),
+        _ => Err(ShimError::Usage),
+    };
+    match outcome {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("{}", error.chain());
+            1
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ShimError {
+    #[error("usage: shim --state-dir DIR | shim exec")]
+    Usage,
+    #[error("{what} {path}: {source}", path = path.display())]
+    File {
+        what: &'static str,
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("{path} does not hold what it should: {source}", path = path.display())]
+    Json {
+        path: PathBuf,
+        #[source]
+        source: serde_json::Error,
+    },
+    #[error("{what}: {source}")]
+    System {
+        what: &'static str,
+        #[source]
+        source: nix::Error,
+    },
+    #[error("another shim already runs this container")]
+    Taken,
+    #[error("{0}")]
+    Container(String),
+    #[error("the daemon sent no request")]
+    NoRequest,
+}
+
+impl ShimError {
+    fn system(what: &'static str) -> impl FnOnce(nix::Error) -> Self {
+        move |source| Self::System { what, source }
+    }
+
+    fn chain(&self) -> String {
+        self.to_string()
+    }
+}
+
+/// libcontainer nests the telling part of a failure; this joins every level once.
+pub(crate) fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let part = cause.to_string();
+        if !text.contains(&part) {
+            text.push_str(": ");
+            text.push_str(&part);
+        }
+        next = cause.source();
+    }
+    text
+}

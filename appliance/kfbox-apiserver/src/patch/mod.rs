@@ -49,7 +49,7 @@ pub fn json(object: &Value, patch: &Value) -> Result<Value, PatchError> {
             }
         }
         json_patch::patch(&mut out, std::slice::from_ref(operation)).map_err(|error| {
-            PatchError::Unprocessable(format!("the server rejected our request due to an error in our request: {error}"))
+            PatchError::Unprocessable(error.to_string())
         })?;
     }
     Ok(out)

@@ -349,7 +349,7 @@ pub(super) fn type_word(value: &Value) -> &'static str {
     }
 }
 
-/// Text equal for equal JSON whatever the order of members, and equal for `1` and `1.0`.
+/// JSON with members in order: equal for equal values, and for `1` and `1.0`.
 pub(crate) fn canonical(value: &Value) -> String {
     fn write(value: &Value, out: &mut String) {
         match value {
@@ -357,19 +357,23 @@ pub(crate) fn canonical(value: &Value) -> String {
                 let mut names: Vec<&String> = map.keys().collect();
                 names.sort();
                 out.push('{');
-                for name in names {
+                for (at, name) in names.into_iter().enumerate() {
+                    if at > 0 {
+                        out.push(',');
+                    }
                     out.push_str(&Value::String(name.clone()).to_string());
                     out.push(':');
                     write(&map[name], out);
-                    out.push(',');
                 }
                 out.push('}');
             }
             Value::Array(items) => {
                 out.push('[');
-                for item in items {
+                for (at, item) in items.iter().enumerate() {
+                    if at > 0 {
+                        out.push(',');
+                    }
                     write(item, out);
-                    out.push(',');
                 }
                 out.push(']');
             }

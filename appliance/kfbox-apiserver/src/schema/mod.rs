@@ -22,12 +22,14 @@ use serde_json::Value;
 
 pub use builtin::{Resource, builtin, resources, type_kinds};
 pub(crate) use builtin::{builtin_node, reachable, type_index, type_name, types_of_group};
+pub(crate) use check::canonical as canonical_json;
 pub use check::validate;
 pub use crd::{from_crd, from_crd_version};
 pub use default::default;
 pub use field::{FieldError, Reason};
 pub use kinds::validate_builtin;
 pub use prune::prune;
+pub(crate) use typed_defaults::drop_nulls;
 pub use typed_defaults::default_builtin;
 
 /// The kind of value at a place in an object.

@@ -65,9 +65,55 @@ pub fn of(value: &serde_json::Value) -> Option<i128> {
     }
 }
 
+/// The form in which upstream stores a quantity: the largest unit that needs no fraction (`1000m` is `1`).
+pub fn canonical(text: &str) -> Option<String> {
+    const NANO: i128 = 1_000_000_000;
+    let amount = parse(text)?;
+    let suffix = text.trim_start_matches(|c: char| c.is_ascii_digit() || matches!(c, '.' | '+' | '-'));
+    if suffix.starts_with(['e', 'E']) && suffix != "E" && suffix != "Ei" {
+        return Some(text.to_owned());
+    }
+    if amount == 0 {
+        return Some("0".to_owned());
+    }
+    if suffix.ends_with('i') && amount % NANO == 0 && (amount / NANO).abs() >= 1024 {
+        let mut whole = amount / NANO;
+        let mut unit = "";
+        for next in ["Ki", "Mi", "Gi", "Ti", "Pi", "Ei"] {
+            if whole % 1024 != 0 {
+                break;
+            }
+            whole /= 1024;
+            unit = next;
+        }
+        return Some(format!("{whole}{unit}"));
+    }
+    let mut rest = amount;
+    let mut unit = "n";
+    for next in ["u", "m", "", "k", "M", "G", "T", "P", "E"] {
+        if rest % 1000 != 0 {
+            break;
+        }
+        rest /= 1000;
+        unit = next;
+    }
+    Some(format!("{rest}{unit}"))
+}
+
 #[cfg(test)]
 mod tests {
-    use super::parse;
+    use super::{canonical, parse};
+
+    #[test]
+    fn canonical_forms() {
+        for (text, form) in [
+            ("1000m", "1"), ("0.5", "500m"), ("1024Mi", "1Gi"), ("1.5Gi", "1536Mi"), ("1", "1"), ("100Mi", "100Mi"), ("0", "0"),
+            ("2000", "2k"), ("1500m", "1500m"), ("512Ki", "512Ki"), ("0.5Ki", "512"), ("1e3", "1e3"), ("-1000m", "-1"),
+        ] {
+            assert_eq!(canonical(text).as_deref(), Some(form), "{text}");
+            assert_eq!(parse(form), parse(text));
+        }
+    }
 
     #[test]
     fn amounts() {

@@ -1,0 +1,117 @@
+//! The objects that every cluster starts with. Made where they are missing, at each start; what an administrator
+//! changed stays, but for the default roles, whose upkeep is [`policy`]'s.
+
+use crate::{
+    auth::policy,
+    handle::own_call,
+    server::Core,
+    status::ApiError,
+    store::Key,
+    verbs::{self, Modification},
+};
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+const NAMESPACES: [&str; 5] = ["default", "kube-system", "kube-public", "kube-node-lease", "kubeflow"];
+
+pub async fn ensure(core: &Arc<Core>) -> Result<(), ApiError> {
+    let namespaces = NAMESPACES.map(|name| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}));
+    futures::future::try_join_all(namespaces.iter().map(|o| create_if_missing(core, o))).await?;
+    // All at once: they share a few group commits.
+    let objects = others(core);
+    futures::future::try_join_all(objects.iter().map(|o| create_if_missing(core, o))).await?;
+    futures::future::try_join_all(policy::default_objects().iter().map(|o| ensure_role(core, o))).await?;
+    keep_endpoint(core).await
+}
+
+fn others(core: &Core) -> Vec<Value> {
+    let class = |name: &str, value: i64, description: &str| {
+        json!({
+            "apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": name},
+            "value": value, "description": description,
+        })
+    };
+    vec![
+        json!({
+            "apiVersion": "v1", "kind": "Service",
+            "metadata": {
+                "name": "kubernetes", "namespace": "default",
+                "labels": {"component": "apiserver", "provider": "kubernetes"},
+            },
+            "spec": {
+                "clusterIP": core.config.api_service_ip.to_string(),
+                "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": 6443}],
+            },
+        }),
+        json!({
+            "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass",
+            "metadata": {
+                "name": "standard", "annotations": {"storageclass.kubernetes.io/is-default-class": "true"},
+            },
+            "provisioner": "kfbox.dev/local-path", "volumeBindingMode": "WaitForFirstConsumer", "reclaimPolicy": "Delete",
+        }),
+        class("system-cluster-critical", 2_000_000_000, "For system pods that must run in the cluster, on whatever node."),
+        class("system-node-critical", 2_000_001_000, "For system pods that must not be moved from their node."),
+    ]
+}
+
+fn call_for(core: &Arc<Core>, object: &Value) -> Result<verbs::Call, ApiError> {
+    let api_version = object["apiVersion"].as_str().unwrap_or_default();
+    let (group, version) = api_version.rsplit_once('/').unwrap_or(("", api_version));
+    let kind = object["kind"].as_str().unwrap_or_default();
+    let registry = core.resources.current();
+    let resource = registry.by_kind(group, version, kind).ok_or_else(|| ApiError::internal(format!("no kind {kind}")))?;
+    let metadata = &object["metadata"];
+    let text = |field: &str| metadata[field].as_str().unwrap_or_default();
+    Ok(own_call(core, resource.clone(), text("namespace"), text("name")))
+}
+
+async fn create_if_missing(core: &Arc<Core>, object: &Value) -> Result<(), ApiError> {
+    let call = call_for(core, object)?;
+    if core.store.get(&call.resource.collection, &call.key()).is_some() {
+        return Ok(());
+    }
+    verbs::create_object(&call, object.clone(), true).await.map(drop)
+}
+
+async fn ensure_role(core: &Arc<Core>, wanted: &Value) -> Result<(), ApiError> {
+    let call = call_for(core, wanted)?;
+    let stored = core.store.get(&call.resource.collection, &call.key()).map(|o| o.value());
+    let Some(better) = policy::reconcile(stored.as_ref(), wanted) else { return Ok(()) };
+    if stored.is_none() {
+        return verbs::create_object(&call, better, true).await.map(drop);
+    }
+    let how = Modification { subresource: "", track: true, replace: false };
+    verbs::modify(&call, &how, |stored| Ok(policy::reconcile(Some(stored), wanted).unwrap_or_else(|| stored.clone())))
+        .await
+        .map(drop)
+}
+
+/// The slice behind the Service `kubernetes`, when it is known where pods reach this server.
+async fn keep_endpoint(core: &Arc<Core>) -> Result<(), ApiError> {
+    let Some((address, port)) = core.config.api_endpoint else { return Ok(()) };
+    let slice = json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {
+            "name": "kubernetes", "namespace": "default",
+            "labels": {"kubernetes.io/service-name": "kubernetes"},
+        },
+        "addressType": "IPv4",
+        "endpoints": [{"addresses": [address.to_string()], "conditions": {"ready": true}}],
+        "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
+    });
+    let call = call_for(core, &slice)?;
+    if core.store.get("endpointslices.discovery.k8s.io", &Key::new("default", "kubernetes")).is_none() {
+        return verbs::create_object(&call, slice, true).await.map(drop);
+    }
+    let how = Modification { subresource: "", track: true, replace: false };
+    verbs::modify(&call, &how, |stored| {
+        let mut new = stored.clone();
+        for part in ["endpoints", "ports"] {
+            new[part] = slice[part].clone();
+        }
+        Ok(new)
+    })
+    .await
+    .map(drop)
+}

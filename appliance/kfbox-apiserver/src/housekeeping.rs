@@ -1,0 +1,47 @@
+//! Upkeep, little and often: compaction of the log, and the end of Events after an hour.
+
+use crate::{handle::own_call, server::Core, verbs};
+use std::{sync::Arc, time::Duration};
+
+const EVERY: Duration = Duration::from_secs(30);
+
+/// Upstream's `--event-ttl`.
+const EVENTS_LAST: i64 = 3600;
+
+/// Events removed in one round: a storm of them is worked off over several rounds, not in one burst of writes.
+const REMOVED_AT_ONCE: usize = 500;
+
+pub fn start(core: &Arc<Core>) {
+    let weak = Arc::downgrade(core);
+    let shutdown = core.shutdown.clone();
+    core.tasks.essential("kubernetes-housekeeping", async move {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(EVERY) => {}
+                () = shutdown.cancelled() => return Ok::<_, kfbox_db::Error>(()),
+            }
+            let Some(core) = weak.upgrade() else {
+                shutdown.cancelled().await;
+                return Ok(());
+            };
+            expire_events(&core, chrono::Utc::now().timestamp() - EVENTS_LAST).await;
+            if let Err(error) = core.store.compact().await {
+                // A full disk passes; the log only stays longer.
+                tracing::warn!(%error, "the revision log was not compacted");
+            }
+        }
+    });
+}
+
+/// Removes events last written before `before`.
+pub async fn expire_events(core: &Arc<Core>, before: i64) {
+    let Some(resource) = core.resources.current().find("", "v1", "events").cloned() else { return };
+    let Ok(snapshot) = core.store.list("events", None, None, None) else { return };
+    let call = own_call(core, resource, "", "");
+    let options = verbs::DeleteOptions::default();
+    for event in snapshot.objects.iter().filter(|o| o.written < before).take(REMOVED_AT_ONCE) {
+        if let Err(error) = verbs::delete_object(&call, &event.key, &options, false).await {
+            tracing::debug!(%error, "an old event was not removed");
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! The state in memory: per collection the current objects and the recent changes.
+
+use super::record::{Key, Object};
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    ops::Bound,
+    sync::Arc,
+    time::Duration,
+};
+use tokio::sync::watch;
+
+/// How far back a watch may resume and a list may look: the smaller of the two bounds holds. Upstream's etcd keeps
+/// five minutes; its watch cache far fewer changes a resource.
+pub const KEPT_REVISIONS: u64 = 8192;
+pub const KEPT_FOR: Duration = Duration::from_secs(600);
+
+/// The changes of one collection kept at most, in number and in bytes of JSON that only the past needs: what bounds
+/// memory under a storm of updates.
+const KEPT_CHANGES: usize = 2048;
+const KEPT_BYTES: usize = 8 << 20;
+
+/// One revision.
+pub struct Change {
+    pub revision: u64,
+    /// The new state; for a deletion the last one, with the deletion's revision.
+    pub object: Arc<Object>,
+    pub previous: Option<Arc<Object>>,
+    pub deleted: bool,
+}
+
+/// The revision asked for is no longer remembered.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("too old resource version: {asked} ({oldest})")]
+pub struct Expired {
+    pub asked: u64,
+    pub oldest: u64,
+}
+
+pub struct Snapshot {
+    pub revision: u64,
+    pub objects: Vec<Arc<Object>>,
+}
+
+pub struct Collection {
+    name: Arc<str>,
+    objects: BTreeMap<Key, Arc<Object>>,
+    changes: VecDeque<Arc<Change>>,
+    bytes: usize,
+    /// Changes at or below this revision are forgotten.
+    floor: u64,
+    notify: watch::Sender<u64>,
+}
+
+pub struct State {
+    revision: u64,
+    floor: u64,
+    collections: HashMap<Arc<str>, Collection>,
+    advanced: watch::Sender<u64>,
+}
+
+impl State {
+    /// `floor`: revisions up to it were compacted; everything still in the log is applied on top.
+    pub(super) fn new(floor: u64) -> Self {
+        Self { revision: floor, floor, collections: HashMap::new(), advanced: watch::Sender::new(floor) }
+    }
+
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    pub(super) fn floor(&self) -> u64 {
+        self.floor
+    }
+
+    pub fn get(&self, collection: &str, key: &Key) -> Option<Arc<Object>> {
+        self.collections.get(collection)?.objects.get(key).cloned()
+    }
+
+    pub fn count(&self, collection: &str) -> usize {
+        self.collections.get(collection).map_or(0, |c| c.objects.len())
+    }
+
+    pub fn collections(&self) -> Vec<Arc<str>> {
+        self.collections.keys().cloned().collect()
+    }
+
+    fn collection(&mut self, name: &str, floor: u64) -> &mut Collection {
+        if !self.collections.contains_key(name) {
+            let name: Arc<str> = name.into();
+            let collection = Collection {
+                name: name.clone(),
+                objects: BTreeMap::new(),
+                changes: VecDeque::new(),
+                bytes: 0,
+                floor,
+                notify: watch::Sender::new(0),
+            };
+            self.collections.insert(name.clone(), collection);
+        }
+        #[expect(clippy::expect_used, reason = "inserted above; the borrow checker refuses the entry API on &str keys")]
+        self.collections.get_mut(name).expect("the collection exists")
+    }
+
+    /// Applies one committed revision and returns it.
+    pub(super) fn apply(&mut self, collection: &str, object: Arc<Object>, deleted: bool) {
+        let revision = object.revision;
+        let floor = self.floor;
+        let remember = revision > floor;
+        let collection = self.collection(collection, floor);
+        let previous = if deleted {
+            collection.objects.remove(&object.key)
+        } else {
+            collection.objects.insert(object.key.clone(), object.clone())
+        };
+        if remember {
+            collection.remember(Change { revision, object, previous, deleted });
+        }
+        self.revision = self.revision.max(revision);
+    }
+
+    pub(super) fn advanced(&self) -> watch::Receiver<u64> {
+        self.advanced.subscribe()
+    }
+
+    /// Tells those who wait for a revision.
+    pub(super) fn advance(&self) {
+        self.advanced.send_replace(self.revision);
+    }
+
+    /// Wakes the watchers of a collection.
+    pub(super) fn announce(&self, collection: &str) {
+        if let Some(collection) = self.collections.get(collection) {
+            collection.notify.send_replace(self.revision);
+        }
+    }
+
+    pub fn list_now(&self, collection: &str, namespace: Option<&str>, after: Option<&Key>) -> Snapshot {
+        let objects = self
+            .collections
+            .get(collection)
+            .map(|c| c.range(namespace, after).map(|(_, o)| o.clone()).collect())
+            .unwrap_or_default();
+        Snapshot { revision: self.revision, objects }
+    }
+
+    pub fn list(
+        &self,
+        collection: &str,
+        namespace: Option<&str>,
+        after: Option<&Key>,
+        at: Option<u64>,
+    ) -> Result<Snapshot, Expired> {
+        let Some(at) = at.filter(|at| *at < self.revision) else {
+            return Ok(self.list_now(collection, namespace, after));
+        };
+        let Some(collection) = self.collections.get(collection) else {
+            return if at < self.floor { Err(Expired { asked: at, oldest: self.floor }) } else { Ok(Snapshot { revision: at, objects: Vec::new() }) };
+        };
+        if at < collection.floor {
+            return Err(Expired { asked: at, oldest: collection.floor });
+        }
+        // Undo what happened since: walking backwards, the earliest change of a key is the last to be noted.
+        let mut undone: BTreeMap<&Key, Option<&Arc<Object>>> = BTreeMap::new();
+        for change in collection.changes.iter().rev().take_while(|c| c.revision > at) {
+            undone.insert(&change.object.key, change.previous.as_ref());
+        }
+        let mut objects: BTreeMap<&Key, &Arc<Object>> = collection.range(namespace, after).collect();
+        for (key, object) in undone {
+            if namespace.is_some_and(|n| n != key.namespace.as_ref()) || after.is_some_and(|a| key <= a) {
+                continue;
+            }
+            match object {
+                Some(object) => objects.insert(key, object),
+                None => objects.remove(key),
+            };
+        }
+        Ok(Snapshot { revision: at, objects: objects.into_values().cloned().collect() })
+    }
+
+    pub(super) fn subscribe(
+        &mut self,
+        collection: &str,
+        since: u64,
+    ) -> Result<(Arc<str>, watch::Receiver<u64>), Expired> {
+        let floor = self.floor;
+        let collection = self.collection(collection, floor);
+        if since < collection.floor {
+            return Err(Expired { asked: since, oldest: collection.floor });
+        }
+        Ok((collection.name.clone(), collection.notify.subscribe()))
+    }
+
+    pub(super) fn subscribe_now(&mut self, collection: &str) -> (Arc<str>, watch::Receiver<u64>) {
+        let floor = self.floor;
+        let collection = self.collection(collection, floor);
+        (collection.name.clone(), collection.notify.subscribe())
+    }
+
+    /// Changes after `cursor`, oldest first, at most `limit`; and the revision up to which the caller then knows all.
+    pub fn changes(&self, collection: &str, cursor: u64, limit: usize) -> Result<(Vec<Arc<Change>>, u64), Expired> {
+        let Some(collection) = self.collections.get(collection) else {
+            return Ok((Vec::new(), self.revision));
+        };
+        if cursor < collection.floor {
+            return Err(Expired { asked: cursor, oldest: collection.floor });
+        }
+        let start = collection.changes.partition_point(|c| c.revision <= cursor);
+        let batch: Vec<_> = collection.changes.range(start..).take(limit).cloned().collect();
+        let known = match batch.last() {
+            Some(last) if batch.len() == limit => last.revision,
+            _ => self.revision,
+        };
+        Ok((batch, known))
+    }
+
+    /// Forgets changes up to `floor`. A collection that did not change since keeps its own, lower floor: watches on
+    /// rarely changing kinds resume from further back.
+    pub(super) fn forget(&mut self, floor: u64) {
+        self.floor = self.floor.max(floor);
+        for collection in self.collections.values_mut() {
+            while collection.changes.front().is_some_and(|c| c.revision <= floor) {
+                collection.forget_oldest();
+            }
+            if collection.changes.capacity() > 64 && collection.changes.len() * 4 < collection.changes.capacity() {
+                collection.changes.shrink_to_fit();
+            }
+        }
+    }
+}
+
+impl Collection {
+    fn range<'a>(
+        &'a self,
+        namespace: Option<&'a str>,
+        after: Option<&Key>,
+    ) -> impl Iterator<Item = (&'a Key, &'a Arc<Object>)> {
+        let first = namespace.map(|n| Key::new(n, ""));
+        let start = match (after, first) {
+            (Some(after), Some(first)) if *after < first => Bound::Included(first),
+            (Some(after), _) => Bound::Excluded(after.clone()),
+            (None, Some(first)) => Bound::Included(first),
+            (None, None) => Bound::Unbounded,
+        };
+        self.objects
+            .range((start, Bound::Unbounded))
+            .take_while(move |(key, _)| namespace.is_none_or(|n| n == key.namespace.as_ref()))
+    }
+
+    fn remember(&mut self, change: Change) {
+        self.bytes += change.previous.as_ref().map_or(0, |o| o.json.len());
+        self.changes.push_back(Arc::new(change));
+        while self.changes.len() > KEPT_CHANGES || (self.bytes > KEPT_BYTES && self.changes.len() > 1) {
+            self.forget_oldest();
+        }
+    }
+
+    fn forget_oldest(&mut self) {
+        if let Some(change) = self.changes.pop_front() {
+            self.bytes -= change.previous.as_ref().map_or(0, |o| o.json.len());
+            self.floor = self.floor.max(change.revision);
+        }
+    }
+}

@@ -1,0 +1,287 @@
+//! exec, attach and port-forward over WebSocket (KEP-4006). Guarantees: the remote command's exit reaches the client
+//! as a Status on the error channel before the socket closes. Assumptions: the client speaks one of the `channel.k8s.io`
+//! subprotocols; SPDY itself, which clients before 1.29 use, is refused with a hint.
+
+use super::{pod, spdy};
+use crate::{
+    convert,
+    kubelet::{ExecSession, Exit, Streams, TerminalSize},
+    status::ApiError,
+    verbs::Call,
+};
+use axum::{
+    body::Body,
+    extract::{
+        FromRequestParts as _,
+        ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade},
+    },
+    response::Response,
+};
+use bytes::Bytes;
+use futures::{SinkExt as _, StreamExt as _, stream::SplitSink};
+use http::{header, request::Parts};
+use serde_json::{Value, json};
+use std::sync::Arc;
+use tokio::sync::mpsc;
+
+const STDIN: u8 = 0;
+const STDOUT: u8 = 1;
+const STDERR: u8 = 2;
+const ERROR: u8 = 3;
+const RESIZE: u8 = 4;
+/// v5: the client closes one of its channels, named in the next byte.
+const CLOSE: u8 = 255;
+
+/// Newest first. `base64.` ones wrap every payload, for clients that have text frames only.
+const PROTOCOLS: [&str; 6] = [
+    "v5.channel.k8s.io", "v4.channel.k8s.io", "v3.channel.k8s.io", "v2.channel.k8s.io", "channel.k8s.io",
+    "base64.channel.k8s.io",
+];
+
+/// A frame from the client; kubectl sends 32 KiB at most.
+const FRAME_LIMIT: usize = 1 << 20;
+
+pub fn upgrade_required(parts: &Parts) -> Result<(), ApiError> {
+    let upgrade = parts.headers.get(header::UPGRADE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    if upgrade.eq_ignore_ascii_case("websocket") {
+        return Ok(());
+    }
+    if upgrade.to_ascii_lowercase().starts_with("spdy/") {
+        return Err(ApiError::bad_request(
+            "SPDY streams are not served, WebSockets are: use kubectl 1.30 or newer (exec, attach) or 1.31 or newer \
+             (port-forward)",
+        ));
+    }
+    Err(ApiError::bad_request("Upgrade request required"))
+}
+
+pub async fn upgrade(mut parts: Parts, protocols: &[&'static str]) -> Result<(WebSocketUpgrade, Option<String>), ApiError> {
+    upgrade_required(&parts)?;
+    let upgrade = WebSocketUpgrade::from_request_parts(&mut parts, &())
+        .await
+        .map_err(|e| ApiError::bad_request(format!("the WebSocket handshake failed: {e}")))?
+        .max_message_size(FRAME_LIMIT)
+        .max_frame_size(FRAME_LIMIT)
+        .protocols(protocols.to_vec());
+    let chosen = upgrade.selected_protocol().and_then(|p| p.to_str().ok()).map(str::to_owned);
+    Ok((upgrade, chosen))
+}
+
+pub async fn exec(call: &Arc<Call>, parts: Parts) -> Result<Response, ApiError> {
+    let stored = pod::stored_pod(call)?;
+    let object = convert::value(&call.resource, &stored);
+    let container = pod::container(call, &object)?;
+    if matches!(object["status"]["phase"].as_str(), Some("Succeeded" | "Failed")) {
+        let phase = object["status"]["phase"].as_str().unwrap_or_default();
+        return Err(ApiError::bad_request(format!(
+            "cannot exec or attach into a container in a completed pod; current phase is {phase}"
+        )));
+    }
+    let query = &call.query;
+    let attaching = call.target.subresource == "attach";
+    let flag = |name: &str, default: bool| if query.get(name).is_some() { query.flag(name) } else { default };
+    let streams = Streams {
+        stdin: flag("stdin", false),
+        stdout: flag("stdout", true),
+        stderr: flag("stderr", true),
+        tty: flag("tty", false),
+    };
+    if !(streams.stdin || streams.stdout || streams.stderr) {
+        return Err(ApiError::bad_request("you must specify at least 1 of stdin, stdout, stderr"));
+    }
+    let command: Vec<String> = query.all("command").map(str::to_owned).collect();
+    if !attaching && command.is_empty() {
+        return Err(ApiError::bad_request("you must specify at least one command for the container"));
+    }
+    let (upgrade, protocol) = upgrade(parts, &PROTOCOLS).await?;
+    let kubelet = call.core.kubelet()?;
+    let (namespace, name) = (call.namespace(), &*call.target.name);
+    let session = if attaching {
+        kubelet.attach(namespace, name, &container, streams).await
+    } else {
+        kubelet.exec(namespace, name, &container, command, streams).await
+    };
+    let session = session.map_err(pod::kubelet_error)?;
+    let shutdown = call.core.shutdown.clone();
+    let protocol = protocol.unwrap_or_default();
+    Ok(respond(upgrade, move |socket| async move {
+        tokio::select! {
+            () = carry(socket, session, Dialect::of(&protocol)) => {}
+            () = shutdown.cancelled() => {}
+        }
+    }))
+}
+
+/// The upgrade runs in a task of the connection, which the server owns.
+fn respond<F, Fut>(upgrade: WebSocketUpgrade, serve: F) -> Response<Body>
+where
+    F: FnOnce(WebSocket) -> Fut + Send + 'static,
+    Fut: Future<Output = ()> + Send + 'static,
+{
+    upgrade.on_upgrade(serve)
+}
+
+#[derive(Clone, Copy)]
+struct Dialect {
+    base64: bool,
+    /// v4 on: the outcome is a Status; before, a failure is text and success is nothing.
+    status: bool,
+}
+
+impl Dialect {
+    fn of(protocol: &str) -> Self {
+        Self {
+            base64: protocol.starts_with("base64."),
+            status: protocol.starts_with("v4.") || protocol.starts_with("v5."),
+        }
+    }
+
+    fn frame(self, channel: u8, data: &[u8]) -> Message {
+        use base64::{Engine as _, engine::general_purpose::STANDARD};
+        if self.base64 {
+            return Message::text(format!("{channel}{}", STANDARD.encode(data)));
+        }
+        let mut frame = Vec::with_capacity(data.len() + 1);
+        frame.push(channel);
+        frame.extend_from_slice(data);
+        Message::binary(frame)
+    }
+
+    fn read(self, message: &Message) -> Option<(u8, Bytes)> {
+        use base64::{Engine as _, engine::general_purpose::STANDARD};
+        let data = match message {
+            Message::Binary(data) => data.clone(),
+            Message::Text(text) => Bytes::copy_from_slice(text.as_bytes()),
+            _ => return None,
+        };
+        let channel = *data.first()?;
+        if self.base64 {
+            return Some((channel.wrapping_sub(b'0'), STANDARD.decode(&data[1..]).ok()?.into()));
+        }
+        Some((channel, data.slice(1..)))
+    }
+}
+
+async fn carry(socket: WebSocket, session: ExecSession, dialect: Dialect) {
+    let ExecSession { mut stdin, stdout, stderr, resize, exit } = session;
+    let (mut out, mut incoming) = socket.split();
+
+    let reading = async move {
+        while let Some(Ok(message)) = incoming.next().await {
+            if matches!(message, Message::Close(_)) {
+                break;
+            }
+            match dialect.read(&message) {
+                // An empty frame opens the channel, which is open already.
+                Some((STDIN, data)) if !data.is_empty() => {
+                    if let Some(sender) = &stdin
+                        && sender.send(data).await.is_err()
+                    {
+                        stdin = None;
+                    }
+                }
+                Some((CLOSE, data)) if data.first() == Some(&STDIN) => stdin = None,
+                Some((RESIZE, data)) => {
+                    if let (Some(resize), Some(size)) = (&resize, terminal_size(&data)) {
+                        drop(resize.send(size).await);
+                    }
+                }
+                _ => {}
+            }
+        }
+    };
+    let writing = async move {
+        let (mut stdout, mut stderr) = (stdout, stderr);
+        loop {
+            let (channel, data) = tokio::select! {
+                data = receive(&mut stdout) => (STDOUT, data),
+                data = receive(&mut stderr) => (STDERR, data),
+                else => break,
+            };
+            match data {
+                Some(data) => {
+                    if out.send(dialect.frame(channel, &data)).await.is_err() {
+                        return;
+                    }
+                }
+                None if channel == STDOUT => stdout = None,
+                None => stderr = None,
+            }
+            if stdout.is_none() && stderr.is_none() {
+                break;
+            }
+        }
+        let exit = exit.await.unwrap_or_else(|_| Exit::Failed("the container's process was lost".into()));
+        finish(&mut out, dialect, &exit).await;
+    };
+    tokio::select! {
+        // The client is gone: dropping the session hangs up.
+        () = reading => {}
+        () = writing => {}
+    }
+}
+
+async fn receive(channel: &mut Option<mpsc::Receiver<Bytes>>) -> Option<Bytes> {
+    match channel {
+        Some(channel) => channel.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn finish(out: &mut SplitSink<WebSocket, Message>, dialect: Dialect, exit: &Exit) {
+    let text = match (dialect.status, exit) {
+        (true, exit) => Some(exit_status(exit).to_string()),
+        (false, Exit::Code(0)) => None,
+        (false, Exit::Code(code)) => Some(format!("command terminated with non-zero exit code: exit status {code}")),
+        (false, Exit::Failed(why)) => Some(why.clone()),
+    };
+    if let Some(text) = text {
+        drop(out.send(dialect.frame(ERROR, text.as_bytes())).await);
+    }
+    drop(out.send(Message::Close(Some(CloseFrame { code: 1000, reason: "".into() }))).await);
+}
+
+fn exit_status(exit: &Exit) -> Value {
+    match exit {
+        Exit::Code(0) => json!({"metadata": {}, "status": "Success"}),
+        Exit::Code(code) => json!({
+            "metadata": {}, "status": "Failure", "reason": "NonZeroExitCode",
+            "message": format!("command terminated with non-zero exit code: exit status {code}"),
+            "details": {"causes": [{"reason": "ExitCode", "message": code.to_string()}]},
+        }),
+        Exit::Failed(why) => json!({
+            "metadata": {}, "status": "Failure", "reason": "InternalError", "code": 500,
+            "message": format!("Internal error occurred: {why}"),
+        }),
+    }
+}
+
+fn terminal_size(data: &[u8]) -> Option<TerminalSize> {
+    let size: Value = serde_json::from_slice(data).ok()?;
+    let side = |name: &str| size[name].as_u64().and_then(|n| u16::try_from(n).ok());
+    Some(TerminalSize { width: side("Width")?, height: side("Height")? })
+}
+
+pub async fn port_forward(call: &Arc<Call>, parts: Parts) -> Result<Response, ApiError> {
+    let pod = pod::stored_pod(call)?.value();
+    if pod["status"]["phase"] != "Running" {
+        return Err(ApiError::bad_request(format!(
+            "unable to forward port because pod is not running. Current status={}",
+            pod["status"]["phase"].as_str().unwrap_or("Unknown")
+        )));
+    }
+    let (upgrade, protocol) = upgrade(parts, &[spdy::TUNNEL]).await?;
+    if protocol.is_none() {
+        return Err(ApiError::bad_request(format!("port-forward needs the WebSocket subprotocol {}", spdy::TUNNEL)));
+    }
+    let kubelet = call.core.kubelet()?;
+    let (namespace, name) = (call.namespace().to_owned(), call.target.name.clone());
+    let shutdown = call.core.shutdown.clone();
+    let tasks = call.core.tasks.clone();
+    Ok(respond(upgrade, move |socket| async move {
+        tokio::select! {
+            () = spdy::serve(socket, kubelet, namespace, name, tasks) => {}
+            () = shutdown.cancelled() => {}
+        }
+    }))
+}

@@ -496,4 +496,4 @@ async fn open_foreign_filter(config: &NetworkConfig, open: bool) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,0 +1,196 @@
+//! What the packet filter should do, decided from Services and endpoints alone. Source: the Kubernetes "Virtual IPs and
+//! Service Proxies" reference; which endpoints count is kube-proxy's rule.
+
+use k8s_openapi::api::{
+    core::v1::Service,
+    discovery::v1::{Endpoint, EndpointSlice},
+};
+use kube::ResourceExt;
+use sha2::{Digest, Sha256};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fmt,
+    net::Ipv4Addr,
+    sync::Arc,
+};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    Tcp,
+    Udp,
+    Sctp,
+}
+
+impl Protocol {
+    pub fn of(text: Option<&str>) -> Option<Self> {
+        match text {
+            None | Some("" | "TCP") => Some(Self::Tcp),
+            Some("UDP") => Some(Self::Udp),
+            Some("SCTP") => Some(Self::Sctp),
+            Some(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Sctp => "sctp",
+        })
+    }
+}
+
+pub type Target = (Ipv4Addr, u16);
+
+/// One port of one service: where its connections go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Port {
+    pub protocol: Protocol,
+    /// At least one; sorted, so that equal sets are equal.
+    pub targets: Vec<Target>,
+    /// Seconds that a client stays with its endpoint (`sessionAffinity: ClientIP`).
+    pub affinity: Option<u32>,
+}
+
+/// The whole of it. Ports are keyed by a short name that is safe in rules.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Rules {
+    pub ports: BTreeMap<String, Port>,
+    /// Addresses of services, by where they lead.
+    pub addresses: BTreeMap<(Ipv4Addr, Protocol, u16), String>,
+    pub node_ports: BTreeMap<(Protocol, u16), String>,
+    /// Endpoints, which may be their own clients.
+    pub hairpins: BTreeSet<Ipv4Addr>,
+}
+
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// The default of `sessionAffinityConfig.clientIP.timeoutSeconds`.
+const AFFINITY_SECONDS: i32 = 10_800;
+
+pub fn rules(services: &[Arc<Service>], slices: &[Arc<EndpointSlice>]) -> Rules {
+    let mut by_service: HashMap<(String, &str), Vec<&EndpointSlice>> = HashMap::new();
+    for slice in slices {
+        if slice.address_type == "IPv4"
+            && let Some(service) = slice.labels().get(SERVICE_NAME)
+        {
+            by_service.entry((slice.namespace().unwrap_or_default(), service)).or_default().push(slice);
+        }
+    }
+    let mut rules = Rules::default();
+    // In a fixed order, so that of two services which claim one address the same one always gets it.
+    let mut services: Vec<&Arc<Service>> = services.iter().collect();
+    services.sort_by_cached_key(|s| (s.creation_timestamp(), s.namespace(), s.name_any()));
+    for service in services {
+        let Some(spec) = &service.spec else { continue };
+        let (namespace, name) = (service.namespace().unwrap_or_default(), service.name_any());
+        let addresses = addresses(service);
+        if spec.type_.as_deref() == Some("ExternalName") {
+            continue;
+        }
+        let slices = by_service.get(&(namespace.clone(), name.as_str())).map(Vec::as_slice).unwrap_or_default();
+        let affinity = (spec.session_affinity.as_deref() == Some("ClientIP")).then(|| {
+            let configured = spec.session_affinity_config.as_ref().and_then(|c| c.client_ip.as_ref()?.timeout_seconds);
+            // The range that the API allows.
+            configured.unwrap_or(AFFINITY_SECONDS).clamp(1, 86_400).unsigned_abs()
+        });
+        for port in spec.ports.iter().flatten() {
+            let Some(protocol) = Protocol::of(port.protocol.as_deref()) else { continue };
+            let Ok(number) = u16::try_from(port.port) else { continue };
+            let targets = targets(slices, port.name.as_deref().unwrap_or_default(), protocol);
+            if targets.is_empty() {
+                // No rule: what is addressed to it is refused by the network's base rules.
+                continue;
+            }
+            let id = short(&format!("{namespace}/{name}/{protocol}/{number}"));
+            let mut used = false;
+            for address in &addresses {
+                used |= insert_once(&mut rules.addresses, (*address, protocol, number), &id);
+            }
+            if let Some(node_port) = port.node_port.and_then(|p| u16::try_from(p).ok()).filter(|p| *p != 0) {
+                used |= insert_once(&mut rules.node_ports, (protocol, node_port), &id);
+            }
+            if used {
+                rules.hairpins.extend(targets.iter().map(|(address, _)| *address));
+                rules.ports.insert(id, Port { protocol, targets, affinity });
+            }
+        }
+    }
+    rules
+}
+
+fn insert_once<K: Ord>(map: &mut BTreeMap<K, String>, key: K, id: &str) -> bool {
+    let mut inserted = false;
+    map.entry(key).or_insert_with(|| {
+        inserted = true;
+        id.to_owned()
+    });
+    inserted
+}
+
+/// A name for rules: nft takes no `/`, and a service's own name may be long.
+pub fn short(text: &str) -> String {
+    let mut hash = hex::encode(Sha256::digest(text.as_bytes()));
+    hash.truncate(16);
+    hash
+}
+
+/// All IPv4 addresses at which a service answers.
+fn addresses(service: &Service) -> BTreeSet<Ipv4Addr> {
+    let Some(spec) = &service.spec else { return BTreeSet::new() };
+    let cluster = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip);
+    let external = spec.external_ips.iter().flatten();
+    let balancer = service.status.as_ref().and_then(|s| s.load_balancer.as_ref()?.ingress.as_ref());
+    let balancer = balancer.into_iter().flatten().filter_map(|ingress| ingress.ip.as_ref());
+    cluster.chain(external).chain(balancer).filter_map(|text| text.parse().ok()).filter(may_be_target).collect()
+}
+
+/// Loopback, link-local (where clouds serve their machine's secrets) and multicast are nobody's endpoint.
+fn may_be_target(address: &Ipv4Addr) -> bool {
+    !address.is_loopback()
+        && !address.is_link_local()
+        && !address.is_multicast()
+        && !address.is_unspecified()
+        && !address.is_broadcast()
+}
+
+/// The endpoints that take connections: the ready ones, or when none is, those that still serve while they end.
+fn targets(slices: &[&EndpointSlice], port_name: &str, protocol: Protocol) -> Vec<Target> {
+    let (mut ready, mut ending) = (BTreeSet::new(), BTreeSet::new());
+    for slice in slices {
+        for port in slice.ports.iter().flatten() {
+            let same = port.name.as_deref().unwrap_or_default() == port_name
+                && Protocol::of(port.protocol.as_deref()) == Some(protocol);
+            let Some(number) = port.port.and_then(|p| u16::try_from(p).ok()).filter(|_| same) else { continue };
+            for endpoint in slice.endpoints.iter().flatten() {
+                let into = match state(endpoint) {
+                    State::Ready => &mut ready,
+                    State::Ending => &mut ending,
+                    State::Down => continue,
+                };
+                // Only the first counts; more than one has never been given a meaning.
+                into.extend(endpoint.addresses.first().and_then(|a| a.parse().ok()).filter(may_be_target).map(|a| (a, number)));
+            }
+        }
+    }
+    if ready.is_empty() { ending } else { ready }.into_iter().collect()
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    Ready,
+    Ending,
+    Down,
+}
+
+pub fn state(endpoint: &Endpoint) -> State {
+    let Some(conditions) = &endpoint.conditions else { return State::Ready };
+    if conditions.ready.unwrap_or(true) {
+        State::Ready
+    } else if conditions.serving.unwrap_or(false) && conditions.terminating.unwrap_or(false) {
+        State::Ending
+    } else {
+        State::Down
+    }
+}

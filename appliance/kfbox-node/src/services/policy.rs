@@ -1,0 +1,310 @@
+//! NetworkPolicies. Source: the Kubernetes "Network Policies" page and the networking.k8s.io/v1 reference.
+//!
+//! Every packet between pods passes the host's forward hook, addressed to the pod itself even when it was sent to a service,
+//! so one table there sees all. What the host sends (probes, the gateway's proxied requests, logs) is not filtered, nor what
+//! pods send to the host's own address, where the daemon asks who they are. Replies pass by connection tracking.
+//! Assumption, as with every implementation that learns of pods from the API: a pod is filtered from the moment its
+//! address is in its status.
+
+use super::{
+    desired::{Protocol, short},
+    directory::follow,
+    settled,
+};
+use crate::network::{Network, nft};
+use ipnet::Ipv4Net;
+use k8s_openapi::{
+    api::{
+        core::v1::{Namespace, Pod},
+        networking::v1::{NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort},
+    },
+    apimachinery::pkg::{apis::meta::v1::LabelSelector, util::intstr::IntOrString},
+};
+use kfbox_base::Tasks;
+use kube::{
+    Api, Client, ResourceExt,
+    core::{Selector, SelectorExt},
+    runtime::reflector::Store,
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    net::Ipv4Addr,
+    sync::Arc,
+};
+use tokio::sync::watch;
+
+/// Starts the watches and keeps the table.
+pub fn run(client: &Client, network: Network, tasks: &Tasks) {
+    let (bump, mut changes) = watch::channel(0);
+    let policies: Store<NetworkPolicy> = follow(Api::all(client.clone()), tasks, bump.clone());
+    let pods: Store<Pod> = follow(Api::all(client.clone()), tasks, bump.clone());
+    let namespaces: Store<Namespace> = follow(Api::all(client.clone()), tasks, bump);
+    let shutdown = tasks.shutdown();
+    tasks.essential("network policies", async move {
+        let ready = async {
+            policies.wait_until_ready().await.is_ok()
+                && pods.wait_until_ready().await.is_ok()
+                && namespaces.wait_until_ready().await.is_ok()
+        };
+        tokio::select! {
+            ready = ready => if !ready { return Err(super::ServicesError::WatchEnded) },
+            () = shutdown.cancelled() => return Ok(()),
+        }
+        let table = format!("{}_policy", network.config().table());
+        let mut applied = None;
+        loop {
+            let rules = decide(&policies.state(), &pods.state(), &namespaces.state());
+            if applied.as_ref() != Some(&rules) {
+                match nft::apply(&script(&table, &rules)).await {
+                    Ok(()) => applied = Some(rules),
+                    // The former table stays whole, so what was denied is still denied.
+                    Err(error) => tracing::error!(%error, "network policies cannot be programmed"),
+                }
+            }
+            if !settled(&mut changes, &shutdown).await {
+                return Ok(());
+            }
+        }
+    });
+}
+
+/// What may pass, for the pods that some policy selects. Everything about other pods passes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Isolation {
+    /// By pod address, the allowances for what it receives; none means nothing may come.
+    pub ingress: BTreeMap<Ipv4Addr, BTreeSet<Allowance>>,
+    pub egress: BTreeMap<Ipv4Addr, BTreeSet<Allowance>>,
+}
+
+/// Peers and ports, both of which must match. `None` is any.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Allowance {
+    pub peers: Option<BTreeSet<Peer>>,
+    pub ports: Option<BTreeSet<(Protocol, u16, u16)>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Peer {
+    Pod(Ipv4Addr),
+    Block { cidr: String, except: Vec<String> },
+}
+
+struct PodFacts<'a> {
+    namespace: String,
+    labels: &'a BTreeMap<String, String>,
+    ip: Ipv4Addr,
+    pod: &'a Pod,
+}
+
+pub fn decide(policies: &[Arc<NetworkPolicy>], pods: &[Arc<Pod>], namespaces: &[Arc<Namespace>]) -> Isolation {
+    let mut isolation = Isolation::default();
+    if policies.is_empty() {
+        return isolation;
+    }
+    let pods: Vec<PodFacts<'_>> = pods.iter().filter_map(|pod| facts(pod)).collect();
+    let namespaces: BTreeMap<String, &BTreeMap<String, String>> =
+        namespaces.iter().map(|namespace| (namespace.name_any(), namespace.labels())).collect();
+    for policy in policies {
+        let Some(spec) = &policy.spec else { continue };
+        let Some(namespace) = policy.namespace() else { continue };
+        let subject = selector(spec.pod_selector.as_ref());
+        let has = |kind: &str| spec.policy_types.as_ref().is_some_and(|types| types.iter().any(|t| t == kind));
+        let unset = spec.policy_types.as_ref().is_none_or(Vec::is_empty);
+        let (ingress, egress) = (has("Ingress") || unset, has("Egress") || (unset && spec.egress.is_some()));
+        for pod in pods.iter().filter(|pod| pod.namespace == namespace && matches(&subject, pod.labels)) {
+            if ingress {
+                let allowed = isolation.ingress.entry(pod.ip).or_default();
+                for rule in spec.ingress.iter().flatten() {
+                    allowed.insert(Allowance {
+                        peers: peers(rule.from.as_deref(), &namespace, &pods, &namespaces),
+                        // A named port is the receiving pod's own.
+                        ports: ports(rule.ports.as_deref(), &[pod]),
+                    });
+                }
+            }
+            if egress {
+                let allowed = isolation.egress.entry(pod.ip).or_default();
+                for rule in spec.egress.iter().flatten() {
+                    let peers = peers(rule.to.as_deref(), &namespace, &pods, &namespaces);
+                    let receiving: Vec<&PodFacts<'_>> = match &peers {
+                        Some(peers) => pods.iter().filter(|pod| peers.contains(&Peer::Pod(pod.ip))).collect(),
+                        None => pods.iter().collect(),
+                    };
+                    allowed.insert(Allowance { ports: ports(rule.ports.as_deref(), &receiving), peers });
+                }
+            }
+        }
+    }
+    isolation
+}
+
+fn facts(pod: &Pod) -> Option<PodFacts<'_>> {
+    let (spec, status) = (pod.spec.as_ref()?, pod.status.as_ref()?);
+    let ended = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
+    if spec.host_network == Some(true) || ended {
+        return None;
+    }
+    let ip = status.pod_ip.as_deref()?.parse().ok()?;
+    Some(PodFacts { namespace: pod.namespace()?, labels: pod.labels(), ip, pod })
+}
+
+/// `None` is a selector that cannot be read: it selects nothing, so that a mistake never opens anything.
+fn selector(selector: Option<&LabelSelector>) -> Option<Selector> {
+    Selector::try_from(selector.cloned().unwrap_or_default()).ok()
+}
+
+fn matches(selector: &Option<Selector>, labels: &BTreeMap<String, String>) -> bool {
+    selector.as_ref().is_some_and(|selector| selector.matches(labels))
+}
+
+fn peers(
+    given: Option<&[NetworkPolicyPeer]>,
+    own_namespace: &str,
+    pods: &[PodFacts<'_>],
+    namespaces: &BTreeMap<String, &BTreeMap<String, String>>,
+) -> Option<BTreeSet<Peer>> {
+    // No list and an empty list both mean everybody.
+    let given = given.filter(|given| !given.is_empty())?;
+    let none = BTreeMap::new();
+    let mut all = BTreeSet::new();
+    for peer in given {
+        if let Some(block) = &peer.ip_block {
+            let valid = |text: &String| text.parse::<Ipv4Net>().ok().map(|net| net.trunc().to_string());
+            if let Some(cidr) = valid(&block.cidr) {
+                all.insert(Peer::Block { cidr, except: block.except.iter().flatten().filter_map(valid).collect() });
+            }
+            continue;
+        }
+        let of_pod = selector(peer.pod_selector.as_ref());
+        let of_namespace = peer.namespace_selector.as_ref().map(|s| selector(Some(s)));
+        for pod in pods {
+            let here = match &of_namespace {
+                Some(selector) => matches(selector, namespaces.get(&pod.namespace).copied().unwrap_or(&none)),
+                None => pod.namespace == own_namespace,
+            };
+            if here && matches(&of_pod, pod.labels) {
+                all.insert(Peer::Pod(pod.ip));
+            }
+        }
+    }
+    Some(all)
+}
+
+fn ports(given: Option<&[NetworkPolicyPort]>, receiving: &[&PodFacts<'_>]) -> Option<BTreeSet<(Protocol, u16, u16)>> {
+    let given = given.filter(|given| !given.is_empty())?;
+    let mut all = BTreeSet::new();
+    for port in given {
+        let Some(protocol) = Protocol::of(port.protocol.as_deref()) else { continue };
+        match &port.port {
+            None => drop(all.insert((protocol, 0, u16::MAX))),
+            Some(IntOrString::Int(first)) => {
+                let last = port.end_port.unwrap_or(*first);
+                if let (Ok(first), Ok(last)) = (u16::try_from(*first), u16::try_from(last))
+                    && first <= last
+                {
+                    all.insert((protocol, first, last));
+                }
+            }
+            Some(IntOrString::String(name)) => {
+                let containers = receiving.iter().filter_map(|facts| facts.pod.spec.as_ref()).flat_map(|spec| {
+                    // Sidecars are init containers that stay.
+                    spec.containers.iter().chain(spec.init_containers.iter().flatten())
+                });
+                for port in containers.flat_map(|container| container.ports.iter().flatten()) {
+                    let same = port.name.as_deref() == Some(name) && Protocol::of(port.protocol.as_deref()) == Some(protocol);
+                    if let (true, Ok(number)) = (same, u16::try_from(port.container_port)) {
+                        all.insert((protocol, number, number));
+                    }
+                }
+            }
+        }
+    }
+    Some(all)
+}
+
+/// The whole table, replaced in one transaction. Pods with the same allowances share a chain.
+pub fn script(table: &str, isolation: &Isolation) -> String {
+    let mut chains = BTreeMap::new();
+    let mut maps = String::new();
+    let mut jumps = String::new();
+    for (direction, own, peer, pods) in
+        [("ingress", "daddr", "saddr", &isolation.ingress), ("egress", "saddr", "daddr", &isolation.egress)]
+    {
+        let mut entries = Vec::new();
+        for (ip, allowed) in pods {
+            let body = chain_body(peer, allowed);
+            let name = format!("{direction}_{}", short(&body));
+            entries.push(format!("{ip} : jump {name}"));
+            chains.insert(name, body);
+        }
+        if !entries.is_empty() {
+            let _ = writeln!(
+                maps,
+                "  map {direction} {{\n    type ipv4_addr : verdict\n    elements = {{ {} }}\n  }}",
+                entries.join(", ")
+            );
+            let _ = writeln!(jumps, "    ip {own} vmap @{direction}");
+        }
+    }
+    let mut script = format!("add table ip {table}\ndelete table ip {table}\ntable ip {table} {{\n{maps}");
+    for (name, body) in &chains {
+        let _ = writeln!(script, "  chain {name} {{\n{body}    drop\n  }}");
+    }
+    // Its own priority, so that both directions are judged: a verdict of one chain returns here for the other.
+    let _ = writeln!(
+        script,
+        "  chain forward {{
+    type filter hook forward priority filter - 10; policy accept;
+    ct state established,related accept
+{jumps}  }}\n}}"
+    );
+    script
+}
+
+fn chain_body(peer: &str, allowed: &BTreeSet<Allowance>) -> String {
+    let mut body = String::new();
+    for allowance in allowed {
+        let from: Vec<String> = match &allowance.peers {
+            None => vec![String::new()],
+            Some(peers) => {
+                let pods: Vec<String> =
+                    peers.iter().filter_map(|p| if let Peer::Pod(ip) = p { Some(ip.to_string()) } else { None }).collect();
+                let blocks = peers.iter().filter_map(|p| match p {
+                    Peer::Block { cidr, except } if except.is_empty() => Some(format!("ip {peer} {cidr} ")),
+                    Peer::Block { cidr, except } => {
+                        Some(format!("ip {peer} {cidr} ip {peer} != {{ {} }} ", merged(except).join(", ")))
+                    }
+                    Peer::Pod(_) => None,
+                });
+                let pods = (!pods.is_empty()).then(|| format!("ip {peer} {{ {} }} ", pods.join(", ")));
+                pods.into_iter().chain(blocks).collect()
+            }
+        };
+        let to: Vec<String> = match &allowance.ports {
+            None => vec![String::new()],
+            Some(ports) => ports
+                .iter()
+                .map(|(protocol, first, last)| {
+                    if (*first, *last) == (0, u16::MAX) {
+                        format!("meta l4proto {protocol} ")
+                    } else {
+                        format!("{protocol} dport {first}-{last} ")
+                    }
+                })
+                .collect(),
+        };
+        for from in &from {
+            for to in &to {
+                let _ = writeln!(body, "    {from}{to}return");
+            }
+        }
+    }
+    body
+}
+
+/// Ranges without those that others contain: nft refuses overlaps in one set.
+fn merged(ranges: &[String]) -> Vec<String> {
+    let nets: Vec<Ipv4Net> = ranges.iter().filter_map(|text| text.parse().ok()).collect();
+    Ipv4Net::aggregate(&nets).iter().map(ToString::to_string).collect()
+}

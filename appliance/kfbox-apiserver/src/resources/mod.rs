@@ -109,7 +109,9 @@ impl Resource {
     pub fn storage_version_hash(&self) -> String {
         use base64::Engine as _;
         use sha2::Digest as _;
-        let hash = sha2::Sha256::digest(format!("{}/{}/{}", self.group, self.storage_version, self.kind));
+        // Events of either group are stored as the core group's.
+        let group = if &*self.collection == "events" { "" } else { &*self.group };
+        let hash = sha2::Sha256::digest(format!("{group}/{}/{}", self.storage_version, self.kind));
         base64::engine::general_purpose::STANDARD.encode(&hash[..8])
     }
 }

@@ -1,0 +1,579 @@
+//! What the engine does outside itself, a future each: preparing a step (cache, metadata, command), creating its pod,
+//! recording what it gave, explaining why it failed. Each may be cut off by a crash at any point and done again.
+
+use super::{
+    actor::Report,
+    logs,
+    model::{Artifact, Io, RunState, Task, TaskError},
+    placeholders::ExecutorInput,
+    plan, pod, resolve, token,
+};
+use crate::{
+    Core,
+    ports::{ExecutionKind, ExecutionState, LineageArtifact, LineageExecution, LineageResult, LineageRun},
+    roots::{local_path, part},
+    spec::{Body, Pipeline, ir::ParameterType, is_volume_stub, value},
+};
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use kube::api::{Api, DeleteParams, PostParams};
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+/// What a future came to.
+pub(crate) enum Done {
+    /// The command is known; the pod can be created once this is stored.
+    Prepared { task: String, image: String, command: Vec<String>, fingerprint: Option<String>, execution: Option<i64> },
+    /// There is nothing to run: an importer, a cached result, a volume.
+    Finished { task: String, outputs: Io, fingerprint: Option<String>, cached_from: Option<String>, execution: Option<i64> },
+    PodCreated { task: String, attempt: u32, uid: String },
+    /// The platform cannot do it; the retry policy does not apply.
+    Refused { task: String, error: TaskError },
+    /// The step failed, explained.
+    Failed { task: String, attempt: u32, error: TaskError },
+    /// What a step reported is recorded.
+    Recorded { task: String, attempt: u32, outputs: Io },
+    /// What a step reported is not what it should have given.
+    Unacceptable { task: String, attempt: u32, why: String },
+    Archived { task: String },
+    /// A pod that the watch did not show.
+    Looked { task: String, attempt: u32, pod: Option<Box<Pod>> },
+    PodsDeleted,
+    RunBegun(crate::ports::LineageContexts),
+    Nothing,
+}
+
+/// A run as futures see it: a copy of what they need.
+pub(super) struct Context {
+    pub core: Arc<Core>,
+    pub pipeline: Arc<Pipeline>,
+    pub run: RunState,
+    pub task: Task,
+}
+
+/// Where a step's outputs go: `ROOT/TASK/ID-ATTEMPT`.
+pub(super) fn output_root(run: &RunState, task: &Task) -> String {
+    format!("{}/{}/{}-{}", run.pipeline_root, part(&task.name), task.id, task.attempt)
+}
+
+/// What an attempt is given and must give.
+pub(super) fn executor_input(pipeline: &Pipeline, run: &RunState, task: &Task) -> ExecutorInput {
+    let mut input = ExecutorInput { parameters: task.inputs.parameters.clone(), artifacts: task.inputs.artifacts.clone(), ..ExecutorInput::default() };
+    let root = output_root(run, task);
+    if let Some(component) = pipeline.component(&task.component) {
+        for name in component.output_definitions.parameters.keys() {
+            input.output_parameters.insert(name.clone(), format!("/tmp/kfp/outputs/{name}"));
+        }
+        for (name, definition) in &component.output_definitions.artifacts {
+            let artifact = Artifact {
+                name: name.clone(),
+                schema_title: definition.artifact_type.title().to_owned(),
+                schema_version: definition.artifact_type.schema_version.clone(),
+                uri: format!("{root}/{}", part(name)),
+                metadata: definition.metadata.clone(),
+                custom_path: None,
+            };
+            input.output_artifacts.insert(name.clone(), artifact);
+        }
+    }
+    // kfp derives the root of `dsl.get_uri` from the folder of this file.
+    input.output_file = local_path(&root).map_or_else(|| "/tmp/kfp_outputs/output_metadata.json".into(), |p| format!("{p}/output_metadata.json"));
+    input
+}
+
+/// What makes two executions interchangeable: upstream's cache key (inputs, outputs, command, image, claims), by input
+/// artifact location instead of id.
+fn fingerprint(input: &ExecutorInput, image: &str, command: &[String], claims: &[String], types: &BTreeMap<String, String>, key: &str) -> String {
+    if !key.is_empty() {
+        return hex::encode(Sha256::digest(format!("key\n{key}")));
+    }
+    let artifacts: BTreeMap<&String, Vec<&str>> =
+        input.artifacts.iter().map(|(name, list)| (name, list.iter().map(|a| a.uri.as_str()).collect())).collect();
+    let outputs: BTreeMap<&String, &str> = input.output_artifacts.iter().map(|(n, a)| (n, a.schema_title.as_str())).collect();
+    let sorted: BTreeMap<&String, &Value> = input.parameters.iter().collect();
+    let content = json!({
+        "inputArtifacts": artifacts,
+        "inputParameters": sorted,
+        "outputArtifacts": outputs,
+        "outputParameters": types,
+        "image": image,
+        "command": command,
+        "claims": claims,
+    });
+    hex::encode(Sha256::digest(content.to_string().as_bytes()))
+}
+
+impl Context {
+    fn refused(&self, error: TaskError) -> Done {
+        Done::Refused { task: self.task.id.clone(), error }
+    }
+
+    fn spec(&self) -> Option<&crate::spec::ir::TaskSpec> {
+        plan::spec_of(&self.pipeline, &self.run, &self.task)
+    }
+
+    fn parent(&self) -> Option<&Task> {
+        let parent = self.run.tasks.get(self.task.parent_id.as_ref()?)?;
+        if self.task.iteration.is_some() { self.run.tasks.get(parent.parent_id.as_ref()?) } else { Some(parent) }
+    }
+
+    /// Records that the execution begins. The metadata store's failure is not the step's: it is logged and the run goes on.
+    async fn begin(&self, kind: ExecutionKind, image: &str, fingerprint: Option<&str>, cached: Option<i64>) -> Option<i64> {
+        let parent = self.task.parent_id.as_ref().and_then(|id| self.run.tasks.get(id)).and_then(|t| t.execution_id);
+        let mut properties: BTreeMap<String, Value> = BTreeMap::from([
+            ("display_name".into(), json!(self.task.display_name)),
+            ("task_name".into(), json!(self.task.name)),
+            ("inputs".into(), Value::Object(self.task.inputs.parameters.clone())),
+        ]);
+        if let Some(parent) = parent {
+            properties.insert("parent_dag_id".into(), json!(parent));
+        }
+        if let Some(iteration) = self.task.iteration {
+            properties.insert("iteration_index".into(), json!(iteration));
+        }
+        if kind == ExecutionKind::Container {
+            properties.insert("pod_name".into(), json!(if cached.is_some() { String::new() } else { self.pod_name() }));
+            properties.insert("namespace".into(), json!(self.run.namespace));
+            properties.insert("image".into(), json!(image));
+            if let Some(fingerprint) = fingerprint {
+                properties.insert("cache_fingerprint".into(), json!(fingerprint));
+            }
+            if let Some(cached) = cached {
+                properties.insert("cached_execution_id".into(), json!(cached.to_string()));
+            }
+        }
+        let inputs = self.task.inputs.artifacts.iter().map(|(name, list)| (name.clone(), ids(list)));
+        let execution = LineageExecution {
+            contexts: self.run.contexts,
+            namespace: self.run.namespace.clone(),
+            kind,
+            name: format!("run/{}/{}/{}", self.run.id, self.task.path, self.task.attempt),
+            custom_properties: properties,
+            inputs: inputs.collect(),
+        };
+        match self.core.deps.lineage.begin_execution(&execution).await {
+            Ok(id) => Some(id),
+            Err(error) => {
+                tracing::warn!(run = %self.run.id, task = %self.task.path, %error, "the metadata store took no execution");
+                None
+            }
+        }
+    }
+
+    async fn finish(&self, execution: Option<i64>, state: ExecutionState, outputs: &mut Io) {
+        finish(&self.core, &self.run, execution, state, outputs).await;
+    }
+
+    fn pod_name(&self) -> String {
+        super::model::pod_name(&self.run.pipeline_name, &self.run.id, &self.task)
+    }
+
+    /// From a decided task to a command, or straight to its outputs.
+    pub(super) async fn prepare(self) -> Done {
+        let component = self.pipeline.component(&self.task.component);
+        match component.and_then(|c| self.pipeline.body(c)) {
+            Some(Body::Importer(importer)) => self.import(importer).await,
+            Some(Body::Container(container)) if is_volume_stub(&container.image) => self.volume(&container.image).await,
+            Some(Body::Container(container)) => self.container(container).await,
+            _ => self.refused(TaskError::platform("its executor is not in the pipeline any more")),
+        }
+    }
+
+    async fn container(&self, container: &crate::spec::ir::ContainerSpec) -> Done {
+        let input = executor_input(&self.pipeline, &self.run, &self.task);
+        let elements: Vec<String> = container
+            .command
+            .iter()
+            .chain(&container.args)
+            .map(|e| resolve::substitute(e, &self.run, &self.task.name, &self.task.id))
+            .collect();
+        let image = input.text(&container.image);
+        let command = match input.command(&elements) {
+            Ok(command) if command.is_empty() => return self.refused(TaskError::step("its command is empty once its placeholders are replaced")),
+            Ok(command) => command,
+            Err(why) => return self.refused(TaskError::step(why)),
+        };
+        if image.trim().is_empty() || image.contains("{{$") {
+            return self.refused(TaskError::step(format!("its image `{image}` is no image")));
+        }
+        let caching = self.spec().map(|s| s.caching_options.clone()).unwrap_or_default();
+        let mut print = None;
+        if caching.enable_cache && self.core.config.caching {
+            let component = self.pipeline.component(&self.task.component);
+            let types = component.map(|c| c.output_definitions.parameters.iter().map(|(n, d)| (n.clone(), format!("{:?}", value::declared_output(d)))).collect());
+            let settings = component.and_then(|c| self.pipeline.kubernetes(c)).map(|k| json!(k.pvc_mount).to_string());
+            let claims: Vec<String> = settings.into_iter().filter(|s| s != "[]").collect();
+            // The executor input holds this run's own output addresses, which would make every print unique.
+            let mut neutral = input.clone();
+            for (name, artifact) in &mut neutral.output_artifacts {
+                artifact.uri = format!("minio://outputs/{name}");
+            }
+            neutral.output_file = "output".into();
+            for list in neutral.artifacts.values_mut() {
+                for artifact in list {
+                    artifact.name = String::new();
+                }
+            }
+            let shape = neutral.command(&elements).unwrap_or_default();
+            let found = fingerprint(&neutral, &image, &shape, &claims, &types.unwrap_or_default(), &caching.cache_key);
+            if self.task.attempt == 0
+                && let Some(done) = self.reuse(&found).await
+            {
+                return done;
+            }
+            print = Some(found);
+        }
+        if pod::needs_workspace(&input)
+            && let Err(error) = self.workspace().await
+        {
+            return self.refused(error);
+        }
+        let execution = self.begin(ExecutionKind::Container, &image, print.as_deref(), None).await;
+        Done::Prepared { task: self.task.id.clone(), image, command, fingerprint: print, execution }
+    }
+
+    /// A finished execution with the same fingerprint, if what it made is still there.
+    async fn reuse(&self, fingerprint: &str) -> Option<Done> {
+        let entry = match self.core.store.cached(&self.run.namespace, fingerprint).await {
+            Ok(entry) => entry?,
+            Err(error) => {
+                tracing::warn!(%error, "the cache cannot be read; the step runs");
+                return None;
+            }
+        };
+        for artifact in entry.outputs.artifacts.values().flatten() {
+            if let Some(at) = self.core.roots.object(&self.run.namespace, &artifact.uri) {
+                let found = self.core.deps.artifacts.list(&at.bucket, &at.key).await.unwrap_or_default();
+                if !found.iter().any(|o| o.key == at.key || o.key.starts_with(&format!("{}/", at.key))) {
+                    drop(self.core.store.forget_cached(&self.run.namespace, fingerprint).await);
+                    return None;
+                }
+            }
+        }
+        let execution = self.begin(ExecutionKind::Container, &self.task.image, Some(fingerprint), Some(entry.execution_id)).await;
+        let mut outputs = entry.outputs;
+        self.finish(execution, ExecutionState::Cached, &mut outputs).await;
+        Some(Done::Finished {
+            task: self.task.id.clone(),
+            outputs,
+            fingerprint: Some(fingerprint.to_owned()),
+            cached_from: Some(entry.task_id),
+            execution,
+        })
+    }
+
+    async fn import(&self, importer: &crate::spec::ir::ImporterSpec) -> Done {
+        let own = |name: &str| self.task.inputs.parameters.get(name).map(value::text);
+        let input = executor_input(&self.pipeline, &self.run, &self.task);
+        let uri = match (&importer.artifact_uri.runtime_parameter, &importer.artifact_uri.constant) {
+            (Some(name), _) => own(name),
+            (None, Some(value)) => Some(value::text(value)),
+            (None, None) => importer.artifact_uri.constant_value.as_ref().and_then(|v| v.get("stringValue")).map(value::text),
+        };
+        let Some(uri) = uri.map(|u| input.text(&u)).filter(|u| !u.is_empty()) else {
+            return self.refused(TaskError::step("the importer has no URI"));
+        };
+        if importer.download_to_workspace {
+            return self.refused(TaskError { code: 12, message: "importing into the workspace is not supported by this kfbox".into() });
+        }
+        let mut metadata: Map<String, Value> = importer.metadata.clone();
+        for value in metadata.values_mut() {
+            if let Value::String(text) = value {
+                *text = input.text(text);
+            }
+        }
+        let name = self.pipeline.component(&self.task.component).and_then(|c| c.output_definitions.artifacts.keys().next().cloned());
+        let name = name.unwrap_or_else(|| "artifact".into());
+        let artifact = Artifact {
+            name: name.clone(),
+            schema_title: importer.type_schema.title().to_owned(),
+            schema_version: importer.type_schema.schema_version.clone(),
+            uri,
+            metadata,
+            custom_path: None,
+        };
+        let mut outputs = Io { artifacts: [(name, vec![artifact])].into(), ..Io::default() };
+        let execution = self.begin(ExecutionKind::Importer, "", None, None).await;
+        self.finish(execution, ExecutionState::Complete, &mut outputs).await;
+        Done::Finished { task: self.task.id.clone(), outputs, fingerprint: None, cached_from: None, execution }
+    }
+
+    /// kfp-kubernetes' CreatePVC and DeletePVC. The claim's name follows from the task, so that doing it again finds it.
+    async fn volume(&self, image: &str) -> Done {
+        let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.core.deps.client.clone(), &self.run.namespace);
+        let text = |name: &str| self.task.inputs.parameters.get(name).filter(|v| !v.is_null()).map(value::text).filter(|t| !t.is_empty());
+        let mut outputs = Io::default();
+        if image == "argostub/deletepvc" {
+            let Some(name) = text("pvc_name") else { return self.refused(TaskError::step("it was given no pvc_name")) };
+            match claims.delete(&name, &DeleteParams::default()).await {
+                Ok(_) => {}
+                Err(kube::Error::Api(status)) if status.code == 404 => {}
+                Err(error) => return self.refused(TaskError::platform(format!("the claim {name} cannot be deleted: {error}"))),
+            }
+        } else {
+            let name = match (text("pvc_name"), text("pvc_name_suffix")) {
+                (Some(_), Some(_)) => return self.refused(TaskError::step("it was given both pvc_name and pvc_name_suffix")),
+                (Some(name), None) => name,
+                (None, suffix) => format!("{}{}", self.task.id, suffix.unwrap_or_default()),
+            };
+            let Some(size) = text("size") else { return self.refused(TaskError::step("it was given no size")) };
+            let modes = self.task.inputs.parameters.get("access_modes").cloned().unwrap_or_else(|| json!(["ReadWriteOnce"]));
+            let mut claim = json!({
+                "apiVersion": "v1", "kind": "PersistentVolumeClaim",
+                "metadata": {"name": name, "labels": {pod::RUN_LABEL: self.run.id}},
+                "spec": {"accessModes": modes, "resources": {"requests": {"storage": size}}},
+            });
+            if let Some(Value::Object(annotations)) = self.task.inputs.parameters.get("annotations") {
+                claim["metadata"]["annotations"] = Value::Object(annotations.clone());
+            }
+            for (parameter, field) in [("storage_class_name", "storageClassName"), ("volume_name", "volumeName")] {
+                if let Some(text) = text(parameter) {
+                    claim["spec"][field] = json!(text);
+                }
+            }
+            if let Some(source) = self.task.inputs.parameters.get("data_source").filter(|s| s.is_object()) {
+                claim["spec"]["dataSource"] = source.clone();
+            }
+            let claim: PersistentVolumeClaim = match serde_json::from_value(claim) {
+                Ok(claim) => claim,
+                Err(error) => return self.refused(TaskError::step(format!("its inputs make no valid claim: {error}"))),
+            };
+            match claims.create(&PostParams::default(), &claim).await {
+                Ok(_) => {}
+                Err(kube::Error::Api(status)) if status.code == 409 => {}
+                Err(error) => return self.refused(TaskError::platform(format!("the claim {name} cannot be created: {error}"))),
+            }
+            outputs.parameters.insert("name".into(), json!(name));
+        }
+        let execution = self.begin(ExecutionKind::Container, image, None, None).await;
+        self.finish(execution, ExecutionState::Complete, &mut outputs).await;
+        Done::Finished { task: self.task.id.clone(), outputs, fingerprint: None, cached_from: None, execution }
+    }
+
+    /// The run's shared volume, made for the first step that needs it; it goes with the run's pods' namespace owner.
+    async fn workspace(&self) -> Result<(), TaskError> {
+        let Some(workspace) = self.pipeline.workspace() else {
+            return Err(TaskError::step("it uses the workspace, and the pipeline has none (dsl.PipelineConfig(workspace=...))"));
+        };
+        let mut spec = json!({"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": workspace.size}}});
+        if let (Some(patch), Value::Object(spec)) = (workspace.kubernetes.as_ref().map(|k| k.pvc_spec_patch.clone()), &mut spec) {
+            spec.extend(patch);
+        }
+        let claim = json!({
+            "apiVersion": "v1", "kind": "PersistentVolumeClaim",
+            "metadata": {"name": pod::workspace_claim(&self.run), "labels": {pod::RUN_LABEL: self.run.id}},
+            "spec": spec,
+        });
+        let claim: PersistentVolumeClaim =
+            serde_json::from_value(claim).map_err(|e| TaskError::step(format!("the workspace's settings make no valid claim: {e}")))?;
+        let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.core.deps.client.clone(), &self.run.namespace);
+        match claims.create(&PostParams::default(), &claim).await {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+            Err(error) => Err(TaskError::platform(format!("the workspace cannot be created: {error}"))),
+        }
+    }
+
+    /// Creates the pod; a pod of that name is this very attempt's.
+    pub(super) async fn create_pod(self) -> Done {
+        let (Some(parent), Some(Body::Container(container))) =
+            (self.parent(), self.pipeline.component(&self.task.component).and_then(|c| self.pipeline.body(c)))
+        else {
+            return self.refused(TaskError::platform("its executor is not in the pipeline any more"));
+        };
+        let input = executor_input(&self.pipeline, &self.run, &self.task);
+        let scope = pod::Scope { run: &self.run, parent, task: &self.task, input: &input };
+        let token = token(&self.core.store.key, &self.run.id, &self.task.id, self.task.attempt);
+        let built = match pod::build(&self.core.config, &self.pipeline, &scope, container, &token) {
+            Ok(pod) => pod,
+            Err(why) => return self.refused(TaskError::step(why)),
+        };
+        let pods: Api<Pod> = Api::namespaced(self.core.deps.client.clone(), &self.run.namespace);
+        let mut wait = Duration::from_millis(200);
+        loop {
+            let (task, attempt) = (self.task.id.clone(), self.task.attempt);
+            match pods.create(&PostParams::default(), &built).await {
+                Ok(created) => return Done::PodCreated { task, attempt, uid: created.metadata.uid.unwrap_or_default() },
+                Err(kube::Error::Api(status)) if status.code == 409 && status.reason == "AlreadyExists" => {
+                    return Done::PodCreated { task, attempt, uid: String::new() };
+                }
+                // A quota may free itself; what is wrong stays wrong.
+                Err(kube::Error::Api(status)) if (400..500).contains(&status.code) && !matches!(status.code, 408 | 409 | 429) => {
+                    return self.refused(TaskError { code: 9, message: format!("its pod was refused: {}", status.message) });
+                }
+                Err(error) => {
+                    tracing::warn!(run = %self.run.id, task = %self.task.path, %error, "a pod cannot be created now; trying again");
+                    tokio::time::sleep(wait).await;
+                    wait = (wait * 2).min(Duration::from_secs(10));
+                }
+            }
+        }
+    }
+
+    /// Takes what a step reported, checks it against what it should give, and records it.
+    pub(super) async fn record(self, report: Report) -> Done {
+        let (task, attempt) = (self.task.id.clone(), self.task.attempt);
+        let mut outputs = match outputs(&self, &report) {
+            Ok(outputs) => outputs,
+            Err(why) => return Done::Unacceptable { task, attempt, why },
+        };
+        self.finish(self.task.execution_id, ExecutionState::Complete, &mut outputs).await;
+        Done::Recorded { task, attempt, outputs }
+    }
+
+    /// Why it failed, in words, with the last lines of its log.
+    pub(super) async fn explain(self, why: String) -> Done {
+        let mut message = why;
+        if let Some(pod) = &self.task.pod_name {
+            let tail = logs::tail(&self.core, &self.run.namespace, pod).await;
+            if !tail.trim().is_empty() {
+                message = format!("{message}\nIts last lines:\n{tail}");
+            }
+        }
+        self.finish(self.task.execution_id, ExecutionState::Failed, &mut Io::default()).await;
+        Done::Failed { task: self.task.id.clone(), attempt: self.task.attempt, error: TaskError::step(message) }
+    }
+
+    pub(super) async fn archive(self) -> Done {
+        if let Err(error) = logs::archive(&self.core, &self.run.namespace, &self.run.id, &self.task).await {
+            tracing::warn!(run = %self.run.id, task = %self.task.path, %error, "a step's log could not be kept");
+        }
+        Done::Archived { task: self.task.id.clone() }
+    }
+
+    pub(super) async fn look(self) -> Done {
+        let pods: Api<Pod> = Api::namespaced(self.core.deps.client.clone(), &self.run.namespace);
+        let name = self.pod_name();
+        let mut wait = Duration::from_millis(200);
+        loop {
+            match pods.get_opt(&name).await {
+                Ok(pod) => return Done::Looked { task: self.task.id.clone(), attempt: self.task.attempt, pod: pod.map(Box::new) },
+                Err(error) => {
+                    tracing::warn!(pod = name, %error, "a pod cannot be looked up now; trying again");
+                    tokio::time::sleep(wait).await;
+                    wait = (wait * 2).min(Duration::from_secs(10));
+                }
+            }
+        }
+    }
+
+    /// The DAG's own execution in the metadata store.
+    pub(super) async fn begin_dag(&self) -> Option<i64> {
+        self.begin(ExecutionKind::Dag, "", None, None).await
+    }
+}
+
+pub(super) async fn finish(core: &Core, run: &RunState, execution: Option<i64>, state: ExecutionState, outputs: &mut Io) {
+    let Some(execution) = execution else { return };
+    let mut artifacts = Vec::new();
+    for (name, list) in &outputs.artifacts {
+        for artifact in list {
+            artifacts.push(LineageArtifact {
+                output: name.clone(),
+                id: artifact.name.parse().ok(),
+                schema_title: artifact.schema_title.clone(),
+                uri: artifact.uri.clone(),
+                metadata: artifact.metadata.clone(),
+            });
+        }
+    }
+    let result = LineageResult {
+        contexts: run.contexts,
+        namespace: run.namespace.clone(),
+        execution,
+        state,
+        output_parameters: outputs.parameters.clone(),
+        artifacts,
+    };
+    match core.deps.lineage.finish_execution(&result).await {
+        Ok(ids) => {
+            for (artifact, id) in outputs.artifacts.values_mut().flatten().zip(ids) {
+                artifact.name = id.to_string();
+            }
+        }
+        Err(error) => tracing::warn!(run = %run.id, execution, %error, "the metadata store took no result"),
+    }
+}
+
+pub(super) async fn begin_run(core: Arc<Core>, run: RunState) -> Done {
+    let request = LineageRun {
+        namespace: run.namespace.clone(),
+        pipeline_name: run.pipeline_name.clone(),
+        run_id: run.id.clone(),
+        resource_name: resolve::resource_name(&run),
+        pipeline_root: run.pipeline_root.clone(),
+    };
+    match core.deps.lineage.begin_run(&request).await {
+        Ok(contexts) => Done::RunBegun(contexts),
+        Err(error) => {
+            tracing::warn!(run = %run.id, %error, "the metadata store took no run");
+            Done::RunBegun(run.contexts)
+        }
+    }
+}
+
+/// Deletes pods that still run, each until it is gone or the API server has said so.
+pub(super) async fn delete_pods(core: Arc<Core>, namespace: String, names: Vec<String>) -> Done {
+    let pods: Api<Pod> = Api::namespaced(core.deps.client.clone(), &namespace);
+    for name in names {
+        let mut wait = Duration::from_millis(200);
+        loop {
+            match pods.delete(&name, &DeleteParams::default()).await {
+                Ok(_) => break,
+                Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404 | 409) => break,
+                Err(error) => {
+                    tracing::warn!(pod = name, %error, "a pod cannot be deleted now; trying again");
+                    tokio::time::sleep(wait).await;
+                    wait = (wait * 2).min(Duration::from_secs(10));
+                }
+            }
+        }
+    }
+    Done::PodsDeleted
+}
+
+fn ids(list: &[Artifact]) -> Vec<i64> {
+    list.iter().filter_map(|a| a.name.parse().ok()).collect()
+}
+
+/// The values that a step gave: its metadata file first, then the files of its output parameters.
+fn outputs(context: &Context, report: &Report) -> Result<Io, String> {
+    let (pipeline, run, task) = (&context.pipeline, &context.run, &context.task);
+    let Some(component) = pipeline.component(&task.component) else { return Err("its component is gone".into()) };
+    let input = executor_input(pipeline, run, task);
+    let given = &report.executor_output;
+    let from_metadata = given.get("parameterValues").and_then(Value::as_object);
+    let mut io = Io::default();
+    for (name, definition) in &component.output_definitions.parameters {
+        if let Some(value) = from_metadata.and_then(|p| p.get(name)) {
+            let mut value = value.clone();
+            value::normalize(&mut value);
+            let kind = value::declared_output(definition);
+            if matches!(kind, ParameterType::String) && !value.is_string() {
+                value = Value::String(value::text(&value));
+            }
+            io.parameters.insert(name.clone(), value);
+        } else if let Some(text) = report.parameters.get(name) {
+            let kind = value::declared_output(definition);
+            io.parameters.insert(name.clone(), value::parse_output(text, kind).map_err(|why| format!("output parameter {name}: {why}"))?);
+        } else {
+            return Err(format!("it gave no value for its output parameter {name}: nothing was written to {}", input.output_parameters[name]));
+        }
+    }
+    for (name, mut artifact) in input.output_artifacts {
+        let told = given.get("artifacts").and_then(|a| a.get(&name)).and_then(|l| l.get("artifacts")).and_then(|l| l.get(0));
+        if let Some(told) = told {
+            if let Some(uri) = told.get("uri").and_then(Value::as_str).filter(|u| !u.is_empty()) {
+                uri.clone_into(&mut artifact.uri);
+            }
+            if let Some(metadata) = told.get("metadata").and_then(Value::as_object) {
+                artifact.metadata.extend(metadata.clone());
+            }
+        }
+        // Kept for readers as the name the SDK gave; a downstream step reads it at its usual place.
+        artifact.custom_path = None;
+        io.artifacts.insert(name, vec![artifact]);
+    }
+    Ok(io)
+}
+

@@ -1,0 +1,128 @@
+//! One watch over the pods of all runs, handed to the run that each belongs to. Only the newest fact of a pod is kept,
+//! so that a slow run costs no queue.
+
+use super::{Engine, pod};
+use futures::TryStreamExt;
+use k8s_openapi::api::core::v1::{ContainerStateTerminated, Pod};
+use kube::{
+    Api, ResourceExt,
+    runtime::{WatchStreamExt, watcher, watcher::Event},
+};
+use std::collections::HashMap;
+
+/// What the engine wants to know of a pod.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct PodFact {
+    pub phase: String,
+    pub uid: String,
+    pub deleted: bool,
+    /// The pod's own reason, such as `Evicted` or `DeadlineExceeded`.
+    pub reason: String,
+    pub message: String,
+    /// The main container waits: its reason and message.
+    pub waiting: Option<(String, String)>,
+    pub terminated: Option<Terminated>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Terminated {
+    pub exit_code: i32,
+    pub signal: Option<i32>,
+    pub reason: String,
+    pub message: String,
+}
+
+impl PodFact {
+    pub(super) fn of(pod: &Pod) -> Self {
+        let status = pod.status.clone().unwrap_or_default();
+        let container = status.container_statuses.unwrap_or_default().into_iter().find(|c| c.name == pod::MAIN);
+        let state = container.and_then(|c| c.state).unwrap_or_default();
+        Self {
+            phase: status.phase.unwrap_or_default(),
+            uid: pod.metadata.uid.clone().unwrap_or_default(),
+            deleted: false,
+            reason: status.reason.unwrap_or_default(),
+            message: status.message.unwrap_or_default(),
+            waiting: state.waiting.map(|w| (w.reason.unwrap_or_default(), w.message.unwrap_or_default())),
+            terminated: state.terminated.map(|t: ContainerStateTerminated| Terminated {
+                exit_code: t.exit_code,
+                signal: t.signal,
+                reason: t.reason.unwrap_or_default(),
+                message: t.message.unwrap_or_default(),
+            }),
+        }
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.deleted || matches!(self.phase.as_str(), "Succeeded" | "Failed") || self.terminated.is_some()
+    }
+}
+
+pub(super) async fn run(engine: Engine) -> Result<(), kfbox_base::BoxError> {
+    let shutdown = engine.core.tasks.shutdown();
+    let pods: Api<Pod> = Api::all(engine.core.deps.client.clone());
+    let selected = watcher::Config::default().labels(&format!("{},{}=true", pod::RUN_LABEL, pod::COMPONENT_LABEL));
+    let mut events = std::pin::pin!(watcher(pods, selected).default_backoff());
+    let mut listed: HashMap<String, HashMap<String, PodFact>> = HashMap::new();
+    loop {
+        let event = tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            event = events.try_next() => event,
+        };
+        match event {
+            Ok(Some(Event::Init)) => listed.clear(),
+            Ok(Some(Event::InitApply(pod))) => {
+                if let Some(run) = pod.labels().get(pod::RUN_LABEL)
+                    && engine.mailbox(run).is_some()
+                {
+                    listed.entry(run.clone()).or_default().insert(pod.name_any(), PodFact::of(&pod));
+                }
+            }
+            Ok(Some(Event::InitDone)) => {
+                let runs: Vec<_> = engine.runs.lock().iter().map(|(id, m)| (id.clone(), m.clone())).collect();
+                for (id, mailbox) in runs {
+                    let found = listed.remove(&id).unwrap_or_default();
+                    mailbox.pods.lock().extend(found);
+                    mailbox.wake.notify_one();
+                }
+                listed.clear();
+            }
+            Ok(Some(Event::Apply(pod))) => tell(&engine, &pod, false),
+            Ok(Some(Event::Delete(pod))) => tell(&engine, &pod, true),
+            Ok(None) => return Err("the watch on pods ended".into()),
+            Err(error) => tracing::warn!(%error, "the watch on pipeline pods failed; it is started again"),
+        }
+    }
+}
+
+fn tell(engine: &Engine, pod: &Pod, deleted: bool) {
+    let Some(mailbox) = pod.labels().get(pod::RUN_LABEL).and_then(|run| engine.mailbox(run)) else { return };
+    let mut fact = PodFact::of(pod);
+    fact.deleted = deleted;
+    mailbox.pods.lock().insert(pod.name_any(), fact);
+    mailbox.wake.notify_one();
+}
+
+/// How a state of a task shows while its pod waits; kept here beside the reasons.
+pub(super) fn is_stuck(reason: &str) -> bool {
+    matches!(
+        reason,
+        "ErrImagePull"
+            | "ImagePullBackOff"
+            | "InvalidImageName"
+            | "ErrImageNeverPull"
+            | "ImageInspectError"
+            | "RegistryUnavailable"
+            | "CreateContainerConfigError"
+            | "CreateContainerError"
+            | "RunContainerError"
+            | "CreatePodSandboxError"
+            | "FailedMount"
+    )
+}
+
+/// Waiting will not help.
+pub(super) fn is_hopeless(reason: &str) -> bool {
+    matches!(reason, "InvalidImageName" | "ErrImageNeverPull")
+}
+

@@ -1,0 +1,120 @@
+//! `RecurringRunService`: stored, listed, switched; periodic schedules are run by `crate::schedule`. Cron expressions
+//! are refused by name.
+
+use super::{App, Args, Caller, description, display_name, empty, field, json_body, render, text_field};
+use crate::{
+    Inner,
+    error::{ApiError, ApiResult, Code},
+    schedule,
+    store::{RecurringRow, listing},
+    time,
+};
+use axum::{Json, body::Body, extract::Path, response::Response};
+use kfbox_base::UserInfo;
+use serde_json::{Value, json};
+
+/// Upstream's name for recurring runs in RBAC.
+const RESOURCE: &str = "jobs";
+
+impl Inner {
+    async fn recurring(&self, user: &UserInfo, verb: &str, id: &str) -> ApiResult<RecurringRow> {
+        let not_found = || ApiError::not_found("recurring run", id);
+        let found = self.store.recurring(id).await?.ok_or_else(not_found)?;
+        self.allow_on(user, verb, RESOURCE, &found.namespace, not_found).await?;
+        Ok(found)
+    }
+}
+
+pub(super) async fn create(app: App, Caller(user): Caller, body: Body) -> ApiResult<Json<Value>> {
+    let mut body = json_body(body).await?;
+    let trigger = field(&body, "trigger").cloned().unwrap_or_default();
+    if field(&trigger, "cron_schedule").is_some() {
+        return Err(ApiError::new(Code::Unimplemented, "cron schedules are not supported by this kfbox yet; use a periodic schedule (interval_second)"));
+    }
+    schedule::Periodic::parse(&trigger).map_err(ApiError::invalid)?;
+    // The same checks as for a run now, so that a schedule that can never run is refused at once.
+    let run = super::new_run(&app, &user, &body, "").await?;
+    app.allow_verb(&user, "create", RESOURCE, &run.namespace).await?;
+    let enabled = match field(&body, "mode") {
+        None => true,
+        Some(Value::String(mode)) => mode == "ENABLE",
+        Some(mode) => mode.as_i64() == Some(1),
+    };
+    let (now, display_name) = (time::now(), display_name(&body)?);
+    description(&body)?;
+    if let Some(body) = body.as_object_mut() {
+        body.insert("service_account".into(), json!(run.service_account));
+        body.insert("kfbox_owner".into(), json!(user));
+    }
+    let row = RecurringRow {
+        id: uuid::Uuid::new_v4().to_string(),
+        namespace: run.namespace,
+        experiment_id: run.experiment_id,
+        display_name,
+        created_at: now,
+        updated_at: now,
+        status: if enabled { "ENABLED" } else { "DISABLED" }.into(),
+        body,
+    };
+    let row = app.store.put_recurring(row).await?;
+    app.schedule.wake();
+    Ok(Json(shown(&row)))
+}
+
+fn shown(row: &RecurringRow) -> Value {
+    let mut value = render::recurring(row);
+    if let Some(map) = value.as_object_mut() {
+        map.retain(|name, _| !name.starts_with("kfbox_"));
+    }
+    value
+}
+
+pub(super) async fn list(app: App, Caller(user): Caller, args: Args) -> ApiResult<Json<Value>> {
+    let experiment = args.text("experiment_id");
+    let scope = if experiment.is_empty() {
+        vec![("namespace", app.listed(&user, RESOURCE, &args.text("namespace")).await?)]
+    } else {
+        let of = app.experiment(&user, "get", &experiment).await?;
+        app.allow_verb(&user, "list", RESOURCE, &of.namespace).await?;
+        vec![("experiment_id", vec![experiment])]
+    };
+    let listing = listing::Listing::new(&listing::RECURRING, &args.listing()?, scope, app.store.key.as_slice())?;
+    let page = app.store.recurring_runs(listing).await?;
+    let rows: Vec<Value> = page.rows.iter().map(shown).collect();
+    Ok(Json(json!({"recurringRuns": rows, "total_size": page.total, "next_page_token": page.next_page_token})))
+}
+
+pub(super) async fn get(app: App, Caller(user): Caller, Path(id): Path<String>) -> ApiResult<Json<Value>> {
+    Ok(Json(shown(&app.recurring(&user, "get", &id).await?)))
+}
+
+pub(super) async fn delete(app: App, Caller(user): Caller, Path(id): Path<String>) -> ApiResult<Response> {
+    app.recurring(&user, "delete", &id).await?;
+    app.store.delete_recurring(&id).await?;
+    Ok(empty())
+}
+
+/// `POST /recurringruns/{id}:enable` and `:disable`.
+pub(super) async fn act(app: App, Caller(user): Caller, Path(id): Path<String>) -> ApiResult<Response> {
+    let (id, verb) = id.rsplit_once(':').ok_or_else(|| ApiError::not_found("the action on recurring run", &id))?;
+    let status = match verb {
+        "enable" => "ENABLED",
+        "disable" => "DISABLED",
+        _ => return Err(ApiError::not_found("the action", verb)),
+    };
+    let mut row = app.recurring(&user, verb, id).await?;
+    status.clone_into(&mut row.status);
+    row.updated_at = time::now();
+    app.store.put_recurring(row).await?;
+    app.schedule.wake();
+    Ok(empty())
+}
+
+/// Whether a mode in a request means on.
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn names_of_fields_are_told_apart_by_spelling_only() {
+        assert_eq!(super::text_field(&serde_json::json!({"displayName": "x"}), "display_name").unwrap(), "x");
+    }
+}

@@ -1,0 +1,432 @@
+//! `pipelines.db`: experiments, pipelines, versions, runs with their tasks, the cache. Storage knows no HTTP and no
+//! rights; it answers `ApiError` only for what a caller's own input causes (a name taken, an id unknown).
+
+pub mod listing;
+mod runs;
+mod schema;
+
+pub use runs::{CacheEntry, RunRow};
+
+use crate::{
+    error::{ApiError, ApiResult, Code},
+    spec::Documents,
+};
+use kfbox_db::{Database, rusqlite};
+use listing::{Listing, Page};
+use rand::Rng;
+use rusqlite::{OptionalExtension, Row, params};
+use serde_json::Value;
+use std::path::Path;
+
+pub const AVAILABLE: &str = "AVAILABLE";
+pub const ARCHIVED: &str = "ARCHIVED";
+
+#[derive(Clone)]
+pub struct Store {
+    pub(crate) db: Database,
+    /// Signs page tokens and derives task tokens; made once, kept in the database.
+    pub(crate) key: std::sync::Arc<[u8; 32]>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Experiment {
+    pub id: String,
+    pub namespace: String,
+    pub display_name: String,
+    pub description: String,
+    pub created_at: i64,
+    pub last_run_created_at: i64,
+    pub storage_state: String,
+}
+
+#[derive(Debug, Clone)]
+pub struct PipelineRow {
+    pub id: String,
+    pub namespace: String,
+    pub name: String,
+    pub display_name: String,
+    pub description: String,
+    pub created_at: i64,
+    pub tags: Value,
+}
+
+#[derive(Debug, Clone)]
+pub struct VersionRow {
+    pub id: String,
+    pub pipeline_id: String,
+    pub name: String,
+    pub display_name: String,
+    pub description: String,
+    pub created_at: i64,
+    pub code_source_url: String,
+    pub tags: Value,
+    pub spec: Documents,
+}
+
+#[derive(Debug, Clone)]
+pub struct RecurringRow {
+    pub id: String,
+    pub namespace: String,
+    pub experiment_id: String,
+    pub display_name: String,
+    pub created_at: i64,
+    pub updated_at: i64,
+    pub status: String,
+    pub body: Value,
+}
+
+const EXPERIMENT: &str = "namespace, display_name, description, created_at, last_run_created_at, storage_state";
+const PIPELINE: &str = "namespace, name, display_name, description, created_at, tags";
+const VERSION: &str = "pipeline_id, name, display_name, description, created_at, code_source_url, tags, spec";
+const RECURRING: &str = "namespace, experiment_id, display_name, created_at, updated_at, status, body";
+
+pub(crate) fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or(Value::Null)
+}
+
+pub(crate) fn documents_text(documents: &Documents) -> String {
+    serde_json::json!({"pipeline_spec": documents.pipeline_spec, "platform_spec": documents.platform_spec}).to_string()
+}
+
+pub(crate) fn documents(text: &str) -> Documents {
+    let mut value = json(text);
+    let platform = value.get_mut("platform_spec").map(Value::take).filter(|v| !v.is_null());
+    Documents { pipeline_spec: value.get_mut("pipeline_spec").map(Value::take).unwrap_or_default(), platform_spec: platform }
+}
+
+// Every reader below is given rows whose first columns are the sort value and the id.
+fn experiment(row: &Row<'_>) -> rusqlite::Result<Experiment> {
+    Ok(Experiment {
+        id: row.get(1)?,
+        namespace: row.get(2)?,
+        display_name: row.get(3)?,
+        description: row.get(4)?,
+        created_at: row.get(5)?,
+        last_run_created_at: row.get(6)?,
+        storage_state: row.get(7)?,
+    })
+}
+
+fn pipeline(row: &Row<'_>) -> rusqlite::Result<PipelineRow> {
+    Ok(PipelineRow {
+        id: row.get(1)?,
+        namespace: row.get(2)?,
+        name: row.get(3)?,
+        display_name: row.get(4)?,
+        description: row.get(5)?,
+        created_at: row.get(6)?,
+        tags: json(&row.get::<_, String>(7)?),
+    })
+}
+
+fn version(row: &Row<'_>) -> rusqlite::Result<VersionRow> {
+    Ok(VersionRow {
+        id: row.get(1)?,
+        pipeline_id: row.get(2)?,
+        name: row.get(3)?,
+        display_name: row.get(4)?,
+        description: row.get(5)?,
+        created_at: row.get(6)?,
+        code_source_url: row.get(7)?,
+        tags: json(&row.get::<_, String>(8)?),
+        spec: documents(&row.get::<_, String>(9)?),
+    })
+}
+
+fn recurring(row: &Row<'_>) -> rusqlite::Result<RecurringRow> {
+    Ok(RecurringRow {
+        id: row.get(1)?,
+        namespace: row.get(2)?,
+        experiment_id: row.get(3)?,
+        display_name: row.get(4)?,
+        created_at: row.get(5)?,
+        updated_at: row.get(6)?,
+        status: row.get(7)?,
+        body: json(&row.get::<_, String>(8)?),
+    })
+}
+
+fn unique(error: rusqlite::Error, what: impl FnOnce() -> String) -> ApiError {
+    match error.sqlite_error_code() {
+        Some(rusqlite::ErrorCode::ConstraintViolation) => ApiError::new(Code::AlreadyExists, what()),
+        _ => error.into(),
+    }
+}
+
+impl Store {
+    pub fn open(path: &Path) -> Result<Self, kfbox_db::OpenError> {
+        let db = Database::open(path, &schema::SCHEMA)?;
+        let mut fresh = [0u8; 32];
+        rand::rng().fill_bytes(&mut fresh);
+        let failed = |error: kfbox_db::Error| kfbox_db::OpenError::Sqlite {
+            name: schema::SCHEMA.name,
+            path: path.to_owned(),
+            source: rusqlite::Error::ToSqlConversionFailure(Box::new(error)),
+        };
+        let key: [u8; 32] = db
+            .write_blocking(move |tx| {
+                tx.execute("INSERT OR IGNORE INTO secrets (name, value) VALUES ('signing', ?1)", [fresh.as_slice()])?;
+                tx.query_row("SELECT value FROM secrets WHERE name = 'signing'", [], |r| r.get(0)).map_err(kfbox_db::Error::from)
+            })
+            .map_err(failed)?;
+        Ok(Self { db, key: std::sync::Arc::new(key) })
+    }
+
+    async fn one<T: Send + 'static>(
+        &self,
+        sql: String,
+        values: Vec<String>,
+        read: fn(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> ApiResult<Option<T>> {
+        self.db
+            .read(move |c| {
+                let values: Vec<&dyn rusqlite::ToSql> = values.iter().map(|v| v as &dyn rusqlite::ToSql).collect();
+                Ok(c.query_row(&sql, values.as_slice(), read).optional()?)
+            })
+            .await
+    }
+
+    async fn page<T: Send + 'static>(
+        &self,
+        listing: Listing,
+        columns: &'static str,
+        read: fn(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> ApiResult<Page<T>> {
+        let key = self.key.clone();
+        self.db.read(move |c| Ok(listing.run(c, key.as_slice(), columns, read)?)).await
+    }
+
+    // experiments
+
+    pub async fn experiment(&self, id: &str) -> ApiResult<Option<Experiment>> {
+        self.one(format!("SELECT 0, id, {EXPERIMENT} FROM experiments WHERE id = ?1"), vec![id.into()], experiment).await
+    }
+
+    pub async fn experiments(&self, listing: Listing) -> ApiResult<Page<Experiment>> {
+        self.page(listing, EXPERIMENT, experiment).await
+    }
+
+    pub async fn create_experiment(&self, new: Experiment) -> ApiResult<Experiment> {
+        self.db
+            .write(move |tx| {
+                tx.execute(
+                    "INSERT INTO experiments (id, namespace, display_name, description, created_at, last_run_created_at, storage_state)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                    params![new.id, new.namespace, new.display_name, new.description, new.created_at, new.last_run_created_at, new.storage_state],
+                )
+                .map_err(|e| unique(e, || format!("an experiment named {} already exists in {}", new.display_name, new.namespace)))?;
+                Ok(new)
+            })
+            .await
+    }
+
+    /// The experiment of runs that name none; made on first use.
+    pub async fn default_experiment(&self, namespace: &str) -> ApiResult<Experiment> {
+        let (namespace, id) = (namespace.to_owned(), uuid::Uuid::new_v4().to_string());
+        self.db
+            .write(move |tx| {
+                tx.execute(
+                    "INSERT OR IGNORE INTO experiments (id, namespace, display_name, description, created_at, last_run_created_at, storage_state)
+                     VALUES (?1, ?2, 'Default', 'All runs created without specifying an experiment will be grouped here.', ?3, 0, 'AVAILABLE')",
+                    params![id, namespace, crate::time::now()],
+                )?;
+                Ok(tx.query_row(
+                    &format!("SELECT 0, id, {EXPERIMENT} FROM experiments WHERE namespace = ?1 AND display_name = 'Default'"),
+                    [namespace],
+                    experiment,
+                )?)
+            })
+            .await
+    }
+
+    /// Archiving an experiment archives its runs; unarchiving it leaves them archived, as upstream.
+    pub async fn set_experiment_storage(&self, id: &str, state: &'static str) -> ApiResult<()> {
+        let id = id.to_owned();
+        self.db
+            .write(move |tx| {
+                tx.execute("UPDATE experiments SET storage_state = ?2 WHERE id = ?1", params![id, state])?;
+                if state == ARCHIVED {
+                    tx.execute("UPDATE runs SET storage_state = ?2 WHERE experiment_id = ?1", params![id, state])?;
+                }
+                Ok(())
+            })
+            .await
+    }
+
+    pub async fn delete_experiment(&self, id: &str) -> ApiResult<()> {
+        let id = id.to_owned();
+        self.db
+            .write(move |tx| {
+                let runs: i64 = tx.query_row("SELECT count(*) FROM runs WHERE experiment_id = ?1", [&id], |r| r.get(0))?;
+                if runs > 0 {
+                    return Err(ApiError::new(
+                        Code::FailedPrecondition,
+                        format!("the experiment still has {runs} runs; delete or move them first"),
+                    ));
+                }
+                tx.execute("DELETE FROM recurring_runs WHERE experiment_id = ?1", [&id])?;
+                tx.execute("DELETE FROM experiments WHERE id = ?1", [&id])?;
+                Ok(())
+            })
+            .await
+    }
+
+    // pipelines and their versions
+
+    pub async fn pipeline(&self, id: &str) -> ApiResult<Option<PipelineRow>> {
+        self.one(format!("SELECT 0, id, {PIPELINE} FROM pipelines WHERE id = ?1"), vec![id.into()], pipeline).await
+    }
+
+    pub async fn pipeline_by_name(&self, namespace: &str, name: &str) -> ApiResult<Option<PipelineRow>> {
+        let sql = format!("SELECT 0, id, {PIPELINE} FROM pipelines WHERE namespace = ?1 AND name = ?2");
+        self.one(sql, vec![namespace.into(), name.into()], pipeline).await
+    }
+
+    pub async fn pipelines(&self, listing: Listing) -> ApiResult<Page<PipelineRow>> {
+        self.page(listing, PIPELINE, pipeline).await
+    }
+
+    /// Both or neither.
+    pub async fn create_pipeline(&self, new: PipelineRow, first: Option<VersionRow>) -> ApiResult<PipelineRow> {
+        self.db
+            .write(move |tx| {
+                tx.execute(
+                    "INSERT INTO pipelines (id, namespace, name, display_name, description, created_at, tags) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                    params![new.id, new.namespace, new.name, new.display_name, new.description, new.created_at, new.tags.to_string()],
+                )
+                .map_err(|e| unique(e, || format!("a pipeline named {} already exists in {}; upload a new version of it", new.name, new.namespace)))?;
+                if let Some(version) = &first {
+                    insert_version(tx, version)?;
+                }
+                Ok(new)
+            })
+            .await
+    }
+
+    pub async fn update_pipeline(&self, row: PipelineRow) -> ApiResult<()> {
+        self.db
+            .write(move |tx| {
+                tx.execute(
+                    "UPDATE pipelines SET display_name = ?2, description = ?3, tags = ?4 WHERE id = ?1",
+                    params![row.id, row.display_name, row.description, row.tags.to_string()],
+                )?;
+                Ok(())
+            })
+            .await
+    }
+
+    pub async fn delete_pipeline(&self, id: &str, cascade: bool) -> ApiResult<()> {
+        let id = id.to_owned();
+        self.db
+            .write(move |tx| {
+                let versions: i64 = tx.query_row("SELECT count(*) FROM pipeline_versions WHERE pipeline_id = ?1", [&id], |r| r.get(0))?;
+                if versions > 0 && !cascade {
+                    return Err(ApiError::new(
+                        Code::FailedPrecondition,
+                        format!("the pipeline still has {versions} versions; delete them first, or delete with cascade=true"),
+                    ));
+                }
+                tx.execute("DELETE FROM pipeline_versions WHERE pipeline_id = ?1", [&id])?;
+                tx.execute("DELETE FROM pipelines WHERE id = ?1", [&id])?;
+                Ok(())
+            })
+            .await
+    }
+
+    pub async fn version(&self, id: &str) -> ApiResult<Option<VersionRow>> {
+        self.one(format!("SELECT 0, id, {VERSION} FROM pipeline_versions WHERE id = ?1"), vec![id.into()], version).await
+    }
+
+    pub async fn latest_version(&self, pipeline_id: &str) -> ApiResult<Option<VersionRow>> {
+        let sql = format!("SELECT 0, id, {VERSION} FROM pipeline_versions WHERE pipeline_id = ?1 ORDER BY created_at DESC, rowid DESC LIMIT 1");
+        self.one(sql, vec![pipeline_id.into()], version).await
+    }
+
+    pub async fn versions(&self, listing: Listing) -> ApiResult<Page<VersionRow>> {
+        self.page(listing, VERSION, version).await
+    }
+
+    pub async fn create_version(&self, new: VersionRow) -> ApiResult<VersionRow> {
+        self.db
+            .write(move |tx| {
+                insert_version(tx, &new)?;
+                Ok(new)
+            })
+            .await
+    }
+
+    pub async fn update_version(&self, row: VersionRow) -> ApiResult<()> {
+        self.db
+            .write(move |tx| {
+                tx.execute(
+                    "UPDATE pipeline_versions SET display_name = ?2, description = ?3, tags = ?4 WHERE id = ?1",
+                    params![row.id, row.display_name, row.description, row.tags.to_string()],
+                )?;
+                Ok(())
+            })
+            .await
+    }
+
+    pub async fn delete_version(&self, id: &str) -> ApiResult<()> {
+        let id = id.to_owned();
+        self.db.write(move |tx| Ok(tx.execute("DELETE FROM pipeline_versions WHERE id = ?1", [id]).map(drop)?)).await
+    }
+
+    // recurring runs
+
+    pub async fn recurring(&self, id: &str) -> ApiResult<Option<RecurringRow>> {
+        self.one(format!("SELECT 0, id, {RECURRING} FROM recurring_runs WHERE id = ?1"), vec![id.into()], recurring).await
+    }
+
+    pub async fn recurring_runs(&self, listing: Listing) -> ApiResult<Page<RecurringRow>> {
+        self.page(listing, RECURRING, recurring).await
+    }
+
+    pub async fn put_recurring(&self, row: RecurringRow) -> ApiResult<RecurringRow> {
+        self.db
+            .write(move |tx| {
+                tx.execute(
+                    "INSERT OR REPLACE INTO recurring_runs (id, namespace, experiment_id, display_name, created_at, updated_at, status, body)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+                    params![row.id, row.namespace, row.experiment_id, row.display_name, row.created_at, row.updated_at, row.status, row.body.to_string()],
+                )?;
+                Ok(row)
+            })
+            .await
+    }
+
+    pub async fn enabled_recurring(&self) -> ApiResult<Vec<RecurringRow>> {
+        self.db
+            .read(|c| {
+                let mut statement = c.prepare(&format!("SELECT 0, id, {RECURRING} FROM recurring_runs WHERE status = 'ENABLED'"))?;
+                let rows = statement.query_map([], recurring)?.collect::<rusqlite::Result<_>>()?;
+                Ok(rows)
+            })
+            .await
+    }
+
+    pub async fn delete_recurring(&self, id: &str) -> ApiResult<()> {
+        let id = id.to_owned();
+        self.db.write(move |tx| Ok(tx.execute("DELETE FROM recurring_runs WHERE id = ?1", [id]).map(drop)?)).await
+    }
+}
+
+fn insert_version(tx: &rusqlite::Transaction<'_>, new: &VersionRow) -> ApiResult<()> {
+    tx.execute(
+        "INSERT INTO pipeline_versions (id, pipeline_id, name, display_name, description, created_at, code_source_url, tags, spec)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+        params![
+            new.id,
+            new.pipeline_id,
+            new.name,
+            new.display_name,
+            new.description,
+            new.created_at,
+            new.code_source_url,
+            new.tags.to_string(),
+            documents_text(&new.spec)
+        ],
+    )
+    .map_err(|e| unique(e, || format!("a version named {} already exists for this pipeline", new.name)))?;
+    Ok(())
+}

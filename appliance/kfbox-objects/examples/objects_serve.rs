@@ -1,4 +1,4 @@
-//! An object store alone: `serve DATA_DIR [ADDRESS]`. Prints its address and where its credential lies.
+//! An object store alone: `objects_serve DATA_DIR [ADDRESS]`. Prints its address and where its credential lies.
 
 use kfbox_base::Tasks;
 use kfbox_objects::{Config, Objects};
@@ -7,7 +7,7 @@ use std::{path::PathBuf, time::Duration};
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
-    let data_dir = PathBuf::from(arguments.next().ok_or("usage: serve DATA_DIR [ADDRESS]")?);
+    let data_dir = PathBuf::from(arguments.next().ok_or("usage: objects_serve DATA_DIR [ADDRESS]")?);
     let address = arguments.next().unwrap_or_else(|| "127.0.0.1:0".into());
     std::fs::create_dir_all(&data_dir)?;
     let tasks = Tasks::new();

@@ -80,6 +80,7 @@ fn collect(node: Option<&Node>, atomic: bool, value: &Value, path: &str, set: &m
             }
         }
         (shape @ (Shape::ByKey | Shape::Elements), Value::Array(items)) => {
+            set.member |= items.is_empty();
             for item in items {
                 let element = element(node, shape, item);
                 let mut inner = Set::leaf();

@@ -11,6 +11,7 @@ pub mod pod;
 pub mod process;
 pub mod quantity;
 pub mod runtime;
+pub mod sandbox;
 pub mod services;
 pub mod shim;
 pub mod volumes;

@@ -96,10 +96,11 @@ impl Handle {
     }
 
     async fn until(&mut self, wanted: impl FnMut(&Stage) -> bool) -> Stage {
-        match self.stage.wait_for(wanted).await {
-            Ok(stage) => stage.clone(),
+        let found = self.stage.wait_for(wanted).await.map(|stage| stage.clone()).ok();
+        match found {
+            Some(stage) => stage,
             // The watcher ended with the daemon: the container goes on, its end is read by the next one.
-            Err(_) => std::future::pending().await,
+            None => std::future::pending().await,
         }
     }
 

@@ -71,12 +71,14 @@ pub async fn fetch(client: &Client, namespace: &str, references: &References) ->
         Secret(Option<Secret>),
     }
     let mut found = Objects::default();
-    let requests = references.iter().map(|(kind, name)| async move {
+    let owned: Vec<(Kind, String, Client, String)> =
+        references.iter().map(|(kind, name)| (*kind, name.clone(), client.clone(), namespace.to_owned())).collect();
+    let requests = owned.into_iter().map(|(kind, name, client, namespace)| async move {
         let fetched = match kind {
-            Kind::ConfigMap => Fetched::ConfigMap(Api::namespaced(client.clone(), namespace).get_opt(name).await?),
-            Kind::Secret => Fetched::Secret(Api::namespaced(client.clone(), namespace).get_opt(name).await?),
+            Kind::ConfigMap => Fetched::ConfigMap(Api::namespaced(client, &namespace).get_opt(&name).await?),
+            Kind::Secret => Fetched::Secret(Api::namespaced(client, &namespace).get_opt(&name).await?),
         };
-        Ok::<_, kube::Error>((name.clone(), fetched))
+        Ok::<_, kube::Error>((name, fetched))
     });
     let mut answers = stream::iter(requests).buffer_unordered(CONCURRENCY);
     while let Some(answer) = answers.next().await {

@@ -15,6 +15,8 @@ mod log;
 pub mod records;
 pub mod timestamp;
 
+pub use log::rotated as rotated_log;
+
 use std::{ffi::OsString, path::PathBuf};
 
 /// Entry of the hidden subcommand: `shim --state-dir DIR` runs one container, `shim exec` runs one more process in a

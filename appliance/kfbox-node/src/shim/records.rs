@@ -43,6 +43,8 @@ pub struct ShimConfig {
     pub tty: bool,
     /// Owner of the standard streams, so that a user other than root may reopen `/dev/stdout`.
     pub uid: u32,
+    /// What asks the container to end.
+    pub stop_signal: i32,
     /// Where the host keeps the container's `/dev/termination-log`, for reference by the daemon.
     pub termination_log: PathBuf,
 }

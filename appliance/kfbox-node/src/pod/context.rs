@@ -1,0 +1,81 @@
+//! What every pod's task works with.
+
+use super::events::Events;
+use crate::{
+    images::ImageStore, network::Network, oci::capabilities::Available, pod::downward::Surroundings, runtime::Runtime,
+    sandbox::DnsConfig, services::Directory, volumes::PodDirs,
+};
+use k8s_openapi::api::core::v1::Service;
+use kfbox_base::Tasks;
+use kube::{Client, ResourceExt};
+use std::{net::IpAddr, path::PathBuf, sync::Arc};
+use tokio::sync::broadcast;
+
+use super::objects::Kind;
+
+/// An object that pods may depend on has changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    Object { kind: Kind, namespace: String, name: String },
+    /// A claim, a volume or the like: whoever waits may look again.
+    Storage,
+    /// Changes were missed.
+    Unknown,
+}
+
+pub struct Context {
+    pub client: Client,
+    pub tasks: Tasks,
+    pub runtime: Runtime,
+    pub images: ImageStore,
+    pub network: Network,
+    pub directory: Directory,
+    pub events: Events,
+    pub changes: broadcast::Sender<Change>,
+    pub data_dir: PathBuf,
+    pub run_dir: PathBuf,
+    /// The cgroup below which all pods are.
+    pub cgroup_root: String,
+    pub dns: DnsConfig,
+    pub host_ip: Option<IpAddr>,
+    pub node_name: String,
+    pub cpu_milli: i64,
+    pub memory_bytes: i64,
+    pub storage_bytes: i64,
+    pub available: Available,
+    pub log_max_bytes: u64,
+    pub log_max_files: u32,
+}
+
+impl Context {
+    pub fn dirs(&self, uid: &str) -> PodDirs {
+        PodDirs { data: self.data_dir.join("pods").join(uid), run: self.run_dir.join("pods").join(uid) }
+    }
+
+    pub fn cgroup(&self, uid: &str) -> String {
+        format!("/{}/pod{uid}", self.cgroup_root)
+    }
+
+    pub fn surroundings(&self, pod_ip: Option<IpAddr>) -> Surroundings {
+        Surroundings {
+            node_name: self.node_name.clone(),
+            host_ip: self.host_ip,
+            pod_ip,
+            allocatable_cpu_milli: self.cpu_milli,
+            allocatable_memory: self.memory_bytes,
+            allocatable_storage: self.storage_bytes,
+        }
+    }
+
+    /// The services that a pod of this namespace may see in its environment.
+    pub fn services(&self, namespace: &str) -> Vec<Service> {
+        let seen = |s: &Arc<Service>| {
+            let of = s.namespace();
+            of.as_deref() == Some(namespace) || (of.as_deref() == Some("default") && s.name_any() == "kubernetes")
+        };
+        let mut all: Vec<Service> =
+            self.directory.services.state().iter().filter(|s| seen(s)).map(|s| Service::clone(s)).collect();
+        all.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
+        all
+    }
+}

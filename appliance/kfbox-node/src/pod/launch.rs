@@ -1,0 +1,478 @@
+//! From a pod's spec to a running container: sandbox and volumes, image, specification, shim.
+
+use super::{
+    context::Context,
+    env::{self, EnvError, Variables},
+    events::Level,
+    objects,
+    record::{full_name, uid},
+};
+use crate::{
+    images::{Auths, Image, PullError, normalize, silent},
+    network::{NetworkError, PodNetworkSpec},
+    oci::{
+        self, Bind, ImageDefaults, PodNamespaces,
+        identity::{Accounts, IdentityError, identity},
+        resources,
+    },
+    runtime::{Handle, RuntimeError, Stage},
+    sandbox::{self, SandboxError},
+    shim::records::{self, Exit, Overlay, SHIM_CONFIG, ShimConfig, Started},
+    volumes::{self, ReadyVolumes, Tokens, VolumeError},
+};
+use k8s_openapi::api::core::v1::{Container, Pod, Secret};
+use kube::Api;
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    net::IpAddr,
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+const DEFAULT_TERMINATION_LOG: &str = "/dev/termination-log";
+
+#[derive(Debug, thiserror::Error)]
+pub enum PrepareError {
+    #[error("Failed to create pod sandbox: {0}")]
+    Network(#[from] NetworkError),
+    #[error("Failed to create pod sandbox: {0}")]
+    Sandbox(#[from] SandboxError),
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    #[error("cannot read objects of the pod: {0}")]
+    Api(#[from] kube::Error),
+    #[error("image volume \"{volume}\": {failure}")]
+    Image { volume: String, failure: ImageFailure },
+    #[error("the preparation was interrupted")]
+    Interrupted,
+}
+
+impl PrepareError {
+    /// The reason that upstream's event has.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Network(_) | Self::Sandbox(_) | Self::Interrupted => "FailedCreatePodSandBox",
+            Self::Volume(_) | Self::Api(_) | Self::Image { .. } => "FailedMount",
+        }
+    }
+}
+
+/// What a pod's containers are started into.
+#[derive(Debug)]
+pub struct Prepared {
+    pub namespaces: PodNamespaces,
+    pub shm: PathBuf,
+    /// `/etc/hosts`, `/etc/hostname`, `/etc/resolv.conf` on the host.
+    pub files: [PathBuf; 3],
+    pub ip: Option<IpAddr>,
+    pub volumes: ReadyVolumes,
+    pub tokens: Tokens,
+}
+
+async fn blocking<T: Send + 'static, E: Send + 'static>(
+    interrupted: E,
+    work: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Result<T, E> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(_) => Err(interrupted),
+    }
+}
+
+pub async fn prepare(ctx: &Arc<Context>, pod: &Arc<Pod>) -> Result<Prepared, PrepareError> {
+    let uid = uid(pod).to_owned();
+    let namespace = pod.metadata.namespace.clone().unwrap_or_default();
+    let host_network = pod.spec.as_ref().and_then(|s| s.host_network).unwrap_or(false);
+    let network_spec = PodNetworkSpec { host_network, hostname: sandbox::hostname(pod) };
+    let references = objects::references(pod);
+    let network = async { Ok::<_, PrepareError>(ctx.network.attach(&uid, &network_spec).await?) };
+    let objects = async { Ok(objects::fetch(&ctx.client, &namespace, &references).await?) };
+    let tokens = async { Ok(volumes::issue_tokens(&ctx.client, pod).await?) };
+    let claims = async { Ok(volumes::resolve_claims(&ctx.client, pod).await?) };
+    let (network, objects, tokens, claims, images) =
+        tokio::try_join!(network, objects, tokens, claims, image_volumes(ctx, pod))?;
+
+    let ip = if host_network { ctx.host_ip } else { Some(IpAddr::V4(network.ip)) };
+    let (dirs, around, dns) = (ctx.dirs(&uid), ctx.surroundings(ip), ctx.dns.clone());
+    let pod = pod.clone();
+    blocking(PrepareError::Interrupted, move || {
+        private_folder(&dirs.data).and_then(|()| private_folder(&dirs.run)).map_err(|source| VolumeError::File {
+            volume: String::new(),
+            path: dirs.data.clone(),
+            source,
+        })?;
+        let (namespaces, shm) = sandbox::namespaces(&pod, &dirs.run, network.netns_path)?;
+        let files = sandbox::files(&pod, &dirs.data, ip, &dns)?;
+        let volumes = volumes::prepare(&pod, &dirs, &claims, &images)?;
+        volumes::fill(&pod, &dirs, &around, &objects, &tokens)?;
+        Ok(Prepared { namespaces, shm, files, ip, volumes, tokens })
+    })
+    .await
+}
+
+/// Fetches the pod's objects again and writes what changed. Returns the tokens, renewed.
+pub async fn refresh(ctx: &Arc<Context>, pod: &Arc<Pod>, ip: Option<IpAddr>) -> Result<Tokens, PrepareError> {
+    let namespace = pod.metadata.namespace.clone().unwrap_or_default();
+    let references = objects::references(pod);
+    let objects = objects::fetch(&ctx.client, &namespace, &references).await?;
+    let tokens = volumes::issue_tokens(&ctx.client, pod).await?;
+    let (dirs, around, pod) = (ctx.dirs(uid(pod)), ctx.surroundings(ip), pod.clone());
+    blocking(PrepareError::Interrupted, move || {
+        volumes::fill(&pod, &dirs, &around, &objects, &tokens)?;
+        Ok(tokens)
+    })
+    .await
+}
+
+/// The layers of image volumes, by volume.
+async fn image_volumes(ctx: &Arc<Context>, pod: &Arc<Pod>) -> Result<BTreeMap<String, Vec<PathBuf>>, PrepareError> {
+    let mut found = BTreeMap::new();
+    for volume in pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()) {
+        let Some(source) = &volume.image else { continue };
+        let failed = |failure| PrepareError::Image { volume: volume.name.clone(), failure };
+        let name = source.reference.clone().unwrap_or_default();
+        let (_, layers) = ensure_image(ctx, pod, None, &name, source.pull_policy.as_deref()).await.map_err(failed)?;
+        found.insert(volume.name.clone(), layers);
+    }
+    Ok(found)
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct ImageFailure {
+    /// `ErrImagePull`, `ErrImageNeverPull` or `InvalidImageName`.
+    pub reason: &'static str,
+    pub message: String,
+}
+
+/// The image, pulled if the policy says so, and its layers, topmost first.
+pub async fn ensure_image(
+    ctx: &Arc<Context>,
+    pod: &Arc<Pod>,
+    container: Option<&str>,
+    name: &str,
+    policy: Option<&str>,
+) -> Result<(Image, Vec<PathBuf>), ImageFailure> {
+    let failure = |reason, message: String| ImageFailure { reason, message };
+    let full = normalize(name).map_err(|error| {
+        let message = format!("Failed to apply default image tag \"{name}\": {error}");
+        ctx.events.pod(pod, container, Level::Warning, "InspectFailed", message.clone());
+        failure("InvalidImageName", message)
+    })?;
+    let latest = full.ends_with(":latest");
+    let policy = policy.filter(|p| !p.is_empty()).unwrap_or(if latest { "Always" } else { "IfNotPresent" });
+    let here = ctx.images.resolve(name);
+    let present = || format!("Container image \"{name}\" already present on machine");
+    let image = match (policy, here) {
+        ("Never", None) => {
+            let message = format!("Container image \"{name}\" is not present with pull policy of Never");
+            ctx.events.pod(pod, container, Level::Warning, "ErrImageNeverPull", message.clone());
+            return Err(failure("ErrImageNeverPull", message));
+        }
+        ("Always", here) => match pull(ctx, pod, container, name).await {
+            Ok(image) => image,
+            Err(error) => match here {
+                // Without its registry, a laboratory goes on with the image it was given.
+                Some(image) if matches!(error, PullError::Disabled { .. } | PullError::Unreachable { .. }) => {
+                    ctx.events.pod(pod, container, Level::Normal, "Pulled", present());
+                    image
+                }
+                _ => return Err(pull_failed(ctx, pod, container, name, &error)),
+            },
+        },
+        (_, Some(image)) => {
+            ctx.events.pod(pod, container, Level::Normal, "Pulled", present());
+            image
+        }
+        (_, None) => {
+            let pulled = pull(ctx, pod, container, name).await;
+            pulled.map_err(|error| pull_failed(ctx, pod, container, name, &error))?
+        }
+    };
+    match ctx.images.snapshot(&image).await {
+        Ok(snapshot) => Ok((image, snapshot.lower_dirs)),
+        Err(error) => Err(failure("ErrImagePull", format!("image {name}: {error}"))),
+    }
+}
+
+fn pull_failed(
+    ctx: &Context,
+    pod: &Pod,
+    container: Option<&str>,
+    name: &str,
+    error: &PullError,
+) -> ImageFailure {
+    let message = format!("Failed to pull image \"{name}\": {error}");
+    ctx.events.pod(pod, container, Level::Warning, "Failed", message);
+    ctx.events.pod(pod, container, Level::Warning, "Failed", "Error: ErrImagePull");
+    ImageFailure { reason: "ErrImagePull", message: error.to_string() }
+}
+
+async fn pull(ctx: &Arc<Context>, pod: &Arc<Pod>, container: Option<&str>, name: &str) -> Result<Image, PullError> {
+    let mut auths = Auths::default();
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    let secrets: Api<Secret> = Api::namespaced(ctx.client.clone(), namespace);
+    for reference in pod.spec.iter().flat_map(|s| s.image_pull_secrets.iter().flatten()) {
+        // A secret that is not there is no obstacle: upstream tries without it.
+        let Ok(Some(secret)) = secrets.get_opt(&reference.name).await else { continue };
+        for key in [".dockerconfigjson", ".dockercfg"] {
+            if let Some(bytes) = secret.data.as_ref().and_then(|data| data.get(key)) {
+                auths.add_docker_config(&bytes.0);
+            }
+        }
+    }
+    ctx.events.pod(pod, container, Level::Normal, "Pulling", format!("Pulling image \"{name}\""));
+    let began = Instant::now();
+    let image = ctx.images.pull(name, &auths, silent()).await?;
+    let took = Duration::from_millis(u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX));
+    let message = format!(
+        "Successfully pulled image \"{name}\" in {took:?} ({took:?} including waiting). Image size: {} bytes.",
+        image.size
+    );
+    ctx.events.pod(pod, container, Level::Normal, "Pulled", message);
+    Ok(image)
+}
+
+/// Why a container is not running, in upstream's words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LaunchFailure {
+    /// `CreateContainerConfigError` or `CreateContainerError`.
+    pub reason: &'static str,
+    pub message: String,
+}
+
+impl LaunchFailure {
+    fn config(error: &impl ToString) -> Self {
+        Self { reason: "CreateContainerConfigError", message: error.to_string() }
+    }
+
+    fn create(error: &impl ToString) -> Self {
+        Self { reason: "CreateContainerError", message: error.to_string() }
+    }
+}
+
+impl From<EnvError> for LaunchFailure {
+    fn from(error: EnvError) -> Self {
+        Self::config(&error)
+    }
+}
+
+impl From<IdentityError> for LaunchFailure {
+    fn from(error: IdentityError) -> Self {
+        match error {
+            IdentityError::NoUser(_) | IdentityError::NoGroup(_) => Self::create(&error),
+            _ => Self::config(&error),
+        }
+    }
+}
+
+impl From<RuntimeError> for LaunchFailure {
+    fn from(error: RuntimeError) -> Self {
+        Self::create(&error)
+    }
+}
+
+pub struct Launch {
+    pub pod: Arc<Pod>,
+    pub container: Container,
+    pub attempt: u32,
+    pub prepared: Arc<Prepared>,
+    pub image: Image,
+    pub layers: Vec<PathBuf>,
+}
+
+pub enum Launched {
+    Running(Handle, Started),
+    /// It ended before it was seen running, or could not be started.
+    Ended(Handle, Exit),
+}
+
+pub fn attempt_dir(data: &Path, container: &str, attempt: u32) -> PathBuf {
+    data.join("containers").join(container).join(attempt.to_string())
+}
+
+pub fn log_path(data: &Path, container: &str, attempt: u32) -> PathBuf {
+    data.join("logs").join(container).join(format!("{attempt}.log"))
+}
+
+pub fn termination_log(dir: &Path) -> PathBuf {
+    dir.join("termination-log")
+}
+
+fn private_folder(path: &Path) -> io::Result<()> {
+    // What containers write may be set-uid: no other user of the machine may reach it.
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+pub async fn launch(ctx: &Arc<Context>, launch: Launch) -> Result<Launched, LaunchFailure> {
+    let namespace = launch.pod.metadata.namespace.clone().unwrap_or_default();
+    let references = objects::references(&launch.pod);
+    let objects = objects::fetch(&ctx.client, &namespace, &references).await.map_err(|e| LaunchFailure::config(&e))?;
+    let around = ctx.surroundings(launch.prepared.ip);
+    let services = ctx.services(&namespace);
+    let variables = env::variables(&launch.pod, &launch.container, &around, &objects, &services)?;
+    let (pod, container) = (launch.pod.clone(), launch.container.name.clone());
+
+    let context = ctx.clone();
+    let interrupted = LaunchFailure::create(&"the preparation was interrupted");
+    let mut handle = blocking(interrupted, move || write_and_start(&context, &launch, &variables)).await?;
+    ctx.events.pod(&pod, Some(&container), Level::Normal, "Created", format!("Container created: {container}"));
+    match handle.launched().await {
+        Stage::Running(started) => {
+            ctx.events.pod(&pod, Some(&container), Level::Normal, "Started", format!("Container started: {container}"));
+            Ok(Launched::Running(handle, started))
+        }
+        Stage::Ended(exit) => {
+            match &exit.failure {
+                Some(failure) => {
+                    let message = format!("Error: {failure}");
+                    ctx.events.pod(&pod, Some(&container), Level::Warning, "Failed", message);
+                }
+                None => {
+                    let message = format!("Container started: {container}");
+                    ctx.events.pod(&pod, Some(&container), Level::Normal, "Started", message);
+                }
+            }
+            Ok(Launched::Ended(handle, exit))
+        }
+        Stage::Creating => Err(LaunchFailure::create(&"the shim said nothing")),
+    }
+}
+
+fn write_and_start(
+    ctx: &Context,
+    launch: &Launch,
+    variables: &Variables,
+) -> Result<Handle, LaunchFailure> {
+    let Launch { pod, container, attempt, prepared, image, layers } = launch;
+    let spec = pod.spec.as_ref().ok_or_else(|| LaunchFailure::create(&"the pod has no spec"))?;
+    let dirs = ctx.dirs(uid(pod));
+    let dir = attempt_dir(&dirs.data, &container.name, *attempt);
+    let file = |path: &Path| {
+        let path = path.display().to_string();
+        move |error: io::Error| LaunchFailure::create(&format!("{path}: {error}"))
+    };
+    private_folder(&dir).map_err(file(&dir))?;
+    let log = log_path(&dirs.data, &container.name, *attempt);
+    if let Some(folder) = log.parent() {
+        private_folder(folder).map_err(file(folder))?;
+    }
+
+    let defaults = defaults(image);
+    let accounts = Accounts::read(layers);
+    let identity =
+        identity(spec.security_context.as_ref(), container.security_context.as_ref(), &defaults.user, &accounts)?;
+    let mut binds = volumes::binds(container, &prepared.volumes, &dirs, variables).map_err(|e| LaunchFailure::config(&e))?;
+    let read_only =
+        container.security_context.as_ref().and_then(|c| c.read_only_root_filesystem).unwrap_or(false);
+    let targets: [&str; 3] = ["/etc/hosts", "/etc/hostname", "/etc/resolv.conf"];
+    let own = targets.iter().zip(&prepared.files).map(|(target, source)| (PathBuf::from(target), source.clone(), read_only));
+    let message_path = container.termination_message_path.as_deref().filter(|p| !p.is_empty());
+    let message = termination_log(&dir);
+    fs::write(&message, "").map_err(file(&message))?;
+    fs::set_permissions(&message, fs::Permissions::from_mode(0o666)).map_err(file(&message))?;
+    let message_target = PathBuf::from(message_path.unwrap_or(DEFAULT_TERMINATION_LOG));
+    for (target, source, read_only) in own.chain([(message_target, message.clone(), false)]) {
+        // What the pod mounts there itself wins.
+        if !binds.iter().any(|bind| bind.target == target) {
+            binds.push(Bind { source, target, read_only, propagation: None });
+        }
+    }
+
+    let cgroup = format!("{}/{}", ctx.cgroup(uid(pod)), container.name);
+    let rootfs = dir.join("rootfs");
+    let privileged = container.security_context.as_ref().and_then(|c| c.privileged).unwrap_or(false);
+    let host_devices = if privileged { host_devices() } else { Vec::new() };
+    let specification = oci::spec(&oci::Input {
+        pod: spec,
+        container,
+        image: &defaults,
+        identity: &identity,
+        env: variables.pairs(),
+        command: oci::command(container, &defaults, |text| variables.expand(text)),
+        binds: &binds,
+        namespaces: &prepared.namespaces,
+        rootfs: &rootfs,
+        shm: (!spec.host_ipc.unwrap_or(false)).then_some(prepared.shm.as_path()),
+        cgroup: &cgroup,
+        unified_cgroups: ctx.runtime.hierarchies.unified(),
+        pids_limit: None,
+        available: ctx.available,
+        host_devices: &host_devices,
+    })
+    .map_err(|error| LaunchFailure::create(&error))?;
+
+    let id = hex::encode(rand::random::<[u8; 32]>());
+    let config = ShimConfig {
+        id,
+        runtime_root: ctx.runtime.runtime_root.clone(),
+        overlay: Some(Overlay {
+            lower: layers.clone(),
+            upper: dir.join("upper"),
+            work: dir.join("work"),
+            target: rootfs,
+        }),
+        log_path: log,
+        log_max_bytes: ctx.log_max_bytes,
+        log_max_files: ctx.log_max_files,
+        cgroup,
+        oom_score_adj: resources::oom_score_adj(spec, container, ctx.memory_bytes),
+        stdin: container.stdin.unwrap_or(false),
+        stdin_once: container.stdin_once.unwrap_or(false),
+        tty: container.tty.unwrap_or(false),
+        uid: identity.uid,
+        stop_signal: stop_signal(container, &defaults),
+        termination_log: message,
+    };
+    records::write(&dir.join("config.json"), &specification).map_err(file(&dir))?;
+    // Last: from here on this attempt counts as launched.
+    records::write(&dir.join(SHIM_CONFIG), &config).map_err(file(&dir))?;
+    tracing::debug!(pod = %full_name(pod), container = %container.name, attempt, "starting a container");
+    Ok(ctx.runtime.launch(&dir)?)
+}
+
+fn stop_signal(container: &Container, image: &ImageDefaults) -> i32 {
+    let own = container.lifecycle.as_ref().and_then(|l| l.stop_signal.as_deref());
+    own.or(Some(image.stop_signal.as_str())).and_then(super::stop::signal_number).unwrap_or(libc::SIGTERM)
+}
+
+fn defaults(image: &Image) -> ImageDefaults {
+    let config = &image.config;
+    ImageDefaults {
+        entrypoint: config.entrypoint.clone(),
+        cmd: config.cmd.clone(),
+        env: config.env.clone(),
+        working_dir: config.working_dir.clone(),
+        user: config.user.clone(),
+        stop_signal: config.stop_signal.clone(),
+    }
+}
+
+/// Every device node of the host, for privileged containers.
+fn host_devices() -> Vec<(PathBuf, char, u64, u64)> {
+    use std::os::unix::fs::{FileTypeExt, MetadataExt};
+    let mut found = Vec::new();
+    let mut folders = vec![PathBuf::from("/dev")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let Ok(meta) = fs::symlink_metadata(&path) else { continue };
+            let kind = meta.file_type();
+            if kind.is_dir() && !["pts", "shm", "mqueue", "fd"].iter().any(|own| entry.file_name() == **own) {
+                folders.push(path);
+            } else if kind.is_char_device() || kind.is_block_device() {
+                if path == Path::new("/dev/console") || path == Path::new("/dev/ptmx") {
+                    continue;
+                }
+                let device = meta.rdev();
+                let letter = if kind.is_char_device() { 'c' } else { 'b' };
+                found.push((path, letter, nix::sys::stat::major(device), nix::sys::stat::minor(device)));
+            }
+        }
+    }
+    found
+}

@@ -1,0 +1,877 @@
+//! One task a pod: it holds what is known of the pod's containers, asks [`super::plan`] what to do, does it, and
+//! reports.
+//!
+//! Invariant: everything that takes time is a job whose end is an event, so that the pod is never deaf; jobs end with
+//! the worker. Nothing is polled.
+
+use super::{
+    adopt,
+    check::{Action, Target, check},
+    context::{Change, Context},
+    events::Level,
+    launch::{self, ImageFailure, Launch, LaunchFailure, Launched, PrepareError, Prepared},
+    objects::{self, References},
+    plan::{BackOff, plan},
+    probe::{Probing, Verdict, Which},
+    publish::Publisher,
+    record::{self, CRASH_LOOP, Ended, Kind, Record, State, full_name, uid},
+    status::{self, Outcome},
+    stop::{self, StopRequest},
+};
+use crate::{
+    images::Image,
+    runtime::Handle,
+    shim::records::{Exit, Started},
+    volumes::Tokens,
+};
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{
+    sync::{broadcast, watch},
+    time::Instant,
+};
+
+/// Wait before a failed preparation is tried again, when nothing that it needs has changed meanwhile.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_secs(30);
+
+/// What the pod's task is told.
+#[derive(Debug, Clone)]
+pub enum Wanted {
+    Pod(Arc<Pod>),
+    /// The object is gone: whatever is left must go too.
+    Gone(Arc<Pod>),
+}
+
+impl Wanted {
+    pub fn pod(&self) -> &Arc<Pod> {
+        let (Self::Pod(pod) | Self::Gone(pod)) = self;
+        pod
+    }
+}
+
+enum Event {
+    Prepared(Box<Result<Prepared, PrepareError>>),
+    Image { name: String, result: Result<(Image, Vec<PathBuf>), ImageFailure> },
+    Launched { name: String, result: Result<Launched, LaunchFailure> },
+    PostStart { name: String, id: String, result: Result<(), String> },
+    Exited { name: String, id: String, exit: Exit },
+    Probe { name: String, id: String, which: Which, result: Result<(), String> },
+    Refreshed(Box<Result<Tokens, PrepareError>>),
+    Finished,
+}
+
+/// A running container's companions.
+struct Live {
+    handle: Handle,
+    since: Instant,
+    probing: Probing,
+    /// Set while it is being stopped; sending shortens the grace.
+    stopping: Option<watch::Sender<Instant>>,
+}
+
+pub struct Worker {
+    ctx: Arc<Context>,
+    pod: Arc<Pod>,
+    gone: bool,
+    records: Vec<Record>,
+    live: HashMap<String, Live>,
+    images: HashMap<String, (Image, Vec<PathBuf>)>,
+    /// Containers for which a launch, or what comes before it, is under way.
+    launching: HashMap<String, Step>,
+    attempts: BTreeMap<String, u32>,
+    prepared: Option<Arc<Prepared>>,
+    preparing: bool,
+    failures: u32,
+    back_off: BackOff,
+    pull_back_off: BackOff,
+    /// Not before these times: failed preparations and creations.
+    retry: HashMap<String, Instant>,
+    outcome: Outcome,
+    references: References,
+    token_renewal: Option<Instant>,
+    refreshing: bool,
+    refresh_again: bool,
+    publisher: Publisher,
+    jobs: FuturesUnordered<BoxFuture<'static, Event>>,
+    wanted: watch::Receiver<Wanted>,
+    changes: broadcast::Receiver<Change>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Image,
+    Launch,
+}
+
+const SANDBOX: &str = "";
+
+impl Worker {
+    pub fn new(ctx: Arc<Context>, wanted: watch::Receiver<Wanted>) -> Self {
+        let (pod, gone) = match &*wanted.borrow() {
+            Wanted::Pod(pod) => (pod.clone(), false),
+            Wanted::Gone(pod) => (pod.clone(), true),
+        };
+        let publisher = Publisher::start(&ctx, &pod);
+        let changes = ctx.changes.subscribe();
+        let empty = PodSpec::default();
+        let records = record::fresh(pod.spec.as_ref().unwrap_or(&empty));
+        Self {
+            gone,
+            records,
+            live: HashMap::new(),
+            images: HashMap::new(),
+            launching: HashMap::new(),
+            attempts: BTreeMap::new(),
+            prepared: None,
+            preparing: false,
+            failures: 0,
+            back_off: BackOff::default(),
+            pull_back_off: BackOff::default(),
+            retry: HashMap::new(),
+            outcome: Outcome::default(),
+            references: objects::references(&pod),
+            token_renewal: None,
+            refreshing: false,
+            refresh_again: false,
+            publisher,
+            jobs: FuturesUnordered::new(),
+            wanted,
+            changes,
+            pod,
+            ctx,
+        }
+    }
+
+    fn spec(&self) -> PodSpec {
+        self.pod.spec.clone().unwrap_or_default()
+    }
+
+    fn record(&mut self, name: &str) -> Option<&mut Record> {
+        self.records.iter_mut().find(|r| r.name == name)
+    }
+
+    fn container(&self, name: &str) -> Option<Container> {
+        let spec = self.pod.spec.as_ref()?;
+        record::containers(spec).map(|(_, c)| c).find(|c| c.name == name).cloned()
+    }
+
+    /// Runs until the pod is gone from this node, or the daemon stops.
+    pub async fn run(mut self) {
+        let shutdown = self.ctx.tasks.shutdown();
+        tokio::select! {
+            () = self.live_and_die() => {}
+            // Containers go on without the daemon.
+            () = shutdown.cancelled() => return,
+        }
+        tracing::debug!(pod = %full_name(&self.pod), "the pod is gone");
+    }
+
+    async fn live_and_die(&mut self) {
+        self.adopt().await;
+        loop {
+            let wake = self.act();
+            self.publish();
+            if self.settled() && self.bury().await {
+                return;
+            }
+            self.next(wake).await;
+        }
+    }
+
+    async fn next(&mut self, wake: Option<Instant>) {
+        let timer = async {
+            match wake {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            Some(event) = self.jobs.next() => {
+                self.handle(event);
+                // What else has happened already goes into the same round.
+                while let Some(Some(event)) = self.jobs.next().now_or_never() {
+                    self.handle(event);
+                }
+            }
+            changed = self.wanted.changed() => {
+                if changed.is_ok() {
+                    self.take_wanted();
+                } else {
+                    // The dispatcher ended, so the daemon is stopping.
+                    std::future::pending::<()>().await;
+                }
+            }
+            change = self.changes.recv() => self.take_change(change),
+            () = timer => {}
+        }
+    }
+
+    fn take_wanted(&mut self) {
+        let wanted = self.wanted.borrow_and_update().clone();
+        self.gone |= matches!(wanted, Wanted::Gone(_));
+        let old = std::mem::replace(&mut self.pod, wanted.pod().clone());
+        let said = |pod: &Pod| (pod.metadata.labels.clone(), pod.metadata.annotations.clone());
+        if self.prepared.is_some() && said(&old) != said(&self.pod) {
+            self.refresh();
+        }
+    }
+
+    fn take_change(&mut self, change: Result<Change, broadcast::error::RecvError>) {
+        let relevant = match change {
+            Ok(Change::Object { kind, namespace, name }) => {
+                self.pod.metadata.namespace.as_deref() == Some(&namespace) && self.references.contains(&(kind, name))
+            }
+            Ok(Change::Storage) => self.prepared.is_none(),
+            Ok(Change::Unknown) | Err(broadcast::error::RecvError::Lagged(_)) => true,
+            Err(broadcast::error::RecvError::Closed) => false,
+        };
+        if !relevant {
+            return;
+        }
+        // Whoever waited for what was missing tries again at once.
+        self.retry.clear();
+        if self.prepared.is_some() && !self.references.is_empty() {
+            self.refresh();
+        }
+    }
+
+    fn refresh(&mut self) {
+        if self.refreshing {
+            self.refresh_again = true;
+            return;
+        }
+        self.refreshing = true;
+        let (ctx, pod, ip) = (self.ctx.clone(), self.pod.clone(), self.prepared.as_ref().and_then(|p| p.ip));
+        self.jobs.push(async move { Event::Refreshed(Box::new(launch::refresh(&ctx, &pod, ip).await)) }.boxed());
+    }
+
+    fn deleted(&self) -> bool {
+        self.gone || self.pod.metadata.deletion_timestamp.is_some()
+    }
+
+    /// Starts what is to be started now. Returns when to look again.
+    fn act(&mut self) -> Option<Instant> {
+        let now = Instant::now();
+        let deadline = self.deadline(now);
+        if self.deleted() || self.outcome.reason.is_some() {
+            self.stop_all();
+            return None;
+        }
+        if self.outcome.finished {
+            self.stop_all();
+            return None;
+        }
+        let spec = self.spec();
+        let mut plan = plan(&spec, &self.records, &self.back_off, now);
+        if plan.finished && self.launching.is_empty() {
+            self.outcome.finished = true;
+            return None;
+        }
+        for name in plan.stop.drain(..) {
+            self.stop(&name, None, "Killing");
+        }
+        let mut wake = [plan.wake, deadline].into_iter().flatten().min();
+        for (name, delay) in plan.looping {
+            self.show_looping(&name, delay);
+        }
+        for name in plan.start {
+            if let Some(at) = self.start(&name, now) {
+                wake = Some(wake.map_or(at, |other: Instant| other.min(at)));
+            }
+        }
+        if let Some(at) = self.token_renewal {
+            if at <= now {
+                self.token_renewal = None;
+                self.refresh();
+            } else {
+                wake = Some(wake.map_or(at, |other| other.min(at)));
+            }
+        }
+        wake
+    }
+
+    /// Ends the pod when its time is up; else says when that is.
+    fn deadline(&mut self, now: Instant) -> Option<Instant> {
+        let seconds = self.pod.spec.as_ref()?.active_deadline_seconds?;
+        let began = self.outcome.start_time.clone()?.0.as_second();
+        let left = began + seconds - status::now().0.as_second();
+        match u64::try_from(left) {
+            Ok(left) if left > 0 => Some(now + Duration::from_secs(left)),
+            _ => {
+                if self.outcome.reason.is_none() && !self.outcome.finished {
+                    let message = "Pod was active on the node longer than the specified deadline";
+                    self.outcome.reason = Some("DeadlineExceeded".into());
+                    self.outcome.message = Some(message.into());
+                    self.ctx.events.pod(&self.pod, None, Level::Normal, "DeadlineExceeded", message);
+                }
+                None
+            }
+        }
+    }
+
+    fn show_looping(&mut self, name: &str, delay: Duration) {
+        let message = format!(
+            "back-off {}s restarting failed container={name} pod={}_{}({})",
+            pretty(delay),
+            self.pod.metadata.name.as_deref().unwrap_or_default(),
+            self.pod.metadata.namespace.as_deref().unwrap_or_default(),
+            uid(&self.pod),
+        );
+        let Some(record) = self.record(name) else { return };
+        if let State::Ended(ended) = &record.state {
+            record.last = Some(ended.clone());
+            record.state = State::Waiting { reason: CRASH_LOOP, message: Some(message) };
+            let text = format!("Back-off restarting failed container {name} in pod {}", full_name(&self.pod));
+            self.ctx.events.pod(&self.pod, Some(name), Level::Warning, "BackOff", text);
+        }
+    }
+
+    fn wait(&mut self, name: &str, reason: &'static str, message: Option<String>) {
+        if let Some(record) = self.record(name) {
+            if let State::Ended(ended) = &record.state {
+                record.last = Some(ended.clone());
+            }
+            record.state = State::Waiting { reason, message };
+        }
+    }
+
+    /// The next step towards a running container. Returns when to try again, if not now.
+    fn start(&mut self, name: &str, now: Instant) -> Option<Instant> {
+        if self.launching.get(name) == Some(&Step::Launch) {
+            return None;
+        }
+        let container = self.container(name)?;
+        let mut wake = None;
+        if self.prepared.is_none() {
+            match self.retry.get(SANDBOX) {
+                Some(at) if *at > now => wake = Some(*at),
+                _ => self.prepare(),
+            }
+        }
+        if !self.images.contains_key(name) {
+            if let Some((_, until)) = self.pull_back_off.waiting(name, now) {
+                let image = container.image.clone().unwrap_or_default();
+                let shown = self.record(name).map(|r| r.state.clone());
+                if matches!(shown, Some(State::Waiting { reason: "ErrImagePull", .. })) {
+                    let message = format!("Back-off pulling image \"{image}\"");
+                    self.ctx.events.pod(&self.pod, Some(name), Level::Normal, "BackOff", message.clone());
+                    self.ctx.events.pod(&self.pod, Some(name), Level::Warning, "Failed", "Error: ImagePullBackOff");
+                    // Shown once the failure itself has been.
+                    self.publish();
+                    self.wait(name, "ImagePullBackOff", Some(message));
+                }
+                return Some(wake.map_or(until, |w: Instant| w.min(until)));
+            }
+            if self.launching.insert(name.into(), Step::Image).is_none() {
+                let (ctx, pod, name) = (self.ctx.clone(), self.pod.clone(), name.to_owned());
+                self.jobs.push(
+                    async move {
+                        let image = container.image.unwrap_or_default();
+                        let policy = container.image_pull_policy;
+                        let result =
+                            launch::ensure_image(&ctx, &pod, Some(&name), &image, policy.as_deref()).await;
+                        Event::Image { name, result }
+                    }
+                    .boxed(),
+                );
+            }
+            return wake;
+        }
+        let Some(prepared) = self.prepared.clone() else { return wake };
+        if let Some(at) = self.retry.get(name)
+            && *at > now
+        {
+            return Some(*at);
+        }
+        self.launch(name, container, prepared);
+        None
+    }
+
+    fn prepare(&mut self) {
+        if self.preparing {
+            return;
+        }
+        self.preparing = true;
+        let (ctx, pod) = (self.ctx.clone(), self.pod.clone());
+        self.jobs.push(async move { Event::Prepared(Box::new(launch::prepare(&ctx, &pod).await)) }.boxed());
+    }
+
+    fn launch(&mut self, name: &str, container: Container, prepared: Arc<Prepared>) {
+        // The next start resolves the image anew.
+        let Some((image, layers)) = self.images.remove(name) else { return };
+        let attempt = self.attempts.get(name).copied().unwrap_or(0);
+        self.launching.insert(name.into(), Step::Launch);
+        let image_id = image.repo_digests().next().map_or_else(|| image.id.clone(), str::to_owned);
+        let now = Instant::now();
+        if let Some(record) = self.record(name) {
+            record.image_id = image_id;
+        }
+        if self.record(name).is_some_and(|r| r.latest_end().is_some()) {
+            self.back_off.restarted(name, now);
+        }
+        let launch = Launch { pod: self.pod.clone(), container, attempt, prepared, image, layers };
+        let (ctx, name) = (self.ctx.clone(), name.to_owned());
+        self.jobs.push(
+            async move {
+                let result = launch::launch(&ctx, launch).await;
+                Event::Launched { name, result }
+            }
+            .boxed(),
+        );
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Finished => {}
+            Event::Prepared(result) => self.on_prepared(*result),
+            Event::Refreshed(result) => {
+                self.refreshing = false;
+                match *result {
+                    Ok(tokens) => self.renew_after(&tokens),
+                    Err(error) => {
+                        tracing::warn!(pod = %full_name(&self.pod), %error, "volumes could not be updated");
+                        self.token_renewal = Some(Instant::now() + RETRY_MAX);
+                    }
+                }
+                if std::mem::take(&mut self.refresh_again) {
+                    self.refresh();
+                }
+            }
+            Event::Image { name, result } => {
+                self.launching.remove(&name);
+                match result {
+                    Ok(found) => {
+                        self.pull_back_off.forget(&name);
+                        self.images.insert(name, found);
+                    }
+                    Err(failure) => {
+                        self.pull_back_off.failed(&name, Instant::now());
+                        self.wait(&name, failure.reason, Some(failure.message));
+                    }
+                }
+            }
+            Event::Launched { name, result } => {
+                self.launching.remove(&name);
+                self.on_launched(&name, result);
+            }
+            Event::PostStart { name, id, result } => self.on_post_start(&name, &id, result),
+            Event::Exited { name, id, exit } => self.on_exited(&name, &id, exit),
+            Event::Probe { name, id, which, result } => self.on_probe(&name, &id, which, result),
+        }
+    }
+
+    fn on_prepared(&mut self, result: Result<Prepared, PrepareError>) {
+        self.preparing = false;
+        match result {
+            Ok(prepared) => {
+                self.failures = 0;
+                self.retry.remove(SANDBOX);
+                self.outcome.sandboxed = true;
+                self.renew_after(&prepared.tokens);
+                self.prepared = Some(Arc::new(prepared));
+            }
+            Err(error) => {
+                self.ctx.events.pod(&self.pod, None, Level::Warning, error.reason(), error.to_string());
+                let delay = (RETRY_FIRST * 2_u32.saturating_pow(self.failures.min(8))).min(RETRY_MAX);
+                self.failures += 1;
+                self.retry.insert(SANDBOX.into(), Instant::now() + delay);
+            }
+        }
+    }
+
+    fn renew_after(&mut self, tokens: &Tokens) {
+        self.token_renewal = tokens.renew_after.map(|after| Instant::now() + after);
+    }
+
+    fn on_launched(&mut self, name: &str, result: Result<Launched, LaunchFailure>) {
+        match result {
+            Ok(Launched::Running(handle, started)) => {
+                *self.attempts.entry(name.into()).or_insert(0) += 1;
+                self.retry.remove(name);
+                self.count_restart(name);
+                self.on_running(name, handle, &started, true);
+            }
+            Ok(Launched::Ended(handle, exit)) => {
+                *self.attempts.entry(name.into()).or_insert(0) += 1;
+                self.count_restart(name);
+                let id = handle.id.clone();
+                if exit.failure.is_some() {
+                    self.publish_failure(name, &exit);
+                }
+                self.forget_end(name);
+                self.on_ended(name, &id, exit, Duration::ZERO);
+            }
+            Err(failure) => {
+                let message = format!("Error: {}", failure.message);
+                self.ctx.events.pod(&self.pod, Some(name), Level::Warning, "Failed", message);
+                self.wait(name, failure.reason, Some(failure.message));
+                self.retry.insert(name.into(), Instant::now() + RETRY_FIRST * 5);
+            }
+        }
+    }
+
+    /// A container that could not be started is seen waiting with the reason, then ended.
+    fn publish_failure(&mut self, name: &str, exit: &Exit) {
+        self.wait(name, "RunContainerError", exit.failure.clone());
+        self.publish();
+    }
+
+    fn forget_end(&mut self, name: &str) {
+        if let Some(record) = self.record(name)
+            && let State::Ended(ended) = &record.state
+        {
+            record.last = Some(ended.clone());
+        }
+    }
+
+    fn count_restart(&mut self, name: &str) {
+        if let Some(record) = self.record(name)
+            && record.latest_end().is_some()
+        {
+            record.restarts += 1;
+        }
+    }
+
+    fn on_running(&mut self, name: &str, handle: Handle, started: &Started, fresh: bool) {
+        let Some(container) = self.container(name) else { return };
+        self.forget_end(name);
+        let post_start = container.lifecycle.as_ref().and_then(|l| l.post_start.as_ref()).and_then(Action::of_hook);
+        let probing = Probing::new(&container, Instant::now());
+        let id = handle.id.clone();
+        if let Some(record) = self.record(name) {
+            record.state = State::Running { id: id.clone(), since: started.started_at.clone() };
+            record.started = false;
+            record.ready = false;
+        }
+        let (mut waiting, waited, waited_id) = (handle.clone(), name.to_owned(), id.clone());
+        self.jobs.push(
+            async move {
+                let exit = waiting.ended().await;
+                Event::Exited { name: waited, id: waited_id, exit }
+            }
+            .boxed(),
+        );
+        self.live.insert(name.into(), Live { handle, since: Instant::now(), probing, stopping: None });
+        match post_start {
+            Some(action) if fresh => {
+                let (ctx, name) = (self.ctx.clone(), name.to_owned());
+                let target = self.target(&id, container);
+                self.jobs.push(
+                    async move {
+                        // No limit upstream either: the container is not started until its hook is done.
+                        let result = check(&ctx.runtime, &target, &action, Duration::MAX).await;
+                        Event::PostStart { name, id, result }
+                    }
+                    .boxed(),
+                );
+            }
+            _ => self.begin_probes(name),
+        }
+    }
+
+    fn target(&self, id: &str, container: Container) -> Target {
+        Target { id: id.into(), container, ip: self.prepared.as_ref().and_then(|p| p.ip) }
+    }
+
+    fn on_post_start(&mut self, name: &str, id: &str, result: Result<(), String>) {
+        if self.live.get(name).is_none_or(|live| live.handle.id != id) {
+            return;
+        }
+        match result {
+            Ok(()) => self.begin_probes(name),
+            Err(why) => {
+                let message = format!("PostStartHook failed: {why}");
+                self.ctx.events.pod(&self.pod, Some(name), Level::Warning, "FailedPostStartHook", message);
+                self.stop(name, None, "FailedPostStartHook");
+            }
+        }
+    }
+
+    fn begin_probes(&mut self, name: &str) {
+        let Some(live) = self.live.get(name) else { return };
+        let (started, ready) = (live.probing.started(), live.probing.ready());
+        if let Some(record) = self.record(name) {
+            record.started = started;
+            record.ready = started && ready;
+        }
+        self.probe(name);
+    }
+
+    /// Starts every probe of a container that is due next and not under way.
+    fn probe(&mut self, name: &str) {
+        let Some(container) = self.container(name) else { return };
+        let Some(live) = self.live.get_mut(name) else { return };
+        if live.stopping.is_some() {
+            return;
+        }
+        let id = live.handle.id.clone();
+        let due = live.probing.take_due(Instant::now());
+        for (which, action, at, timeout) in due {
+            let target = self.target(&id, container.clone());
+            let (ctx, name, id) = (self.ctx.clone(), name.to_owned(), id.clone());
+            self.jobs.push(
+                async move {
+                    tokio::time::sleep_until(at).await;
+                    let result = check(&ctx.runtime, &target, &action, timeout).await;
+                    Event::Probe { name, id, which, result }
+                }
+                .boxed(),
+            );
+        }
+    }
+
+    fn on_probe(&mut self, name: &str, id: &str, which: Which, result: Result<(), String>) {
+        let Some(live) = self.live.get_mut(name) else { return };
+        if live.handle.id != id || live.stopping.is_some() {
+            return;
+        }
+        let verdict = live.probing.answered(which, result.is_ok(), Instant::now());
+        let (started, ready) = (live.probing.started(), live.probing.ready());
+        if let Some(record) = self.record(name) {
+            record.started = started;
+            record.ready = started && ready;
+        }
+        if let (Err(why), true) = (&result, verdict != Verdict::Quiet) {
+            let message = format!("{} probe failed: {why}", which.name());
+            self.ctx.events.pod(&self.pod, Some(name), Level::Warning, "Unhealthy", message);
+        }
+        if let Verdict::Kill(grace) = verdict {
+            let message = format!("Container {name} failed {} probe, will be restarted", which.name().to_lowercase());
+            self.ctx.events.pod(&self.pod, Some(name), Level::Normal, "Killing", message);
+            self.stop(name, grace, "");
+        } else {
+            self.probe(name);
+        }
+    }
+
+    fn on_exited(&mut self, name: &str, id: &str, exit: Exit) {
+        let Some(live) = self.live.remove(name) else { return };
+        if live.handle.id != id {
+            self.live.insert(name.into(), live);
+            return;
+        }
+        self.on_ended(name, id, exit, live.since.elapsed());
+    }
+
+    fn on_ended(&mut self, name: &str, id: &str, exit: Exit, ran: Duration) {
+        let dirs = self.ctx.dirs(uid(&self.pod));
+        let attempt = self.attempts.get(name).map_or(0, |next| next.saturating_sub(1));
+        let container = self.container(name);
+        let message = exit.failure.clone().or_else(|| adopt::termination_message(&dirs, container.as_ref(), attempt, &exit));
+        let reason = record::reason(&exit).to_owned();
+        self.back_off.ended(name, ran, Instant::now());
+        if let Some(record) = self.record(name) {
+            record.started = false;
+            record.ready = false;
+            record.state = State::Ended(Ended { id: id.into(), exit, reason, message });
+        }
+        let (data, name) = (dirs.data, name.to_owned());
+        self.jobs.push(
+            async move {
+                let work = move || adopt::discard(&data, &name, attempt);
+                let _ = tokio::task::spawn_blocking(work).await;
+                Event::Finished
+            }
+            .boxed(),
+        );
+    }
+
+    fn grace(&self) -> Duration {
+        let seconds = if self.gone {
+            Some(0)
+        } else {
+            self.pod
+                .metadata
+                .deletion_grace_period_seconds
+                .or_else(|| self.pod.spec.as_ref().and_then(|s| s.termination_grace_period_seconds))
+        };
+        Duration::from_secs(seconds.and_then(|s| u64::try_from(s).ok()).unwrap_or(30))
+    }
+
+    /// Work first, then sidecars, the last to have started first.
+    fn stop_all(&mut self) {
+        let mains: Vec<String> = self
+            .records
+            .iter()
+            .filter(|r| r.kind != Kind::Sidecar && self.live.contains_key(&r.name))
+            .map(|r| r.name.clone())
+            .collect();
+        let names = if mains.is_empty() {
+            let last = self.records.iter().rev().find(|r| self.live.contains_key(&r.name));
+            last.map(|r| r.name.clone()).into_iter().collect()
+        } else {
+            mains
+        };
+        for name in names {
+            self.stop(&name, None, "Killing");
+        }
+    }
+
+    fn stop(&mut self, name: &str, grace: Option<Duration>, why: &'static str) {
+        let grace = grace.unwrap_or_else(|| self.grace());
+        let Some(container) = self.container(name) else { return };
+        let Some(live) = self.live.get_mut(name) else { return };
+        let until = Instant::now() + grace;
+        if let Some(deadline) = &live.stopping {
+            // A second request may only shorten the time.
+            deadline.send_if_modified(|at| {
+                let shorter = until < *at;
+                if shorter {
+                    *at = until;
+                }
+                shorter
+            });
+            return;
+        }
+        let (deadline, limit) = watch::channel(until);
+        live.stopping = Some(deadline);
+        let handle = live.handle.clone();
+        if let Some(record) = self.record(name) {
+            record.ready = false;
+        }
+        if why == "Killing" {
+            self.ctx.events.pod(&self.pod, Some(name), Level::Normal, "Killing", format!("Stopping container {name}"));
+        }
+        let target = self.target(&handle.id, container);
+        let (ctx, pod) = (self.ctx.clone(), self.pod.clone());
+        let request = StopRequest { handle, target, limit, hook: !self.gone };
+        self.jobs.push(
+            async move {
+                stop::stop(&ctx, &pod, request).await;
+                Event::Finished
+            }
+            .boxed(),
+        );
+    }
+
+    fn publish(&mut self) {
+        if self.gone {
+            return;
+        }
+        let around = self.ctx.surroundings(self.prepared.as_ref().and_then(|p| p.ip).or_else(|| self.old_ip()));
+        if self.outcome.start_time.is_none() {
+            let old = self.pod.status.as_ref().and_then(|s| s.start_time.clone());
+            self.outcome.start_time = Some(old.unwrap_or_else(status::now));
+        }
+        let status = status::status(
+            &self.pod,
+            &self.records,
+            &around,
+            &self.outcome,
+            self.publisher.previous(),
+            status::now(),
+        );
+        self.publisher.publish(status);
+    }
+
+    fn old_ip(&self) -> Option<std::net::IpAddr> {
+        self.pod.status.as_ref()?.pod_ip.as_ref()?.parse().ok()
+    }
+
+    /// Nothing runs, and nothing will.
+    fn settled(&mut self) -> bool {
+        let over = self.outcome.finished || self.deleted() || self.outcome.reason.is_some();
+        if !over || !self.live.is_empty() || self.preparing || self.launching.values().any(|step| *step == Step::Launch) {
+            return false;
+        }
+        if !self.outcome.finished {
+            self.outcome.finished = true;
+            self.end_what_waits();
+            self.publish();
+        }
+        true
+    }
+
+    /// A pod stopped before its containers ran still says how each ended.
+    fn end_what_waits(&mut self) {
+        for record in &mut self.records {
+            if let (State::Waiting { .. }, Some(last)) = (&record.state, &record.last) {
+                record.state = State::Ended(last.clone());
+                record.last = None;
+            }
+        }
+    }
+
+    /// Frees what a finished pod holds. True when the pod itself is gone.
+    async fn bury(&mut self) -> bool {
+        let deleted = self.deleted();
+        let uid = uid(&self.pod).to_owned();
+        if self.outcome.sandboxed || self.prepared.is_some() || deleted {
+            self.prepared = None;
+            adopt::tear_down(&self.ctx, &uid).await;
+            self.outcome.sandboxed = false;
+            self.token_renewal = None;
+            self.publish();
+        }
+        if !deleted {
+            return false;
+        }
+        if !self.gone {
+            self.publisher.flush().await;
+            self.publisher.delete(&self.ctx, &self.pod).await;
+        }
+        adopt::remove(&self.ctx, &uid).await;
+        true
+    }
+
+    /// Takes over what an earlier daemon left running, and what happened since.
+    async fn adopt(&mut self) {
+        let found = adopt::adopt(&self.ctx, &self.pod, &mut self.records).await;
+        self.attempts = found.attempts;
+        // A daemon that ended in between may have left the sandbox of a pod that is finished.
+        self.outcome.sandboxed = self.ctx.dirs(uid(&self.pod)).run.exists();
+        self.outcome.start_time = self.pod.status.as_ref().and_then(|s| s.start_time.clone());
+        let phase = self.pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default();
+        if matches!(phase, "Succeeded" | "Failed") {
+            // Final, whatever else is found.
+            self.outcome.finished = true;
+            self.outcome.reason = self.pod.status.as_ref().and_then(|s| s.reason.clone());
+            self.outcome.message = self.pod.status.as_ref().and_then(|s| s.message.clone());
+        }
+        if !found.running.is_empty() {
+            // What running containers hold is made anew idempotently: paths and namespaces stay the same.
+            match launch::prepare(&self.ctx, &self.pod).await {
+                Ok(prepared) => self.on_prepared(Ok(prepared)),
+                Err(error) => self.on_prepared(Err(error)),
+            }
+        }
+        for (name, handle, started) in found.running {
+            self.on_running(&name, handle, &started, false);
+            self.begin_adopted(&name);
+        }
+    }
+
+    /// A container that was ready before the daemon went is taken to be so still, until its probe says otherwise.
+    fn begin_adopted(&mut self, name: &str) {
+        let was = |pod: &Pod| {
+            let status = pod.status.as_ref()?;
+            let all = status.container_statuses.iter().flatten().chain(status.init_container_statuses.iter().flatten());
+            all.into_iter().find(|s| s.name == name).map(|s| (s.started.unwrap_or(false), s.ready))
+        };
+        if let Some((started, ready)) = was(&self.pod)
+            && let Some(live) = self.live.get_mut(name)
+        {
+            live.probing.assume(started, ready);
+            let (started, ready) = (live.probing.started(), live.probing.ready());
+            if let Some(record) = self.record(name) {
+                record.started = started;
+                record.ready = started && ready;
+            }
+        }
+    }
+}
+
+fn pretty(delay: Duration) -> String {
+    let seconds = delay.as_secs();
+    match (seconds / 60, seconds % 60) {
+        (0, s) => s.to_string(),
+        (m, s) => format!("{m}m{s}"),
+    }
+}

@@ -1,0 +1,264 @@
+//! The objects of one kind in memory, fed by one watch that all controllers share. Guarantees: a controller that wrote an
+//! object sees at least that version afterwards ([`Cache::learn`]); handlers run after the change is visible. Objects are
+//! kept without managed fields, which no controller reads.
+//! Assumption: resource versions of a kind are numbers that grow, which Kubernetes promises since 1.35 and our own API
+//! server since ever.
+
+use futures::StreamExt;
+use kfbox_base::Tasks;
+use kube::{
+    Api, Client, Resource,
+    runtime::{WatchStreamExt, watcher},
+};
+use parking_lot::RwLock;
+use serde::de::DeserializeOwned;
+use std::{
+    collections::{BTreeMap, HashSet},
+    convert::Infallible,
+    fmt::Debug,
+    pin::pin,
+    sync::Arc,
+};
+use tokio::sync::watch;
+
+/// `(namespace, name)`; the namespace is empty for cluster-scoped kinds.
+pub type Key = (String, String);
+
+pub trait Kind: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static {}
+impl<K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static> Kind for K {}
+
+pub fn key<K: Kind>(object: &K) -> Key {
+    let meta = object.meta();
+    (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
+}
+
+pub fn uid<K: Kind>(object: &K) -> &str {
+    object.meta().uid.as_deref().unwrap_or_default()
+}
+
+fn version<K: Kind>(object: &K) -> u64 {
+    object.meta().resource_version.as_deref().and_then(|v| v.parse().ok()).unwrap_or(0)
+}
+
+/// What a handler sees: both for an update, one of the two otherwise.
+pub struct Change<'a, K> {
+    pub old: Option<&'a Arc<K>>,
+    pub new: Option<&'a Arc<K>>,
+}
+
+impl<'a, K> Change<'a, K> {
+    /// The old and the new object, for handlers that must consider whom each one concerned.
+    pub fn both(&self) -> impl Iterator<Item = &'a Arc<K>> {
+        self.old.into_iter().chain(self.new)
+    }
+}
+
+type Handler<K> = Box<dyn Fn(&Change<'_, K>) + Send + Sync>;
+
+pub struct Cache<K> {
+    objects: RwLock<BTreeMap<Key, Arc<K>>>,
+    handlers: RwLock<Vec<Handler<K>>>,
+    synced: watch::Sender<bool>,
+}
+
+impl<K: Kind> Default for Cache<K> {
+    fn default() -> Self {
+        Self { objects: RwLock::default(), handlers: RwLock::default(), synced: watch::Sender::new(false) }
+    }
+}
+
+impl<K: Kind> Cache<K> {
+    /// Registers a handler. It must only put keys into queues: it runs on the watch's own task.
+    pub fn on_change(&self, handler: impl Fn(&Change<'_, K>) + Send + Sync + 'static) {
+        self.handlers.write().push(Box::new(handler));
+    }
+
+    pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
+        self.objects.read().get(&(namespace.to_owned(), name.to_owned())).cloned()
+    }
+
+    pub fn all(&self) -> Vec<Arc<K>> {
+        self.objects.read().values().cloned().collect()
+    }
+
+    pub fn in_namespace(&self, namespace: &str) -> Vec<Arc<K>> {
+        let start = (namespace.to_owned(), String::new());
+        let objects = self.objects.read();
+        objects.range(start..).take_while(|(key, _)| key.0 == namespace).map(|(_, object)| object.clone()).collect()
+    }
+
+    /// Takes an object as the server answered it to a write. The watch brings it too, perhaps later.
+    pub fn learn(&self, object: K) -> Arc<K> {
+        let object = Arc::new(lean(object));
+        let mut objects = self.objects.write();
+        match objects.get(&key(&*object)) {
+            Some(known) if version(&**known) >= version(&*object) => {}
+            _ => {
+                objects.insert(key(&*object), object.clone());
+            }
+        }
+        object
+    }
+
+    pub async fn synced(&self) {
+        let mut synced = self.synced.subscribe();
+        // The sender lives as long as self.
+        let _ = synced.wait_for(|synced| *synced).await;
+    }
+
+    fn applied(&self, object: K) {
+        let object = Arc::new(lean(object));
+        let old = {
+            let mut objects = self.objects.write();
+            let key = key(&*object);
+            match objects.get(&key) {
+                // A write of ours taught us a later version; its own event follows.
+                Some(known) if version(&**known) > version(&*object) => return,
+                known => {
+                    let old = known.cloned();
+                    objects.insert(key, object.clone());
+                    old
+                }
+            }
+        };
+        self.notify(&Change { old: old.as_ref(), new: Some(&object) });
+    }
+
+    fn deleted(&self, object: &K) {
+        let old = {
+            let mut objects = self.objects.write();
+            let key = key(object);
+            match objects.get(&key) {
+                // The name was taken again by an object we created.
+                Some(known) if uid(&**known) != uid(object) && version(&**known) > version(object) => return,
+                _ => objects.remove(&key),
+            }
+        };
+        if let Some(old) = old {
+            self.notify(&Change { old: Some(&old), new: None });
+        }
+    }
+
+    fn notify(&self, change: &Change<'_, K>) {
+        for handler in self.handlers.read().iter() {
+            handler(change);
+        }
+    }
+
+    /// Feeds the cache from a watch until shutdown.
+    pub async fn run(
+        self: Arc<Self>,
+        api: Api<K>,
+        config: watcher::Config,
+        shutdown: tokio_util::sync::CancellationToken,
+    ) -> Result<(), Infallible> {
+        let mut events = pin!(watcher(api, config).default_backoff());
+        let mut listed: HashSet<Key> = HashSet::new();
+        loop {
+            let event = tokio::select! {
+                () = shutdown.cancelled() => return Ok(()),
+                event = events.next() => event,
+            };
+            match event {
+                Some(Ok(watcher::Event::Init)) => listed.clear(),
+                Some(Ok(watcher::Event::InitApply(object))) => {
+                    listed.insert(key(&object));
+                    self.applied(object);
+                }
+                Some(Ok(watcher::Event::InitDone)) => {
+                    let gone: Vec<Arc<K>> = {
+                        let objects = self.objects.read();
+                        objects.iter().filter(|(key, _)| !listed.contains(*key)).map(|(_, o)| o.clone()).collect()
+                    };
+                    for object in gone {
+                        self.deleted(&object);
+                    }
+                    listed = HashSet::new();
+                    self.synced.send_replace(true);
+                }
+                Some(Ok(watcher::Event::Apply(object))) => self.applied(object),
+                Some(Ok(watcher::Event::Delete(object))) => self.deleted(&object),
+                Some(Err(error)) => tracing::warn!(kind = %K::kind(&()), %error, "a watch failed and is tried again"),
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// Starts the watch of all objects of the kind.
+    pub fn watch(self: &Arc<Self>, client: &Client, tasks: &Tasks, config: watcher::Config) {
+        let name = format!("watch of {}", K::plural(&()));
+        let api = Api::all_with(client.clone(), &());
+        tasks.essential(name, self.clone().run(api, config, tasks.shutdown()));
+    }
+
+    #[cfg(test)]
+    pub fn put(&self, object: K) {
+        self.applied(object);
+    }
+
+    #[cfg(test)]
+    pub fn remove(&self, object: &K) {
+        self.deleted(object);
+    }
+}
+
+fn lean<K: Kind>(mut object: K) -> K {
+    let meta = object.meta_mut();
+    meta.managed_fields = None;
+    if let Some(annotations) = &mut meta.annotations {
+        // As large as the object itself, and kubectl's alone.
+        annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
+    }
+    object
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use parking_lot::Mutex;
+
+    fn object(name: &str, uid: &str, version: &str) -> ConfigMap {
+        let mut object = ConfigMap::default();
+        object.metadata.namespace = Some("n".into());
+        object.metadata.name = Some(name.into());
+        object.metadata.uid = Some(uid.into());
+        object.metadata.resource_version = Some(version.into());
+        object
+    }
+
+    #[test]
+    fn what_a_write_taught_is_not_undone_by_an_older_event() {
+        let cache = Cache::<ConfigMap>::default();
+        let seen: Arc<Mutex<Vec<(Option<String>, Option<String>)>>> = Arc::default();
+        let log = seen.clone();
+        cache.on_change(move |change| {
+            let version = |o: Option<&Arc<ConfigMap>>| o.and_then(|o| o.metadata.resource_version.clone());
+            log.lock().push((version(change.old), version(change.new)));
+        });
+        cache.put(object("a", "1", "5"));
+        cache.learn(object("a", "1", "9"));
+        cache.put(object("a", "1", "7"));
+        assert_eq!(cache.get("n", "a").unwrap().metadata.resource_version.as_deref(), Some("9"));
+        cache.put(object("a", "1", "9"));
+        cache.learn(object("a", "2", "12"));
+        cache.remove(&object("a", "1", "11"));
+        assert_eq!(cache.get("n", "a").unwrap().metadata.uid.as_deref(), Some("2"));
+        cache.remove(&object("a", "2", "13"));
+        assert!(cache.get("n", "a").is_none());
+        let v = |s: &str| Some(s.to_owned());
+        assert_eq!(*seen.lock(), [(None, v("5")), (v("9"), v("9")), (v("12"), None)]);
+    }
+
+    #[test]
+    fn a_namespace_lists_its_own_objects_only() {
+        let cache = Cache::<ConfigMap>::default();
+        cache.put(object("a", "1", "1"));
+        let mut other = object("a", "2", "2");
+        other.metadata.namespace = Some("n2".into());
+        cache.put(other);
+        assert_eq!(cache.in_namespace("n").len(), 1);
+        assert_eq!(cache.in_namespace("").len(), 0);
+        assert_eq!(cache.all().len(), 2);
+    }
+}

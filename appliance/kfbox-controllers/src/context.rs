@@ -1,0 +1,92 @@
+//! What every controller holds: the client, the shared caches, the outlet for events.
+
+use crate::{Config, cache::Cache, events::Events, garbage::discovery::Resource};
+use k8s_openapi::api::{
+    apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet},
+    batch::v1::{CronJob, Job},
+    core::v1::{
+        ConfigMap, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, Service, ServiceAccount,
+    },
+    discovery::v1::EndpointSlice,
+    policy::v1::PodDisruptionBudget,
+    rbac::v1::ClusterRole,
+    storage::v1::StorageClass,
+};
+use kfbox_base::Tasks;
+use kube::{Client, runtime::watcher};
+use std::{convert::Infallible, future::Future, pin::Pin, sync::Arc};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// A controller ready to run, and its name in logs.
+pub type Registered = (&'static str, Pin<Box<dyn Future<Output = Result<(), Infallible>> + Send>>);
+
+pub struct Context {
+    pub client: Client,
+    pub config: Config,
+    pub caches: Caches,
+    pub events: Events,
+    /// The cluster's kinds, as last discovered; empty at first.
+    pub resources: watch::Sender<Vec<Arc<Resource>>>,
+    pub shutdown: CancellationToken,
+}
+
+impl Context {
+    pub fn new(client: Client, config: Config, tasks: &Tasks) -> Self {
+        Self {
+            client,
+            config,
+            caches: Caches::default(),
+            events: Events::default(),
+            resources: watch::Sender::new(Vec::new()),
+            shutdown: tasks.shutdown(),
+        }
+    }
+}
+
+macro_rules! caches {
+    ($($field:ident: $kind:ty),* $(,)?) => {
+        /// One watch a kind, shared by all controllers.
+        #[derive(Default)]
+        pub struct Caches {
+            $(pub $field: Arc<Cache<$kind>>,)*
+            /// The ConfigMaps `kube-root-ca.crt` only.
+            pub root_cas: Arc<Cache<ConfigMap>>,
+        }
+
+        impl Caches {
+            pub fn watch(&self, client: &Client, tasks: &Tasks) {
+                $(self.$field.watch(client, tasks, watcher::Config::default());)*
+                let root_cas = watcher::Config::default().fields("metadata.name=kube-root-ca.crt");
+                self.root_cas.watch(client, tasks, root_cas);
+            }
+
+            pub async fn synced(&self) {
+                $(self.$field.synced().await;)*
+                self.root_cas.synced().await;
+            }
+        }
+    };
+}
+
+caches! {
+    pods: Pod,
+    nodes: Node,
+    namespaces: Namespace,
+    service_accounts: ServiceAccount,
+    claims: PersistentVolumeClaim,
+    volumes: PersistentVolume,
+    classes: StorageClass,
+    services: Service,
+    endpoints: Endpoints,
+    slices: EndpointSlice,
+    replica_sets: ReplicaSet,
+    deployments: Deployment,
+    stateful_sets: StatefulSet,
+    daemon_sets: DaemonSet,
+    revisions: ControllerRevision,
+    jobs: Job,
+    cron_jobs: CronJob,
+    budgets: PodDisruptionBudget,
+    cluster_roles: ClusterRole,
+}

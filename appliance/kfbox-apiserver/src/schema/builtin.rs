@@ -271,6 +271,11 @@ pub(crate) fn type_index(name: &str) -> Option<u32> {
     TABLE.by_name.get(name).copied()
 }
 
+/// The name of the type of a kind.
+pub(crate) fn type_of_kind(group: &str, version: &str, kind: &str) -> Option<&'static str> {
+    TABLE.kinds.get(&(group, version, kind)).map(|index| type_name(*index))
+}
+
 /// The types that belong to kinds of this group and version.
 pub(crate) fn types_of_group(group: &str, version: &str) -> Vec<u32> {
     let mut out: Vec<u32> =

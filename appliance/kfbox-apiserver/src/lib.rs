@@ -22,6 +22,7 @@ mod openapi;
 mod ownership;
 mod patch;
 mod printing;
+mod protobuf;
 mod request;
 mod resources;
 mod respond;

@@ -1,7 +1,7 @@
 //! Bodies in and out: media types, size limits, and the forms an answer may take (whole objects, a Table, metadata
 //! only): <https://kubernetes.io/docs/reference/using-api/api-concepts/#alternate-representations-of-resources>.
 
-use crate::status::ApiError;
+use crate::{protobuf, status::ApiError};
 use axum::body::Body;
 use bytes::Bytes;
 use http::{HeaderMap, header};
@@ -11,7 +11,7 @@ use serde_json::Value;
 /// The largest request body, as upstream's: etcd's 1.5 MiB and room for encoding.
 pub const BODY_LIMIT: usize = 3 << 20;
 
-const READABLE: &str = "application/json, application/yaml";
+const READABLE: &str = "application/json, application/yaml, application/vnd.kubernetes.protobuf";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
@@ -126,6 +126,13 @@ pub fn decode(headers: &HeaderMap, body: &[u8]) -> Result<Value, ApiError> {
     match content_type(headers) {
         "" | "application/json" => json(body),
         "application/yaml" | "application/apply-patch+yaml" => yaml(body),
+        protobuf::MEDIA_TYPE => protobuf::decode(body).map_err(|error| match error {
+            protobuf::DecodeError::Kind { .. } => {
+                let message = format!("{}: {error}", ApiError::unsupported_media_type(READABLE));
+                ApiError::new(http::StatusCode::UNSUPPORTED_MEDIA_TYPE, "UnsupportedMediaType", message)
+            }
+            malformed => ApiError::bad_request(malformed.to_string()),
+        }),
         // Python's requests and curl -d name nothing better.
         "application/x-www-form-urlencoded" | "text/plain" if body.first() == Some(&b'{') => json(body),
         _ => Err(ApiError::unsupported_media_type(READABLE)),

@@ -49,7 +49,7 @@ async fn errors_read_as_upstreams() {
     let (code, _) = world.get("/api/v1/nothings").await;
     assert_eq!(code, 404);
     let (code, _, body) =
-        world.request("POST", "/api/v1/namespaces/default/pods", &[("content-type", "application/vnd.kubernetes.protobuf")], json!({})).await;
+        world.request("POST", "/api/v1/namespaces/default/pods", &[("content-type", "application/cbor")], json!({})).await;
     assert_eq!((code.as_u16(), body["reason"].as_str().unwrap()), (415, "UnsupportedMediaType"));
     let huge = "x".repeat(crate::negotiate::BODY_LIMIT);
     let (code, _) = world.post("/api/v1/namespaces/default/configmaps", json!({"metadata": {"name": "b"}, "data": {"k": huge}})).await;

@@ -140,6 +140,12 @@ async fn discovery_agrees_with_upstreams_documents() {
                     verbs.sort_by_key(ToString::to_string);
                 }
                 let mut theirs = theirs.clone();
+                // Where upstream still stores an older version, its hash is that one's.
+                for resource in [&mut mine, &mut theirs] {
+                    if let Some(hash) = resource.get_mut("storageVersionHash") {
+                        *hash = "some".into();
+                    }
+                }
                 if let Some(verbs) = theirs["verbs"].as_array_mut() {
                     verbs.sort_by_key(ToString::to_string);
                 }

@@ -149,7 +149,21 @@ async fn prepare(
                 restore_member(old, new, "status");
             }
         }
-        "status" => keep_all_but_status(call, old, new),
+        "status" | "approval" => keep_all_but_status(call, old, new),
+        "ephemeralcontainers" => keep_all_but(old, new, |old, new| {
+            old["spec"]["ephemeralContainers"] = new["spec"]["ephemeralContainers"].clone();
+        }),
+        "resize" => keep_all_but(old, new, |old, new| {
+            for list in ["containers", "initContainers"] {
+                let sizes = new["spec"][list].as_array().cloned().unwrap_or_default();
+                for container in old["spec"][list].as_array_mut().into_iter().flatten() {
+                    if let Some(size) = sizes.iter().find(|c| c["name"] == container["name"]) {
+                        container["resources"] = size["resources"].clone();
+                        container["resizePolicy"] = size["resizePolicy"].clone();
+                    }
+                }
+            }
+        }),
         _ => {}
     }
     // A finalizer may not be added to what is being deleted.
@@ -166,12 +180,14 @@ async fn prepare(
     }
     call.default(new);
     let reservations = admission::on_update(call, how.subresource, old, new).await?;
-    if (resource.generation || resource.custom.is_some()) && how.subresource != "status" {
+    if (resource.generation || resource.custom.is_some()) && !matches!(how.subresource, "status" | "approval") {
         let generation = old["metadata"]["generation"].as_i64().unwrap_or(0);
         let bump = i64::from(desired_differs(call, old, new));
         metadata_mut(new).insert("generation".into(), (generation + bump).into());
     }
-    call.validate(new, Some(old))?;
+    // What the pod's own subresources change is closed to ordinary updates, whose rules compare with the old object.
+    let closed = matches!(how.subresource, "binding" | "ephemeralcontainers" | "resize");
+    call.validate(new, (!closed).then_some(old))?;
     admission::validate(call, new, Some(old))?;
     if how.track {
         crate::ownership::track(call, Some(old), new, how.subresource);
@@ -204,6 +220,13 @@ fn restore_member(old: &Value, new: &mut Value, member: &str) {
             None => drop(members.remove(member)),
         }
     }
+}
+
+/// A subresource changes its own part, here copied by `part` from the new object into the old one.
+fn keep_all_but(old: &Value, new: &mut Value, part: impl Fn(&mut Value, &Value)) {
+    let mut kept = old.clone();
+    part(&mut kept, new);
+    *new = kept;
 }
 
 /// A status write changes the status; of built-in kinds also labels, annotations and the like, as upstream.

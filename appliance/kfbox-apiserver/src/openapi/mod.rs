@@ -60,6 +60,8 @@ struct Served<'a> {
     namespaced: bool,
     verbs: &'a [&'a str],
     kind: (&'a str, &'a str, &'a str),
+    /// The kind of the resource that a subresource belongs to.
+    owner: &'a str,
     list_type: Option<String>,
     object_type: String,
 }
@@ -86,6 +88,8 @@ fn served_builtin(group: &str, version: &str) -> Vec<Served<'static>> {
             .into_iter()
             .find(|(g, v)| crate::schema::type_of_kind(g, v, r.kind).is_some())
             .map_or((r.group, r.version, r.kind), |(g, v)| (g, v, r.kind));
+        let plural = r.name.split('/').next().unwrap_or(r.name);
+        let owner = resources().iter().find(|o| o.group == group && o.version == version && o.name == plural);
         let list = format!("{}List", r.kind);
         Served {
             group: r.group,
@@ -94,6 +98,7 @@ fn served_builtin(group: &str, version: &str) -> Vec<Served<'static>> {
             namespaced: r.namespaced,
             verbs: &r.verbs,
             kind,
+            owner: owner.map_or(r.kind, |o| o.kind),
             list_type: crate::schema::type_of_kind(r.group, r.version, &list).map(ToOwned::to_owned),
             object_type: builtin_type(kind.0, kind.1, kind.2),
         }
@@ -106,7 +111,7 @@ fn add_custom_paths(custom: &CustomKind<'_>, format: Format, out: &mut Map<Strin
     let own_kind = (custom.group, custom.version, custom.kind);
     let mut add = |name: &str, verbs: &[&str], kind: (&str, &str, &str), list_type: Option<String>, object_type: String| {
         let (group, version, namespaced) = (custom.group, custom.version, custom.namespaced);
-        paths::add(&Served { group, version, name, namespaced, verbs, kind, list_type, object_type }, format, out);
+        paths::add(&Served { group, version, name, namespaced, verbs, kind, owner: custom.kind, list_type, object_type }, format, out);
     };
     let list_type = custom_type(custom.group, custom.version, custom.list_kind);
     add(custom.plural, ALL_VERBS, own_kind, Some(list_type), own_type.clone());

@@ -67,7 +67,9 @@ fn tag(served: &Served<'_>, joined: bool) -> String {
         let parts: String = group.split(['.', '-']).map(capital).collect();
         parts + &capital(served.version)
     } else {
-        format!("{}_{}", group.replace('.', ""), served.version)
+        let (first, rest) = group.split_once(['.', '-']).unwrap_or((group, ""));
+        let rest: String = rest.split(['.', '-']).map(capital).collect();
+        format!("{first}{rest}_{}", served.version)
     }
 }
 
@@ -81,7 +83,7 @@ fn operation(served: &Served<'_>, verb: &str, namespaced: bool, format: Format) 
     let word = match verb {
         "get" => "read",
         "update" => "replace",
-        "deletecollection" => "deleteCollection",
+        "deletecollection" => "delete",
         other => other,
     };
     let scope = match (served.namespaced, namespaced) {
@@ -89,7 +91,8 @@ fn operation(served: &Served<'_>, verb: &str, namespaced: bool, format: Format) 
         _ => "",
     };
     let tail = if served.namespaced && !namespaced { "ForAllNamespaces" } else { "" };
-    let id = format!("{word}{}{scope}{}{}{tail}", tag(served, true), served.kind.2, capital(sub));
+    let many = if verb == "deletecollection" { "Collection" } else { "" };
+    let id = format!("{word}{}{many}{scope}{}{}{tail}", tag(served, true), served.owner, capital(sub));
     let status = format!("{META}.Status");
     let result = match verb {
         "list" => served.list_type.as_deref().unwrap_or(&served.object_type),

@@ -16,8 +16,13 @@ use crate::schema::{Schema, reachable, resources, type_index, types_of_group};
 
 pub use protobuf::v2_protobuf;
 
-/// Media type of [`v2_protobuf`], which client-go asks for.
-pub const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+/// What client-go asks for in `Accept` when it wants [`v2_protobuf`].
+pub const V2_PROTOBUF_ACCEPT: [&str; 2] = [
+    "application/com.github.proto-openapi.spec.v2@v1.0+protobuf",
+    "application/com.github.proto-openapi.spec.v2.v1.0+protobuf",
+];
+/// The `Content-Type` of the answer, without the `@` that Go's own media type parser refuses.
+pub const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
 
 /// A served version of a custom resource.
 #[derive(Clone, Copy, Debug)]

@@ -14,8 +14,7 @@ fn known_artifact(c: &Connection, scope: &Scope, artifact: &Node, reuse: bool) -
     let Some(external) = artifact.external_id.as_ref().filter(|_| reuse && artifact.id.is_none()) else {
         return Ok(None);
     };
-    let found =
-        select(c, scope, Kind::Artifact, "n.external_id = ? LIMIT 1", vec![Value::Text(external.clone())])?;
+    let found = select(c, scope, Kind::Artifact, "n.external_id = ? LIMIT 1", vec![Value::Text(external.clone())])?;
     Ok(found.first().and_then(|n| n.id))
 }
 
@@ -120,8 +119,7 @@ pub(crate) fn put_subgraph(
         .map(|n| rows::put(c, scope, Kind::Execution, n.into(), &Update::default()))
         .collect::<Result<Vec<_>, _>>()?;
     for edge in request.event_edges {
-        let mut event =
-            edge.event.ok_or_else(|| Error::InvalidArgument("an event edge has no event".into()))?;
+        let mut event = edge.event.ok_or_else(|| Error::InvalidArgument("an event edge has no event".into()))?;
         event.artifact_id = end(&artifacts, edge.artifact_index, event.artifact_id, "artifact")?;
         event.execution_id = end(&executions, edge.execution_index, event.execution_id, "execution")?;
         put_event(c, scope, &event)?;

@@ -41,7 +41,15 @@ pub(crate) fn parse(kind: Kind, query: &str) -> Result<Filter, Error> {
     if query.len() > MAX_LENGTH {
         return Err(invalid(format!("it is longer than {MAX_LENGTH} bytes")));
     }
-    let mut parser = Parser { kind, tokens: tokens(query)?, at: 0, depth: 0, sql: String::new(), parameters: Vec::new(), aliases: BTreeMap::new() };
+    let mut parser = Parser {
+        kind,
+        tokens: tokens(query)?,
+        at: 0,
+        depth: 0,
+        sql: String::new(),
+        parameters: Vec::new(),
+        aliases: BTreeMap::new(),
+    };
     parser.either()?;
     if let Some(token) = parser.tokens.get(parser.at) {
         return Err(invalid(format!("unexpected {}", shown(token))));
@@ -188,11 +196,14 @@ impl Join {
     }
 }
 
+/// The number of an enumeration's value, from its name.
+type Names = fn(&str) -> Option<i32>;
+
 /// What a path stands for: its SQL and, for enumerations, the names of its values.
 struct Operand {
     sql: String,
     parameter: Option<Value>,
-    names: Option<fn(&str) -> Option<i32>>,
+    names: Option<Names>,
 }
 
 struct Parser {
@@ -387,7 +398,7 @@ impl Parser {
             ("last_update_time_since_epoch", _) => format!("{table}.updated"),
             _ => return None,
         };
-        let names: Option<fn(&str) -> Option<i32>> = match name {
+        let names: Option<Names> = match name {
             "state" => Some(|n| proto::artifact::State::from_str_name(n).map(|s| s as i32)),
             "last_known_state" => Some(|n| proto::execution::State::from_str_name(n).map(|s| s as i32)),
             _ => None,
@@ -397,7 +408,7 @@ impl Parser {
 }
 
 fn event_attribute(alias: &str, name: &str) -> Option<Operand> {
-    let (column, names): (&str, Option<fn(&str) -> Option<i32>>) = match name {
+    let (column, names): (&str, Option<Names>) = match name {
         "artifact_id" => ("artifact", None),
         "execution_id" => ("execution", None),
         "milliseconds_since_epoch" => ("time", None),
@@ -428,9 +439,21 @@ mod tests {
 
     #[test]
     fn what_is_not_understood_is_refused() {
-        for query in ["", "bogus = 1", "uri = 'x", "id =", "id = 1 id = 2", "state = NOWHERE", "(id = 1", "id IN 1",
-            "contexts_a.uri = 'x'", "events_a.name = 'x'", "properties.a.json = 1", "id == 1", "id = 1; SELECT"]
-        {
+        for query in [
+            "",
+            "bogus = 1",
+            "uri = 'x",
+            "id =",
+            "id = 1 id = 2",
+            "state = NOWHERE",
+            "(id = 1",
+            "id IN 1",
+            "contexts_a.uri = 'x'",
+            "events_a.name = 'x'",
+            "properties.a.json = 1",
+            "id == 1",
+            "id = 1; SELECT",
+        ] {
             assert!(matches!(parse(Kind::Artifact, query), Err(Error::InvalidArgument(_))), "{query}");
         }
         assert!(parse(Kind::Context, "events_a.type = INPUT").is_err());

@@ -22,7 +22,7 @@ mod types;
 
 /// The protocol's messages, client and server.
 pub mod proto {
-    #![expect(clippy::all, clippy::pedantic, reason = "generated from proto/metadata_store.proto")]
+    #![expect(clippy::all, clippy::allow_attributes, reason = "generated from proto/metadata_store.proto")]
     tonic::include_proto!("ml_metadata");
 }
 

@@ -57,10 +57,8 @@ impl Walk<'_> {
     /// Does the event lead away from a node of `kind` in the walk's direction? Downstream runs from input artifact to
     /// execution to output artifact.
     fn follows(&self, kind: Kind, event: &proto::Event) -> bool {
-        let output = matches!(
-            event.r#type(),
-            Type::Output | Type::DeclaredOutput | Type::InternalOutput | Type::PendingOutput
-        );
+        let output =
+            matches!(event.r#type(), Type::Output | Type::DeclaredOutput | Type::InternalOutput | Type::PendingOutput);
         match self.direction {
             options::Direction::Downstream => output == (kind == Kind::Execution),
             options::Direction::Upstream => output == (kind == Kind::Artifact),
@@ -168,7 +166,11 @@ pub(crate) fn graph(
     let stop = asked.stop_conditions.clone().unwrap_or_default();
     let boundary = |kind, query: &str| {
         // A boundary names what to keep: what does not meet it ends the walk.
-        if query.trim().is_empty() { Ok(BTreeSet::new()) } else { matching(c, scope, kind, &format!("NOT ({query})"), "") }
+        if query.trim().is_empty() {
+            Ok(BTreeSet::new())
+        } else {
+            matching(c, scope, kind, &format!("NOT ({query})"), "")
+        }
     };
     let walk = Walk {
         c,
@@ -246,4 +248,3 @@ fn assemble(
     }
     Ok(answer)
 }
-

@@ -168,7 +168,8 @@ pub(crate) struct TypeInfo {
 }
 
 macro_rules! types {
-    ($message:ident { $($only:ident),* }) => {
+    ($(#[$attribute:meta])* $message:ident { $($only:ident),* }) => {
+        $(#[$attribute])*
         impl From<proto::$message> for TypeInfo {
             fn from(t: proto::$message) -> Self {
                 Self {
@@ -203,7 +204,10 @@ macro_rules! types {
 }
 
 types!(ArtifactType {});
-types!(ExecutionType { input_type, output_type });
+types!(
+    #[expect(clippy::needless_update, reason = "the other kinds lack fields that this one has")]
+    ExecutionType { input_type, output_type }
+);
 types!(ContextType {});
 
 /// The type a property's value has; `None` for a value without any.

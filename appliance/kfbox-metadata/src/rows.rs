@@ -80,8 +80,7 @@ pub(crate) fn select(
 }
 
 fn load_properties(c: &Connection, kind: Kind, node: &mut Node) -> Result<(), Error> {
-    let mut statement =
-        c.prepare_cached("SELECT custom, name, value FROM property WHERE kind = ?1 AND node = ?2")?;
+    let mut statement = c.prepare_cached("SELECT custom, name, value FROM property WHERE kind = ?1 AND node = ?2")?;
     let mut rows = statement.query(params![kind, node.id])?;
     while let Some(row) = rows.next()? {
         let value = proto::Value::decode(row.get_ref(2)?.as_blob().map_err(rusqlite::Error::from)?)?;
@@ -172,14 +171,7 @@ fn create(c: &Connection, scope: &Scope, kind: Kind, node: Node) -> Result<i64, 
     Ok(id)
 }
 
-fn change(
-    c: &Connection,
-    scope: &Scope,
-    kind: Kind,
-    id: i64,
-    given: Node,
-    update: &Update<'_>,
-) -> Result<i64, Error> {
+fn change(c: &Connection, scope: &Scope, kind: Kind, id: i64, given: Node, update: &Update<'_>) -> Result<i64, Error> {
     let stored = by_ids(c, scope, kind, &[id])?.into_iter().next();
     let stored = stored.ok_or_else(|| Error::InvalidArgument(format!("Cannot find the given id {id}")))?;
     let namespace = namespace_of(c, scope, kind, id)?.unwrap_or_default();

@@ -71,8 +71,7 @@ macro_rules! methods {
 /// A put of one type, the same for the three kinds.
 macro_rules! put_type {
     ($service:ident, $scope:ident, $request:ident, $kind:expr, $field:ident) => {{
-        let evolution =
-            types::Evolution { can_add: $request.can_add_fields(), can_omit: $request.can_omit_fields() };
+        let evolution = types::Evolution { can_add: $request.can_add_fields(), can_omit: $request.can_omit_fields() };
         let info = $request.$field.unwrap_or_default().into();
         $service.store.write(&$scope, move |tx, scope| types::put(tx, scope, $kind, info, evolution)).await?
     }};

@@ -1,9 +1,8 @@
 //! The typed interface inside the daemon. Each call is one transaction within a [`Scope`].
 
 use crate::{
-    Error, Scope, bundles,
+    Error, Scope, bundles, lineage,
     links::{self, Relation},
-    lineage,
     listing::list,
     node::{Kind, Node, TypeInfo},
     proto,
@@ -27,7 +26,10 @@ pub type Page<T> = (Vec<T>, Option<String>);
 pub enum Among {
     All,
     /// A type by name and version; of all namespaces in scope.
-    OfType { name: String, version: Option<String> },
+    OfType {
+        name: String,
+        version: Option<String>,
+    },
     InContext(i64),
 }
 
@@ -36,10 +38,7 @@ impl Among {
         match self {
             Self::All => ("1".into(), Vec::new()),
             Self::OfType { name, version } => (
-                format!(
-                    "n.type IN (SELECT id FROM type WHERE kind = {} AND name = ? AND version = ?)",
-                    kind as i64
-                ),
+                format!("n.type IN (SELECT id FROM type WHERE kind = {} AND name = ? AND version = ?)", kind as i64),
                 vec![Value::Text(name), Value::Text(version.unwrap_or_default())],
             ),
             Self::InContext(context) => (
@@ -210,10 +209,8 @@ impl Store {
     where
         T: From<TypeInfo> + Send + 'static,
     {
-        self.read(scope, move |c, scope| {
-            Ok(types::by_name(c, scope, kind, &name, version.as_deref())?.map(T::from))
-        })
-        .await
+        self.read(scope, move |c, scope| Ok(types::by_name(c, scope, kind, &name, version.as_deref())?.map(T::from)))
+            .await
     }
 
     /// Those of the ids that exist in scope.

@@ -134,11 +134,8 @@ async fn a_forged_page_token_shows_nothing_of_others() {
         });
         store.put_artifacts(&scope, all.collect()).await.unwrap();
     }
-    let page = |token| proto::ListOperationOptions {
-        max_result_size: Some(2),
-        next_page_token: token,
-        ..Default::default()
-    };
+    let page =
+        |token| proto::ListOperationOptions { max_result_size: Some(2), next_page_token: token, ..Default::default() };
     let (ann, bob) = (Scope::namespace("ann"), Scope::namespace("bob"));
     let (first, token) = store.list_artifacts(&ann, Among::All, Some(page(None))).await.unwrap();
     assert_eq!(first.len(), 2);
@@ -272,9 +269,8 @@ async fn over_tls_the_certificate_says_who_calls() {
     let (ours, theirs) = (Authority::new(), Authority::new());
     let (chain, key) = ours.issue("localhost");
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(ours.roots(), provider.clone())
-        .build()
-        .unwrap();
+    let verifier =
+        rustls::server::WebPkiClientVerifier::builder_with_provider(ours.roots(), provider.clone()).build().unwrap();
     let config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()
@@ -283,9 +279,8 @@ async fn over_tls_the_certificate_says_who_calls() {
         .unwrap();
     let (ann, stranger) = (ours.issue("ann"), ours.issue("stranger"));
     let known = ann.0[0].clone();
-    let identify: IdentifyCertificate = Arc::new(move |chain| {
-        (chain.first() == Some(&known)).then(|| UserInfo::new("ann", ["owner:ann".to_owned()]))
-    });
+    let identify: IdentifyCertificate =
+        Arc::new(move |chain| (chain.first() == Some(&known)).then(|| UserInfo::new("ann", ["owner:ann".to_owned()])));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     fixture.metadata.serve_tls(listener, Arc::new(config), identify, &fixture.tasks);

@@ -77,7 +77,9 @@ pub(crate) fn put(
     let namespace = target(scope)?;
     let version = new.version.unwrap_or_default();
     let stored: Option<(i64, String)> = c
-        .prepare_cached("SELECT id, properties FROM type WHERE kind = ?1 AND name = ?2 AND version = ?3 AND namespace = ?4")?
+        .prepare_cached(
+            "SELECT id, properties FROM type WHERE kind = ?1 AND name = ?2 AND version = ?3 AND namespace = ?4",
+        )?
         .query_row(params![kind, name, version, namespace], |r| Ok((r.get(0)?, r.get(1)?)))
         .optional()?;
     if let Some((id, properties)) = stored {

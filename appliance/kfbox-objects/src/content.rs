@@ -251,7 +251,7 @@ impl ContentStore {
             path: Some(path),
             file,
             size: 0,
-            hashers: Some(Hashers::new(&expected.algorithms)),
+            hashers: Some(Box::new(Hashers::new(&expected.algorithms))),
         };
         if let Some(length) = expected.length.filter(|n| *n >= RESERVE_FROM) {
             reserve(&incoming.file, length)?;
@@ -295,7 +295,7 @@ struct Incoming {
     path: Option<PathBuf>,
     file: File,
     size: u64,
-    hashers: Option<Hashers>,
+    hashers: Option<Box<Hashers>>,
 }
 
 impl Incoming {
@@ -328,7 +328,7 @@ impl Incoming {
             File::open(shard)?.sync_all()?;
         }
         self.path = None;
-        let (md5, checksums) = self.hashers.take().unwrap_or_else(|| Hashers::new(&[])).finish();
+        let (md5, checksums) = self.hashers.take().map_or_else(|| Hashers::new(&[]), |hashers| *hashers).finish();
         Ok(Stored { id: self.id.clone(), size: self.size, md5, checksums, pin: Some(pin) })
     }
 }

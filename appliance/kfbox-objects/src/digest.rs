@@ -180,9 +180,7 @@ pub(crate) fn combine(algorithm: Algorithm, full: bool, parts: &[(&Checksums, u6
     let number = |bytes: &[u8]| bytes.iter().fold(0_u64, |n, b| n << 8 | u64::from(*b));
     let mut all = raw.iter().zip(parts);
     let (first, _) = all.next()?;
-    let sum = all.fold(number(first), |sum, (part, (_, len))| {
-        crc_fast::checksum_combine(crc, sum, number(part), *len)
-    });
+    let sum = all.fold(number(first), |sum, (part, (_, len))| crc_fast::checksum_combine(crc, sum, number(part), *len));
     Some(BASE64_STANDARD.encode(&sum.to_be_bytes()[8 - width..]))
 }
 

@@ -10,7 +10,9 @@ pub enum Error {
     BucketExists(String),
     #[error("the bucket {0} still holds objects, versions or unfinished uploads")]
     BucketNotEmpty(String),
-    #[error("{0:?} is not a valid bucket name: 3 to 63 of a-z, 0-9, '.' and '-', starting and ending with a letter or digit")]
+    #[error(
+        "{0:?} is not a valid bucket name: 3 to 63 of a-z, 0-9, '.' and '-', starting and ending with a letter or digit"
+    )]
     InvalidBucketName(String),
     #[error("there is no object {key} in bucket {bucket}")]
     NoSuchKey { bucket: String, key: String },

@@ -109,12 +109,7 @@ impl Objects {
         };
         let database = data_dir.join("objects.db");
         // It holds secrets: never readable by others, not even while it is being made.
-        fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .mode(0o600)
-            .open(&database)
-            .map_err(failed(&database))?;
+        fs::OpenOptions::new().create(true).append(true).mode(0o600).open(&database).map_err(failed(&database))?;
         let db = Database::open(&database, &schema::SCHEMA)?;
         let root = data_dir.join("objects");
         let content = ContentStore::open(&root).map_err(failed(&root))?;
@@ -236,11 +231,7 @@ impl Objects {
                 versions: false,
             })
             .await?;
-        Ok(Listing {
-            objects: page.objects,
-            prefixes: page.prefixes,
-            next_token: page.next.map(|place| place.token()),
-        })
+        Ok(Listing { objects: page.objects, prefixes: page.prefixes, next_token: page.next.map(|place| place.token()) })
     }
 
     /// Deleting what is not there succeeds.
@@ -314,3 +305,6 @@ fn write_private(path: &Path, credential: &Credential) -> io::Result<()> {
     fs::rename(&temporary, path)?;
     path.parent().map_or(Ok(()), |parent| fs::File::open(parent)?.sync_all())
 }
+
+#[cfg(test)]
+mod tests;

@@ -196,13 +196,7 @@ impl Store {
             .await
     }
 
-    pub async fn complete(
-        &self,
-        name: &str,
-        key: &str,
-        id: &str,
-        completion: Completion,
-    ) -> Result<ObjectInfo, Error> {
+    pub async fn complete(&self, name: &str, key: &str, id: &str, completion: Completion) -> Result<ObjectInfo, Error> {
         let (name, key, id) = (name.to_owned(), key.to_owned(), id.to_owned());
         let (info, free) = self
             .db
@@ -318,9 +312,8 @@ fn upload_from(row: &rusqlite::Row<'_>) -> Result<Upload, Error> {
 }
 
 fn upload(c: &Connection, name: &str, key: &str, id: &str) -> Result<Upload, Error> {
-    let mut statement = c.prepare_cached(&format!(
-        "SELECT {UPLOAD_COLUMNS} FROM upload WHERE id = ?1 AND bucket = ?2 AND key = ?3"
-    ))?;
+    let mut statement =
+        c.prepare_cached(&format!("SELECT {UPLOAD_COLUMNS} FROM upload WHERE id = ?1 AND bucket = ?2 AND key = ?3"))?;
     let mut rows = statement.query(params![id, name, key])?;
     match rows.next()? {
         Some(row) => upload_from(row),
@@ -351,7 +344,8 @@ fn parts(c: &Connection, upload: &str, after: i32, limit: usize) -> Result<Vec<P
 
 fn drop_upload(c: &Connection, id: &str) -> Result<Vec<String>, Error> {
     let candidates = blobs(c, "SELECT blob FROM part WHERE upload = ?1", params![id])?;
-    let there: Option<i64> = c.query_row("DELETE FROM upload WHERE id = ?1 RETURNING 1", [id], |r| r.get(0)).optional()?;
+    let there: Option<i64> =
+        c.query_row("DELETE FROM upload WHERE id = ?1 RETURNING 1", [id], |r| r.get(0)).optional()?;
     if there.is_none() {
         return Ok(Vec::new());
     }

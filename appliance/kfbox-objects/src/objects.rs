@@ -220,8 +220,7 @@ impl Store {
                     },
                     None => source.attributes.clone(),
                 };
-                let slices: Vec<(String, u64)> =
-                    slices(tx, source.id)?.into_iter().map(|s| (s.id, s.size)).collect();
+                let slices: Vec<(String, u64)> = slices(tx, source.id)?.into_iter().map(|s| (s.id, s.size)).collect();
                 let new = NewObject {
                     bucket: &to,
                     key: &copy.key,
@@ -368,7 +367,8 @@ fn resolve(range: Option<ByteRange>, slices: &[Slice], size: u64) -> Result<Rang
         Some(ByteRange::Last(_)) if size == 0 => Err(outside),
         Some(ByteRange::Last(n)) => Ok(size.saturating_sub(n)..size),
         Some(ByteRange::Part(number)) => {
-            let index = usize::try_from(number).ok().and_then(|n| n.checked_sub(1)).filter(|n| *n < slices.len().max(1));
+            let index =
+                usize::try_from(number).ok().and_then(|n| n.checked_sub(1)).filter(|n| *n < slices.len().max(1));
             let Some(index) = index else { return Err(outside) };
             let start: u64 = slices[..index].iter().map(|s| s.size).sum();
             Ok(start..start + slices.get(index).map_or(0, |s| s.size))
@@ -443,8 +443,8 @@ fn make_room(tx: &Connection, bucket: &BucketInfo, key: &str) -> Result<(String,
     let enabled = bucket.versioning.as_deref() == Some("Enabled");
     if !enabled {
         let old: Vec<i64> = {
-            let mut statement = tx
-                .prepare_cached("SELECT id FROM object WHERE bucket = ?1 AND key = ?2 AND version = 'null'")?;
+            let mut statement =
+                tx.prepare_cached("SELECT id FROM object WHERE bucket = ?1 AND key = ?2 AND version = 'null'")?;
             statement.query_map(params![bucket.name, key], |r| r.get(0))?.collect::<Result<_, _>>()?
         };
         for id in old {

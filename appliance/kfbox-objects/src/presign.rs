@@ -49,8 +49,10 @@ pub(crate) fn presign(credential: &Credential, request: &Request<'_>) -> Result<
         ("X-Amz-SignedHeaders".into(), "host".into()),
     ];
     pairs.extend(query.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())));
-    let mut encoded: Vec<String> =
-        pairs.iter().map(|(k, v)| format!("{}={}", utf8_percent_encode(k, VALUE), utf8_percent_encode(v, VALUE))).collect();
+    let mut encoded: Vec<String> = pairs
+        .iter()
+        .map(|(k, v)| format!("{}={}", utf8_percent_encode(k, VALUE), utf8_percent_encode(v, VALUE)))
+        .collect();
     encoded.sort();
     let (path, query) = (utf8_percent_encode(path, PATH).to_string(), encoded.join("&"));
     let canonical = format!("{method}\n{path}\n{query}\nhost:{host}\n\nhost\nUNSIGNED-PAYLOAD");

@@ -26,12 +26,15 @@ pub(crate) struct Slice {
     pub size: u64,
 }
 
+/// A chunk, and its file if there is more to read of it.
+type Read = (Option<Arc<File>>, Bytes);
+
 /// The bytes of an object or of a range of it. Ends with an error if a content file is unreadable.
 pub struct ContentStream {
     store: Arc<ContentStore>,
     slices: VecDeque<Slice>,
     file: Option<Arc<File>>,
-    next: Option<JoinHandle<io::Result<(Option<Arc<File>>, Bytes)>>>,
+    next: Option<JoinHandle<io::Result<Read>>>,
     ready: Option<Bytes>,
     remaining: u64,
     _pin: Option<Pin>,

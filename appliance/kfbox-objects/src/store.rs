@@ -1,10 +1,6 @@
 //! The store itself, without protocol and without access control: buckets and the parts that its other files share.
 
-use crate::{
-    Error,
-    content::ContentStore,
-    digest::Checksums,
-};
+use crate::{Error, content::ContentStore, digest::Checksums};
 use kfbox_db::Database;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
@@ -108,8 +104,7 @@ impl EtagMatch {
 impl Condition {
     pub(crate) fn check_write(&self, current: Option<&ObjectInfo>, bucket: &str, key: &str) -> Result<(), Error> {
         if let Some(wanted) = &self.if_match {
-            let current =
-                current.ok_or_else(|| Error::NoSuchKey { bucket: bucket.into(), key: key.into() })?;
+            let current = current.ok_or_else(|| Error::NoSuchKey { bucket: bucket.into(), key: key.into() })?;
             if !wanted.holds(&current.etag) {
                 return Err(Error::PreconditionFailed);
             }
@@ -251,10 +246,8 @@ impl Store {
         let name = name.to_owned();
         self.db
             .write(move |tx| {
-                let made = tx.execute(
-                    "INSERT OR IGNORE INTO bucket (name, created) VALUES (?1, ?2)",
-                    params![name, now()],
-                )?;
+                let made =
+                    tx.execute("INSERT OR IGNORE INTO bucket (name, created) VALUES (?1, ?2)", params![name, now()])?;
                 if made == 0 { Err(Error::BucketExists(name)) } else { Ok(()) }
             })
             .await
@@ -314,9 +307,8 @@ impl Store {
         let mut swept = 0;
         for shard in 0..=255_u8 {
             let content = self.content.clone();
-            let found = tokio::task::spawn_blocking(move || content.shard(shard))
-                .await
-                .map_err(|_| Error::Closed)??;
+            let found =
+                tokio::task::spawn_blocking(move || content.shard(shard)).await.map_err(|_| Error::Closed)??;
             if found.is_empty() {
                 continue;
             }

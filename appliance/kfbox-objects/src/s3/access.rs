@@ -26,7 +26,10 @@ pub(super) struct Gate(pub Credentials);
 impl S3Access for Gate {
     async fn check(&self, context: &mut S3AccessContext<'_>) -> S3Result<()> {
         let Some(credentials) = context.credentials() else {
-            return Err(s3_error!(AccessDenied, "sign the request, or use a presigned URL: anonymous access is refused"));
+            return Err(s3_error!(
+                AccessDenied,
+                "sign the request, or use a presigned URL: anonymous access is refused"
+            ));
         };
         let Some(principal) = self.0.get(&credentials.access_key) else {
             return Err(s3_error!(InvalidAccessKeyId, "the access key was revoked"));

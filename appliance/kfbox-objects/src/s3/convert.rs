@@ -100,10 +100,7 @@ fn etag_match(condition: dto::ETagCondition) -> EtagMatch {
     }
 }
 
-pub(super) fn condition(
-    if_match: Option<dto::ETagCondition>,
-    if_none_match: Option<dto::ETagCondition>,
-) -> Condition {
+pub(super) fn condition(if_match: Option<dto::ETagCondition>, if_none_match: Option<dto::ETagCondition>) -> Condition {
     Condition { if_match: if_match.map(etag_match), if_none_match: if_none_match.map(etag_match) }
 }
 
@@ -198,9 +195,14 @@ macro_rules! checksums_of {
 pub(super) use checksums_of;
 
 /// Which checksums to compute: those in headers, those that the trailer will bring, and the one that the SDK names.
-pub(super) fn wanted(declared: &Checksums, headers: &HeaderMap, named: Option<&dto::ChecksumAlgorithm>) -> Vec<Algorithm> {
+pub(super) fn wanted(
+    declared: &Checksums,
+    headers: &HeaderMap,
+    named: Option<&dto::ChecksumAlgorithm>,
+) -> Vec<Algorithm> {
     let trailer: Vec<&str> = headers.get_all("x-amz-trailer").iter().filter_map(|v| v.to_str().ok()).collect();
-    let in_trailer = |a: Algorithm| trailer.iter().flat_map(|t| t.split(',')).any(|t| t.trim().eq_ignore_ascii_case(a.header()));
+    let in_trailer =
+        |a: Algorithm| trailer.iter().flat_map(|t| t.split(',')).any(|t| t.trim().eq_ignore_ascii_case(a.header()));
     Algorithm::ALL
         .into_iter()
         .filter(|a| declared.get(*a).is_some() || in_trailer(*a) || named.is_some_and(|n| n.as_str() == a.name()))

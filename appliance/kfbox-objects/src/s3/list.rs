@@ -142,7 +142,7 @@ impl Protocol {
             versions: false,
         };
         let page = self.store.list(query).await?;
-        let with_owner = input.fetch_owner.unwrap_or_default().then(|| owner());
+        let with_owner = input.fetch_owner.unwrap_or_default().then(owner);
         answer(ListObjectsV2Output {
             name: Some(input.bucket),
             prefix: Some(encoding.of(input.prefix.as_deref().unwrap_or_default())),
@@ -161,19 +161,16 @@ impl Protocol {
     }
 
     /// Markers are those of S3 in form: `key-marker` and `version-id-marker`, where the second is our row's place.
-    pub(super) async fn versions(
-        &self,
-        req: S3Request<ListObjectVersionsInput>,
-    ) -> Answer<ListObjectVersionsOutput> {
+    pub(super) async fn versions(&self, req: S3Request<ListObjectVersionsInput>) -> Answer<ListObjectVersionsOutput> {
         let caller = Caller::of(&req)?;
         let input = req.input;
         let prefix = input.prefix.clone().unwrap_or_default();
         caller.list(&input.bucket, &prefix)?;
         let encoding = KeyEncoding::asked(input.encoding_type.as_ref());
         let after = match (&input.key_marker, &input.version_id_marker) {
-            (Some(_), Some(token)) if !token.is_empty() => Some(
-                Place::parse(token).ok_or_else(|| s3_error!(InvalidArgument, "the version marker is not ours"))?,
-            ),
+            (Some(_), Some(token)) if !token.is_empty() => {
+                Some(Place::parse(token).ok_or_else(|| s3_error!(InvalidArgument, "the version marker is not ours"))?)
+            }
             // Past all versions of the key: none has an id below the least.
             (Some(key), _) if !key.is_empty() => Some(match Place::marker(key, &prefix, input.delimiter.as_deref()) {
                 Place::Key(key) => Place::Version(key, i64::MIN),

@@ -170,10 +170,7 @@ impl S3 for Protocol {
         self.list_v2(req).await
     }
 
-    async fn list_object_versions(
-        &self,
-        req: S3Request<ListObjectVersionsInput>,
-    ) -> Answer<ListObjectVersionsOutput> {
+    async fn list_object_versions(&self, req: S3Request<ListObjectVersionsInput>) -> Answer<ListObjectVersionsOutput> {
         self.versions(req).await
     }
 

@@ -5,8 +5,8 @@ use super::{
     access::Caller,
     answer,
     convert::{
-        attributes, checksum_type, checksums_of, condition, declared, etag, expires, not_modified,
-        read_condition, size, tags_header, timestamp, user_metadata, wanted, with_checksums,
+        attributes, checksum_type, checksums_of, condition, declared, etag, expires, not_modified, read_condition,
+        size, tags_header, timestamp, user_metadata, wanted, with_checksums,
     },
 };
 use crate::{
@@ -443,4 +443,3 @@ fn content_type(kept: Option<String>) -> String {
 fn tag_count(info: &ObjectInfo) -> Option<i32> {
     (!info.tags.is_empty()).then(|| i32::try_from(info.tags.len()).unwrap_or(i32::MAX))
 }
-

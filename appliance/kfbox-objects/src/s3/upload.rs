@@ -227,10 +227,7 @@ impl Protocol {
             return Err(s3_error!(NotImplemented, "uploads are listed without a delimiter here"));
         }
         let limit = limit(input.max_uploads);
-        let after = (
-            input.key_marker.clone().unwrap_or_default(),
-            input.upload_id_marker.clone().unwrap_or_default(),
-        );
+        let after = (input.key_marker.clone().unwrap_or_default(), input.upload_id_marker.clone().unwrap_or_default());
         let mut found = self.store.uploads(&input.bucket, &prefix, after, limit + 1).await?;
         let more = found.len() > limit;
         found.truncate(limit);

@@ -205,8 +205,8 @@ impl Handler {
                 // The alias itself exists, whatever becomes of its target.
                 Answer::NoName if !answers.is_empty() => (ResponseCode::NoError, vec![]),
                 Answer::NoName => (ResponseCode::NXDomain, vec![zone.authority()]),
-                Answer::Alias(record, target) => {
-                    answers.push(record);
+                Answer::Alias(target) => {
+                    answers.push(zone.alias(&name, &target));
                     if kind == RecordType::CNAME {
                         return Reply { code: ResponseCode::NoError, own, answers, authority: vec![] };
                     }

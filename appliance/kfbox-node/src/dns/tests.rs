@@ -48,7 +48,7 @@ fn shown(answer: Answer) -> String {
             all.sort();
             all.join(", ")
         }
-        Answer::Alias(_, target) => format!("-> {target}"),
+        Answer::Alias(target) => format!("-> {target}"),
         other => format!("{other:?}"),
     }
 }
@@ -199,7 +199,10 @@ async fn a_pod_asks_the_service_address() {
         assert_eq!(ask("example.org.", RecordType::A, tcp).await, ok("192.0.2.1"));
         assert_eq!(ask("missing.example.org.", RecordType::A, tcp).await, ("NXDomain".into(), String::new()));
         assert_eq!(ask("out.ns.svc.cluster.local.", RecordType::A, tcp).await, ok("192.0.2.1, Example.ORG."));
-        assert_eq!(ask("alias.ns.svc.cluster.local.", RecordType::A, tcp).await, ok("10.96.1.1, web.ns.svc.cluster.local."));
+        assert_eq!(
+            ask("alias.ns.svc.cluster.local.", RecordType::A, tcp).await,
+            ok("10.96.1.1, web.ns.svc.cluster.local.")
+        );
         assert_eq!(ask("loop.ns.svc.cluster.local.", RecordType::A, tcp).await.0, "ServFail");
     }
     // Remembered: asking again did not go out again.
@@ -207,7 +210,8 @@ async fn a_pod_asks_the_service_address() {
     ask("example.org.", RecordType::A, false).await;
     assert_eq!(*counted.borrow(), asked);
     // The host asks the same address.
-    let from_host = tokio::task::spawn_blocking(move || question(to, "web.ns.svc.cluster.local.", RecordType::A, false)).await;
+    let from_host =
+        tokio::task::spawn_blocking(move || question(to, "web.ns.svc.cluster.local.", RecordType::A, false)).await;
     assert_eq!(from_host.unwrap(), ok("10.96.1.1"));
     // A change is seen at once.
     services.apply_watcher_event(&watcher::Event::Delete((*world().0[0]).clone()));

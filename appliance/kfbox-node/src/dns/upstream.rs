@@ -117,13 +117,16 @@ impl Forwarder {
         let servers = match &self.upstream {
             Upstream::None => return None,
             Upstream::Servers(_) if state.resolver.is_some() => return state.resolver.clone(),
-            Upstream::Servers(servers) => servers.iter().map(|server| {
-                let mut config = NameServerConfig::udp_and_tcp(server.ip());
-                for connection in &mut config.connections {
-                    connection.port = server.port();
-                }
-                config
-            }).collect(),
+            Upstream::Servers(servers) => servers
+                .iter()
+                .map(|server| {
+                    let mut config = NameServerConfig::udp_and_tcp(server.ip());
+                    for connection in &mut config.connections {
+                        connection.port = server.port();
+                    }
+                    config
+                })
+                .collect(),
             Upstream::File(path) => {
                 // A small file, read when it changed; it may be a link that another program moves.
                 let changed = std::fs::metadata(path).and_then(|m| m.modified()).ok();
@@ -135,7 +138,8 @@ impl Forwarder {
                 parsed.map(|(config, _)| config.name_servers().to_vec()).unwrap_or_default()
             }
         };
-        let servers: Vec<NameServerConfig> = servers.into_iter().filter(|server| !self.own.contains(&server.ip)).collect();
+        let servers: Vec<NameServerConfig> =
+            servers.into_iter().filter(|server| !self.own.contains(&server.ip)).collect();
         state.paused_until = None;
         state.resolver = if servers.is_empty() { None } else { build(servers) };
         state.resolver.clone()
@@ -151,7 +155,8 @@ fn build(servers: Vec<NameServerConfig>) -> Option<Arc<TokioResolver>> {
     // The host's own file is the host's; pods have theirs.
     options.use_hosts_file = ResolveHosts::Never;
     let config = ResolverConfig::from_name_servers(servers);
-    let built = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default()).with_options(options).build();
+    let built =
+        TokioResolver::builder_with_config(config, TokioRuntimeProvider::default()).with_options(options).build();
     match built {
         Ok(resolver) => Some(Arc::new(resolver)),
         Err(error) => {

@@ -27,7 +27,7 @@ const SCHEMA: &str = "1.1.0";
 pub enum Answer {
     Records(Vec<Record>),
     /// The name is an alias; its target may be outside.
-    Alias(Record, Name),
+    Alias(Name),
     NoData,
     NoName,
     /// Not the cluster's to answer.
@@ -141,7 +141,9 @@ impl Zone {
                 .collect();
             for endpoint in slice.endpoints.iter().flatten() {
                 let ready = state(endpoint) == State::Ready || spec.publish_not_ready_addresses == Some(true);
-                let Some(address) = endpoint.addresses.first().and_then(|a| a.parse::<Ipv4Addr>().ok()) else { continue };
+                let Some(address) = endpoint.addresses.first().and_then(|a| a.parse::<Ipv4Addr>().ok()) else {
+                    continue;
+                };
                 if !ready {
                     continue;
                 }
@@ -164,7 +166,7 @@ impl Zone {
         Name::from_labels(labels.collect::<Vec<_>>()).ok()?.append_domain(&self.domain).ok()
     }
 
-    /// Whether names under `name` are the cluster's to answer.
+    /// What the cluster says about a name.
     pub fn answer(&self, name: &Name, kind: RecordType) -> Answer {
         let all = labels(name);
         if let Some(rest) = all.strip_suffix(self.suffix.as_slice()) {
@@ -178,13 +180,19 @@ impl Zone {
                     None => Answer::NoName,
                     Some(_) if kind != RecordType::PTR => Answer::NoData,
                     Some(names) => {
-                        let record = |target: &Name| Record::from_rdata(name.clone(), TTL, RData::PTR(PTR(target.clone())));
+                        let record =
+                            |target: &Name| Record::from_rdata(name.clone(), TTL, RData::PTR(PTR(target.clone())));
                         Answer::Records(names.iter().map(record).collect())
                     }
                 }
             }
             _ => Answer::Elsewhere,
         }
+    }
+
+    /// What makes `name` an alias of `target`.
+    pub fn alias(&self, name: &Name, target: &Name) -> Record {
+        Record::from_rdata(name.clone(), TTL, RData::CNAME(CNAME(target.clone())))
     }
 
     /// For answers that something is not there: who says so, and for how long.
@@ -211,7 +219,11 @@ impl Zone {
             },
             ["svc" | "pod"] => Answer::NoData,
             [namespace, "svc" | "pod"] => {
-                if self.namespaces.contains(*namespace) { Answer::NoData } else { Answer::NoName }
+                if self.namespaces.contains(*namespace) {
+                    Answer::NoData
+                } else {
+                    Answer::NoName
+                }
             }
             [address, _, "pod"] => match undashed(address).filter(|a| self.pods.contains(a)) {
                 Some(address) => self.addresses(name, [address], kind),
@@ -226,11 +238,15 @@ impl Zone {
                 }
             }
             [protocol, service, namespace, "svc"] if self.find(service, namespace).is_some() => {
-                let known = self.find(service, namespace).is_some_and(|e| e.any_port(|p| protocol.strip_prefix('_') == Some(p.protocol)));
+                let known = self
+                    .find(service, namespace)
+                    .is_some_and(|e| e.any_port(|p| protocol.strip_prefix('_') == Some(p.protocol)));
                 if known { Answer::NoData } else { Answer::NoName }
             }
             [port, protocol, service, namespace, "svc"] => {
-                let (Some(port), Some(protocol)) = (port.strip_prefix('_'), protocol.strip_prefix('_')) else { return Answer::NoName };
+                let (Some(port), Some(protocol)) = (port.strip_prefix('_'), protocol.strip_prefix('_')) else {
+                    return Answer::NoName;
+                };
                 let Some(entry) = self.find(service, namespace) else { return Answer::NoName };
                 let wanted = |p: &NamedPort| p.name == port && p.protocol == protocol;
                 if !entry.any_port(wanted) {
@@ -252,9 +268,7 @@ impl Zone {
     fn service(&self, name: &Name, service: &str, namespace: &str, kind: RecordType) -> Answer {
         let Some(entry) = self.find(service, namespace) else { return Answer::NoName };
         match &entry.kind {
-            Kind::External(target) => {
-                Answer::Alias(Record::from_rdata(name.clone(), TTL, RData::CNAME(CNAME(target.clone()))), target.clone())
-            }
+            Kind::External(target) => Answer::Alias(target.clone()),
             _ if kind == RecordType::SRV => self.locations(name, entry, service, namespace, |_| true),
             Kind::Addresses(addresses) => self.addresses(name, addresses.iter().copied(), kind),
             Kind::Headless => {
@@ -283,18 +297,22 @@ impl Zone {
         match &entry.kind {
             Kind::Addresses(_) => {
                 let target = self.name(&[service, namespace, "svc"]);
-                found.extend(entry.ports.iter().filter(|p| wanted(p)).filter_map(|p| Some((p.number, target.clone()?))));
+                found
+                    .extend(entry.ports.iter().filter(|p| wanted(p)).filter_map(|p| Some((p.number, target.clone()?))));
             }
             Kind::Headless => {
                 for (host, at) in &entry.hosts {
                     let target = self.name(&[host, service, namespace, "svc"]);
-                    found.extend(at.ports.iter().filter(|p| wanted(p)).filter_map(|p| Some((p.number, target.clone()?))));
+                    found.extend(
+                        at.ports.iter().filter(|p| wanted(p)).filter_map(|p| Some((p.number, target.clone()?))),
+                    );
                 }
             }
             Kind::External(_) => {}
         }
         let weight = u16::try_from(100 / found.len().max(1)).unwrap_or(1).max(1);
-        let record = |(port, target)| Record::from_rdata(name.clone(), TTL, RData::SRV(SRV::new(0, weight, port, target)));
+        let record =
+            |(port, target)| Record::from_rdata(name.clone(), TTL, RData::SRV(SRV::new(0, weight, port, target)));
         records(found.into_iter().map(record).collect())
     }
 }

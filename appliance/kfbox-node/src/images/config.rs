@@ -126,8 +126,7 @@ pub fn architecture() -> &'static str {
 
 /// The entry of an index for this machine. Entries without a platform fit every machine (OCI layouts of one image).
 pub fn for_this_machine(manifests: &[Descriptor]) -> Option<&Descriptor> {
-    let fits = |d: &&Descriptor| {
-        d.platform.as_ref().is_some_and(|p| p.os == "linux" && p.architecture == architecture())
-    };
+    let fits =
+        |d: &&Descriptor| d.platform.as_ref().is_some_and(|p| p.os == "linux" && p.architecture == architecture());
     manifests.iter().find(fits).or_else(|| manifests.iter().find(|d| d.platform.is_none()))
 }

@@ -7,7 +7,11 @@
 use super::{
     MAX_DOCUMENT, OnProgress,
     blobs::{BlobError, digest_of},
-    config::{self, CONFIG_TYPE, ConfigBlob, Descriptor, INDEX_TYPES, Index, MANIFEST_TYPE, Manifest, Platform, RootFs, RunConfig},
+    bounded::Bounded,
+    config::{
+        self, CONFIG_TYPE, ConfigBlob, Descriptor, INDEX_TYPES, Index, MANIFEST_TYPE, Manifest, Platform, RootFs,
+        RunConfig,
+    },
     name::{ImageName, InvalidName},
     store::{Image, ImageStore, Inner, StoreError, blocking, parse},
     unpack,
@@ -34,7 +38,9 @@ const MAX_NESTING: usize = 4;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
-    #[error("{0} is not an image: neither an OCI archive or layout, nor `docker save` output, nor a tar of a root file system")]
+    #[error(
+        "{0} is not an image: neither an OCI archive or layout, nor `docker save` output, nor a tar of a root file system"
+    )]
     NotAnImage(String),
     #[error("the archive does not say the image's name; give one with --name")]
     NoName,
@@ -71,7 +77,12 @@ pub struct ImportOptions {
 
 impl ImageStore {
     /// Imports every image of the file or folder for this machine's platform. Returns them in the archive's order.
-    pub async fn import(&self, path: &Path, options: ImportOptions, progress: OnProgress) -> Result<Vec<Image>, ImportError> {
+    pub async fn import(
+        &self,
+        path: &Path,
+        options: ImportOptions,
+        progress: OnProgress,
+    ) -> Result<Vec<Image>, ImportError> {
         let guard = self.inner.activity.clone().read_owned().await;
         let (inner, path) = (self.inner.clone(), path.to_owned());
         blocking(move || {
@@ -104,7 +115,12 @@ impl ImageStore {
 
     /// Makes an image of one layer from a tar in memory: the images that kfbox itself carries. The same content under the
     /// same name again costs nothing.
-    pub async fn import_layer_image(&self, name: &str, layer: Vec<u8>, config: RunConfig) -> Result<Image, ImportError> {
+    pub async fn import_layer_image(
+        &self,
+        name: &str,
+        layer: Vec<u8>,
+        config: RunConfig,
+    ) -> Result<Image, ImportError> {
         let name = ImageName::parse(name)?;
         if let Some(image) = self.resolve(&name.key())
             && image.config == config
@@ -132,11 +148,17 @@ impl ImageStore {
     }
 }
 
-fn import(inner: &Inner, path: &Path, options: &ImportOptions, progress: &OnProgress) -> Result<Vec<Image>, ImportError> {
+fn import(
+    inner: &Inner,
+    path: &Path,
+    options: &ImportOptions,
+    progress: &OnProgress,
+) -> Result<Vec<Image>, ImportError> {
     let override_name = options.name.as_deref().map(ImageName::parse).transpose()?;
     if path.is_dir() {
         let flags = OFlag::O_DIRECTORY | OFlag::O_PATH | OFlag::O_CLOEXEC;
-        let folder = openat(AT_FDCWD, path, flags, Mode::empty()).map_err(|error| StoreError::at(path)(error.into()))?;
+        let folder =
+            openat(AT_FDCWD, path, flags, Mode::empty()).map_err(|error| StoreError::at(path)(error.into()))?;
         return oci(inner, &mut Source::Layout(folder), override_name, progress);
     }
     match kind_of(path)? {
@@ -161,7 +183,7 @@ enum Kind {
 fn kind_of(path: &Path) -> Result<Kind, ImportError> {
     let file = File::open(path).map_err(StoreError::at(path))?;
     let plain = unpack::decompress(file).map_err(ImportError::Archive)?;
-    let mut archive = tar::Archive::new(plain.take(MAX_BLOB));
+    let mut archive = tar::Archive::new(Bounded::new(plain.take(MAX_BLOB)));
     let not_an_image = |_| ImportError::NotAnImage(path.display().to_string());
     let (mut docker, mut entries) = (false, 0u64);
     for entry in archive.entries().map_err(not_an_image)? {
@@ -194,7 +216,7 @@ enum Source {
 fn unfold(inner: &Inner, path: &Path) -> Result<Source, ImportError> {
     let file = File::open(path).map_err(StoreError::at(path))?;
     let plain = unpack::decompress(file).map_err(ImportError::Archive)?;
-    let mut archive = tar::Archive::new(plain.take(4 * MAX_BLOB));
+    let mut archive = tar::Archive::new(Bounded::new(plain.take(4 * MAX_BLOB)));
     let mut files = HashMap::new();
     let mut links = Vec::new();
     for entry in archive.entries().map_err(ImportError::Archive)? {
@@ -293,7 +315,12 @@ impl Source {
     }
 }
 
-fn oci(inner: &Inner, source: &mut Source, name: Option<ImageName>, progress: &OnProgress) -> Result<Vec<Image>, ImportError> {
+fn oci(
+    inner: &Inner,
+    source: &mut Source,
+    name: Option<ImageName>,
+    progress: &OnProgress,
+) -> Result<Vec<Image>, ImportError> {
     let index: Index = match source.document(inner, "index.json") {
         Ok(bytes) => parse("index", &bytes)?,
         Err(ImportError::Missing(_)) => return Err(ImportError::NotAnImage("the folder".into())),
@@ -344,7 +371,12 @@ fn oci(inner: &Inner, source: &mut Source, name: Option<ImageName>, progress: &O
 }
 
 /// Follows indexes to the manifest for this machine.
-fn manifest_of(inner: &Inner, source: &mut Source, descriptor: Descriptor, depth: usize) -> Result<String, ImportError> {
+fn manifest_of(
+    inner: &Inner,
+    source: &mut Source,
+    descriptor: Descriptor,
+    depth: usize,
+) -> Result<String, ImportError> {
     source.blob(inner, &descriptor.digest)?;
     let bytes = inner.blobs.read_small(&descriptor.digest)?;
     let is_index = INDEX_TYPES.contains(&descriptor.media_type.as_str());
@@ -376,7 +408,12 @@ struct DockerImage {
     layers: Vec<String>,
 }
 
-fn docker(inner: &Inner, source: &mut Source, name: Option<ImageName>, progress: &OnProgress) -> Result<Vec<Image>, ImportError> {
+fn docker(
+    inner: &Inner,
+    source: &mut Source,
+    name: Option<ImageName>,
+    progress: &OnProgress,
+) -> Result<Vec<Image>, ImportError> {
     let saved: Vec<DockerImage> = parse("manifest.json", &source.document(inner, "manifest.json")?)?;
     if name.is_some() && saved.len() > 1 {
         return Err(ImportError::ManyImages(saved.len()));
@@ -417,7 +454,8 @@ fn single_layer(
         config: run,
         rootfs: RootFs { kind: "layers".into(), diff_ids: vec![diff_id] },
     };
-    let bytes = serde_json::to_vec(&blob).map_err(|e| StoreError::Invalid { what: "configuration", why: e.to_string() })?;
+    let bytes =
+        serde_json::to_vec(&blob).map_err(|e| StoreError::Invalid { what: "configuration", why: e.to_string() })?;
     let config = inner.blobs.write(&bytes[..], None, MAX_DOCUMENT)?;
     let digest = write_manifest(inner, config, vec![(layer, size)])?;
     Ok(inner.commit(&digest, std::slice::from_ref(name), progress)?)
@@ -437,6 +475,7 @@ fn write_manifest(inner: &Inner, config: (String, u64), layers: Vec<(String, u64
         config: descriptor(CONFIG_TYPE, config),
         layers: layers.into_iter().map(|layer| descriptor("application/vnd.oci.image.layer.v1.tar", layer)).collect(),
     };
-    let bytes = serde_json::to_vec(&manifest).map_err(|e| StoreError::Invalid { what: "manifest", why: e.to_string() })?;
+    let bytes =
+        serde_json::to_vec(&manifest).map_err(|e| StoreError::Invalid { what: "manifest", why: e.to_string() })?;
     Ok(inner.blobs.write(&bytes[..], None, MAX_DOCUMENT)?.0)
 }

@@ -6,6 +6,7 @@
 //! Architecture Invariant: one daemon owns the folder (`kfbox.lock`); paths come from digests, never from archives.
 
 mod blobs;
+mod bounded;
 mod config;
 mod import;
 mod name;

@@ -67,7 +67,9 @@ impl ImageName {
             return Err(invalid("the registry is not a host with an optional port"));
         }
         if !repository.split('/').all(is_component) {
-            return Err(invalid("the repository may have lower-case letters, digits, and single separators between them"));
+            return Err(invalid(
+                "the repository may have lower-case letters, digits, and single separators between them",
+            ));
         }
         let tag = if tag.is_none() && digest.is_none() { Some("latest".to_owned()) } else { tag };
         Ok(Self { registry: registry.to_owned(), repository, tag, digest })
@@ -148,7 +150,10 @@ fn is_tag(text: &str) -> bool {
 fn is_registry(text: &str) -> bool {
     let (host, port) = text.split_once(':').map_or((text, None), |(host, port)| (host, Some(port)));
     let label = |l: &str| {
-        !l.is_empty() && !l.starts_with('-') && !l.ends_with('-') && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+        !l.is_empty()
+            && !l.starts_with('-')
+            && !l.ends_with('-')
+            && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
     };
     host.split('.').all(label) && port.is_none_or(|p| p.parse::<u16>().is_ok())
 }
@@ -192,8 +197,28 @@ mod tests {
     #[test]
     fn names_that_are_none_are_refused() {
         for bad in [
-            "", ":", "@", "/", "a//b", "UPPER", "a:b:c", "../etc", "a/../b", "a b", "a_", "a___b", "a..b", "x:-tag", "x:",
-            "-host.io/a", "host.io:99999/a", "a@sha256:short", "docker.io/", "x@sha256:", "a\n", "a/b@md5:d41d8cd98f00b204e9800998ecf8427e",
+            "",
+            ":",
+            "@",
+            "/",
+            "a//b",
+            "UPPER",
+            "a:b:c",
+            "../etc",
+            "a/../b",
+            "a b",
+            "a_",
+            "a___b",
+            "a..b",
+            "x:-tag",
+            "x:",
+            "-host.io/a",
+            "host.io:99999/a",
+            "a@sha256:short",
+            "docker.io/",
+            "x@sha256:",
+            "a\n",
+            "a/b@md5:d41d8cd98f00b204e9800998ecf8427e",
         ] {
             assert!(ImageName::parse(bad).is_err(), "{bad:?}");
         }

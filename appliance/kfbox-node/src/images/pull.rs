@@ -15,12 +15,12 @@ use futures::{
     FutureExt, StreamExt, TryStreamExt,
     future::{BoxFuture, Shared, WeakShared},
 };
+pub use oci_client::secrets::RegistryAuth;
 use oci_client::{
     Client, Reference, RegistryOperation,
     client::{BlobResponse, Certificate, CertificateEncoding, ClientConfig, ClientProtocol, LayerDescriptor},
     errors::{OciDistributionError, OciErrorCode},
 };
-pub use oci_client::secrets::RegistryAuth;
 use parking_lot::Mutex;
 use serde::Deserialize;
 use std::{collections::BTreeMap, collections::HashMap, io::Write, sync::Arc, time::Duration};
@@ -42,9 +42,13 @@ pub enum PullError {
     Disabled { name: String },
     #[error("image {name} was not found at {registry}: check its name and tag")]
     NotFound { name: String, registry: String },
-    #[error("{registry} refuses to give image {name} to these credentials: it is private or does not exist; add an imagePullSecret")]
+    #[error(
+        "{registry} refuses to give image {name} to these credentials: it is private or does not exist; add an imagePullSecret"
+    )]
     Unauthorized { name: String, registry: String },
-    #[error("cannot reach the registry {registry} for image {name} ({why}); without a network, load the image with `kfbox image load FILE`")]
+    #[error(
+        "cannot reach the registry {registry} for image {name} ({why}); without a network, load the image with `kfbox image load FILE`"
+    )]
     Unreachable { name: String, registry: String, why: String },
     #[error("pulling image {name} from {registry} failed: {why}")]
     Registry { name: String, registry: String, why: String },
@@ -98,7 +102,9 @@ impl Auths {
                 .decode(entry.auth.trim())
                 .ok()
                 .and_then(|bytes| String::from_utf8(bytes).ok())
-                .and_then(|text| text.trim_end_matches('\0').split_once(':').map(|(u, p)| (u.to_owned(), p.to_owned())));
+                .and_then(|text| {
+                    text.trim_end_matches('\0').split_once(':').map(|(u, p)| (u.to_owned(), p.to_owned()))
+                });
             let auth = if !entry.registrytoken.is_empty() {
                 RegistryAuth::Bearer(entry.registrytoken)
             } else if let Some((user, password)) = decoded {
@@ -133,12 +139,12 @@ fn registry_of(text: &str) -> String {
     }
 }
 
-type Running = Shared<BoxFuture<'static, Result<Image, PullError>>>;
+type Pulling = BoxFuture<'static, Result<Image, PullError>>;
 
 /// The pulls under way.
 #[derive(Default)]
 pub(super) struct Pulls {
-    running: Mutex<HashMap<String, (WeakShared<BoxFuture<'static, Result<Image, PullError>>>, Listeners)>>,
+    running: Mutex<HashMap<String, (WeakShared<Pulling>, Listeners)>>,
 }
 
 type Listeners = Arc<Mutex<Vec<OnProgress>>>;
@@ -173,7 +179,7 @@ impl ImageStore {
                         let listeners = all.lock().clone();
                         listeners.iter().for_each(|listener| listener(what.clone()));
                     });
-                    let running: Running = fetch(self.inner.clone(), target, auth, tell).boxed().shared();
+                    let running: Shared<Pulling> = fetch(self.inner.clone(), target, auth, tell).boxed().shared();
                     if let Some(weak) = running.downgrade() {
                         pulls.insert(key, (weak, listeners));
                     }
@@ -220,7 +226,12 @@ fn endpoints(config: &ImageConfig, name: &ImageName) -> Vec<Endpoint> {
     all
 }
 
-async fn fetch(inner: Arc<Inner>, name: ImageName, auth: RegistryAuth, progress: OnProgress) -> Result<Image, PullError> {
+async fn fetch(
+    inner: Arc<Inner>,
+    name: ImageName,
+    auth: RegistryAuth,
+    progress: OnProgress,
+) -> Result<Image, PullError> {
     let _activity = inner.activity.clone().read_owned().await;
     let ca = match &inner.config.ca_file {
         None => None,
@@ -235,7 +246,8 @@ async fn fetch(inner: Arc<Inner>, name: ImageName, auth: RegistryAuth, progress:
         progress(Progress::Resolving { from: endpoint.host.clone() });
         // Credentials are for the registry they were given for, not for whoever mirrors it.
         let auth = if endpoint.host == name.registry { auth.clone() } else { RegistryAuth::Anonymous };
-        let source = Source { inner: &inner, name: &name, client: client(&inner.config, &endpoint, ca.clone()), endpoint, auth };
+        let source =
+            Source { inner: &inner, name: &name, client: client(&inner.config, &endpoint, ca.clone()), endpoint, auth };
         match source.image(&progress).await {
             Ok(image) => return Ok(image),
             Err(error) => {
@@ -290,14 +302,17 @@ impl Source<'_> {
         let (mut bytes, mut digest) = self.manifest(&self.reference(None)).await?;
         if is_index(&bytes) {
             let index: Index = self.parsed("index", &bytes)?;
-            let chosen = config::for_this_machine(&index.manifests).ok_or(PullError::NoPlatform { name: self.name.to_string() })?;
+            let chosen = config::for_this_machine(&index.manifests)
+                .ok_or(PullError::NoPlatform { name: self.name.to_string() })?;
             names.push(ImageName { digest: Some(digest), ..self.name.clone() });
             let wanted = chosen.digest.clone();
             (bytes, digest) = self.manifest(&self.reference(Some(&wanted))).await?;
         }
         let manifest: Manifest = self.parsed("manifest", &bytes)?;
         let digest = self
-            .store(move |inner| Ok(inner.blobs.write(&bytes[..], Some(&digest), MAX_DOCUMENT).map(|(digest, _)| digest)?))
+            .store(move |inner| {
+                Ok(inner.blobs.write(&bytes[..], Some(&digest), MAX_DOCUMENT).map(|(digest, _)| digest)?)
+            })
             .await?;
         self.content(digest, manifest, names, progress).await
     }
@@ -315,7 +330,8 @@ impl Source<'_> {
         self.blob(&manifest.config, &super::silent()).await?;
         let config = manifest.config.digest.clone();
         // Read before the layers come: an image for another machine is refused before gigabytes are fetched.
-        let config: ConfigBlob = self.store(move |inner| parse("configuration", &inner.blobs.read_small(&config)?)).await?;
+        let config: ConfigBlob =
+            self.store(move |inner| parse("configuration", &inner.blobs.read_small(&config)?)).await?;
         if !config.architecture.is_empty() && config.architecture != config::architecture() {
             return Err(PullError::NoPlatform { name: self.name.to_string() });
         }
@@ -355,7 +371,10 @@ impl Source<'_> {
         .await
     }
 
-    async fn retried<T, F: Future<Output = Result<T, Fault>>>(&self, mut once: impl FnMut() -> F) -> Result<T, PullError> {
+    async fn retried<T, F: Future<Output = Result<T, Fault>>>(
+        &self,
+        mut once: impl FnMut() -> F,
+    ) -> Result<T, PullError> {
         let mut attempt = 0;
         loop {
             attempt += 1;
@@ -408,7 +427,12 @@ impl Source<'_> {
                 if inner.blobs.has(&wanted) {
                     return Ok(None);
                 }
-                Ok(Some(Partial { incoming: inner.blobs.incoming()?, hasher: Hasher::like(&wanted)?, bytes: 0, limit: total }))
+                Ok(Some(Partial {
+                    incoming: inner.blobs.incoming()?,
+                    hasher: Hasher::like(&wanted)?,
+                    bytes: 0,
+                    limit: total,
+                }))
             })
             .await?;
         let Some(partial) = partial else {
@@ -562,7 +586,9 @@ fn fault(error: OciDistributionError) -> Fault {
             Fault::Unreachable(chain(request))
         }
         OciDistributionError::RequestError(_) | OciDistributionError::IoError(_) => Fault::Broken(chain(&error)),
-        OciDistributionError::UnauthorizedError { .. } | OciDistributionError::AuthenticationFailure(_) => Fault::Unauthorized,
+        OciDistributionError::UnauthorizedError { .. } | OciDistributionError::AuthenticationFailure(_) => {
+            Fault::Unauthorized
+        }
         OciDistributionError::ImageManifestNotFoundError(_) => Fault::NotFound,
         OciDistributionError::ServerError { code, .. } => match code {
             401 | 403 => Fault::Unauthorized,
@@ -570,18 +596,20 @@ fn fault(error: OciDistributionError) -> Fault {
             408 | 429 | 500.. => Fault::Broken(error.to_string()),
             _ => Fault::Refused(error.to_string()),
         },
-        OciDistributionError::RegistryError { envelope, .. } => match envelope.errors.first().map(|error| &error.code) {
-            Some(
-                OciErrorCode::ManifestUnknown
-                | OciErrorCode::NameUnknown
-                | OciErrorCode::NotFound
-                | OciErrorCode::BlobUnknown
-                | OciErrorCode::ManifestBlobUnknown,
-            ) => Fault::NotFound,
-            Some(OciErrorCode::Unauthorized | OciErrorCode::Denied) => Fault::Unauthorized,
-            Some(OciErrorCode::Toomanyrequests) => Fault::Broken(error.to_string()),
-            _ => Fault::Refused(error.to_string()),
-        },
+        OciDistributionError::RegistryError { envelope, .. } => {
+            match envelope.errors.first().map(|error| &error.code) {
+                Some(
+                    OciErrorCode::ManifestUnknown
+                    | OciErrorCode::NameUnknown
+                    | OciErrorCode::NotFound
+                    | OciErrorCode::BlobUnknown
+                    | OciErrorCode::ManifestBlobUnknown,
+                ) => Fault::NotFound,
+                Some(OciErrorCode::Unauthorized | OciErrorCode::Denied) => Fault::Unauthorized,
+                Some(OciErrorCode::Toomanyrequests) => Fault::Broken(error.to_string()),
+                _ => Fault::Refused(error.to_string()),
+            }
+        }
         _ => Fault::Refused(chain(&error)),
     }
 }
@@ -622,7 +650,9 @@ mod tests {
     #[test]
     fn mirrors_come_before_the_registry() {
         let mut config = ImageConfig::default();
-        config.mirrors.insert("docker.io".into(), vec!["http://cache.lab:5000".into(), "https://proxy.lab/hub/".into()]);
+        config
+            .mirrors
+            .insert("docker.io".into(), vec!["http://cache.lab:5000".into(), "https://proxy.lab/hub/".into()]);
         let all = endpoints(&config, &ImageName::parse("python").unwrap());
         let shown: Vec<_> = all.iter().map(|e| (e.host.as_str(), e.plain_http, e.prefix.as_str())).collect();
         assert_eq!(shown, [("cache.lab:5000", true, ""), ("proxy.lab", false, "hub"), ("docker.io", false, "")]);

@@ -5,7 +5,7 @@
 
 use super::{
     ImageConfig, OnProgress, Progress,
-    blobs::{BlobError, Blobs, HashingReader, Hasher},
+    blobs::{BlobError, Blobs, Hasher, HashingReader},
     config::{ConfigBlob, Manifest, RunConfig},
     name::{self, ImageName},
     unpack::{self, UnpackError},
@@ -185,7 +185,9 @@ impl ImageStore {
         for (digest, names) in index.images {
             match inner.load(&digest, names.clone()) {
                 Ok(image) => inner.known.write().insert(image),
-                Err(error) => tracing::warn!(%digest, ?names, %error, "an image of the store cannot be read and is dropped"),
+                Err(error) => {
+                    tracing::warn!(%digest, ?names, %error, "an image of the store cannot be read and is dropped")
+                }
             }
         }
         Ok(Self { inner: Arc::new(inner) })
@@ -300,7 +302,10 @@ impl Inner {
         let config: ConfigBlob = parse("configuration", &self.blobs.read_small(&manifest.config.digest)?)?;
         let layers = pair(&manifest, &config)?;
         if !config.os.is_empty() && config.os != "linux" {
-            return Err(StoreError::Invalid { what: "platform", why: format!("it is for {}, this machine is linux", config.os) });
+            return Err(StoreError::Invalid {
+                what: "platform",
+                why: format!("it is for {}, this machine is linux", config.os),
+            });
         }
         if !config.architecture.is_empty() && config.architecture != super::config::architecture() {
             let why = format!("it is for {}, this machine is {}", config.architecture, super::config::architecture());

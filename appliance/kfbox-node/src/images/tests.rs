@@ -96,7 +96,12 @@ fn nothing_leaves_the_layer() {
         vec![file(".wh...", b"")],
         vec![file("a/.wh..", b"")],
         vec![link("d", Kind::Symlink, absolute), entry("d", Kind::Directory), file("d/victim", b"owned")],
-        vec![entry("d", Kind::Directory), link("d/e", Kind::Symlink, absolute), link("d", Kind::Symlink, "/"), file("d/victim", b"owned")],
+        vec![
+            entry("d", Kind::Directory),
+            link("d/e", Kind::Symlink, absolute),
+            link("d", Kind::Symlink, "/"),
+            file("d/victim", b"owned"),
+        ],
         vec![link("proc", Kind::Symlink, "/proc/self/root"), file(&through_proc, b"owned")],
     ];
     for (i, entries) in hostile.iter().enumerate() {
@@ -155,7 +160,11 @@ fn whiteouts_take_the_form_that_overlayfs_reads() {
     let gone = fs::symlink_metadata(target.join("a/gone")).unwrap();
     assert!(gone.file_type().is_char_device() && gone.rdev() == 0);
     for opaque in ["opaque", "again"] {
-        assert_eq!(xattr::get(target.join(opaque), "trusted.overlay.opaque").unwrap().as_deref(), Some(&b"y"[..]), "{opaque}");
+        assert_eq!(
+            xattr::get(target.join(opaque), "trusted.overlay.opaque").unwrap().as_deref(),
+            Some(&b"y"[..]),
+            "{opaque}"
+        );
     }
     assert_eq!(fs::read(target.join("kept")).unwrap(), b"kept");
     assert_eq!(fs::read(target.join("opaque/new")).unwrap(), b"new");
@@ -165,7 +174,8 @@ fn whiteouts_take_the_form_that_overlayfs_reads() {
 fn owners_modes_times_and_capabilities_are_kept_but_not_overlayfs_own_attributes() {
     let folder = tempfile::tempdir().unwrap();
     let target = folder.path().join("layer");
-    let capability: &[u8] = &[1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    // With a byte that is a line break, as real ones have.
+    let capability: &[u8] = &[1, 0, 0, 2, 10, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     unpack_into(
         &target,
         &[
@@ -328,7 +338,8 @@ async fn a_layout_folder_and_docker_save_are_read_too() {
         ("1/layer.tar".to_owned(), layers[1].1.clone()),
         (
             "manifest.json".to_owned(),
-            br#"[{"Config":"abc.json","RepoTags":["saved:1","saved:2"],"Layers":["0/layer.tar","1/layer.tar"]}]"#.to_vec(),
+            br#"[{"Config":"abc.json","RepoTags":["saved:1","saved:2"],"Layers":["0/layer.tar","1/layer.tar"]}]"#
+                .to_vec(),
         ),
     ];
     let path = archive(folder.path(), &saved);
@@ -444,4 +455,161 @@ async fn a_machine_without_a_registry_learns_so_at_once() {
     assert!(matches!(error, PullError::Unreachable { .. }), "{error:?}");
     assert!(started.elapsed() < std::time::Duration::from_secs(5));
     assert!(matches!(store.pull("Not A Name", &Auths::default(), silent()).await, Err(PullError::Name(_))));
+}
+
+/// A registry that speaks as much HTTP as a pull needs, breaks off a download once, and serves one repository to those
+/// with a password.
+struct Registry {
+    address: std::net::SocketAddr,
+    requests: std::sync::Arc<parking_lot::Mutex<Vec<String>>>,
+}
+
+impl Registry {
+    fn start(image: Layout) -> Self {
+        use std::io::{BufRead, BufReader};
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let requests = std::sync::Arc::<parking_lot::Mutex<Vec<String>>>::default();
+        let log = requests.clone();
+        let mut blobs: std::collections::HashMap<String, Vec<u8>> =
+            image.files.into_iter().map(|(path, bytes)| (path.replace("blobs/sha256/", "sha256:"), bytes)).collect();
+        // An index of two platforms, of which one is ours.
+        let index = serde_json::to_vec(&serde_json::json!({
+            "schemaVersion": 2, "mediaType": config::INDEX_TYPES[0],
+            "manifests": [
+                {"mediaType": config::MANIFEST_TYPE, "digest": digest_of(b"other"), "size": 5, "platform": {"os": "linux", "architecture": "s390x"}},
+                {"mediaType": config::MANIFEST_TYPE, "digest": image.manifest, "size": 5,
+                 "platform": {"os": "linux", "architecture": config::architecture()}},
+            ],
+        }))
+        .unwrap();
+        blobs.insert("1".into(), index.clone());
+        blobs.insert(digest_of(&index), index);
+        std::thread::spawn(move || {
+            let mut broken = false;
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let mut reader = BufReader::new(stream.try_clone().unwrap());
+                let (mut line, mut range, mut allowed) = (String::new(), 0, false);
+                reader.read_line(&mut line).unwrap();
+                let path = line.split(' ').nth(1).unwrap_or_default().to_owned();
+                loop {
+                    let mut header = String::new();
+                    if reader.read_line(&mut header).unwrap_or(0) <= 2 {
+                        break;
+                    }
+                    let header = header.to_ascii_lowercase();
+                    if let Some(from) = header.strip_prefix("range: bytes=") {
+                        range = from.trim().split('-').next().unwrap().parse().unwrap();
+                    }
+                    // me:secret
+                    allowed |= header.trim() == "authorization: basic bwu6c2vjcmv0";
+                }
+                log.lock().push(format!("{path} {range}"));
+                let reply = |status: &str, more: &str, body: &[u8]| {
+                    [
+                        format!(
+                            "HTTP/1.1 {status}\r\n{more}content-length: {}\r\nconnection: close\r\n\r\n",
+                            body.len()
+                        )
+                        .as_bytes(),
+                        body,
+                    ]
+                    .concat()
+                };
+                let last = path.rsplit('/').next().unwrap_or_default();
+                let bytes = if path == "/v2/" {
+                    reply("401 Unauthorized", "www-authenticate: Basic realm=\"lab\"\r\n", b"")
+                } else if path.contains("/private/") && !allowed {
+                    reply("401 Unauthorized", "", br#"{"errors":[{"code":"UNAUTHORIZED","message":"no"}]}"#)
+                } else if let Some(blob) = blobs.get(last) {
+                    let kind = if last == "1" || path.contains("manifests") {
+                        "content-type: application/json\r\n"
+                    } else {
+                        ""
+                    };
+                    if path.contains("/blobs/") && blob.len() > 150 && !broken {
+                        broken = true;
+                        let mut half = reply("200 OK", kind, blob);
+                        half.truncate(half.len() - 100);
+                        half
+                    } else if range > 0 {
+                        reply(
+                            "206 Partial Content",
+                            &format!("content-range: bytes {range}-{}/{}\r\n", blob.len() - 1, blob.len()),
+                            &blob[range..],
+                        )
+                    } else {
+                        reply("200 OK", kind, blob)
+                    }
+                } else {
+                    reply("404 Not Found", "", br#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"no"}]}"#)
+                };
+                drop(stream.write_all(&bytes));
+            }
+        });
+        Self { address, requests }
+    }
+}
+
+#[tokio::test]
+async fn a_pull_goes_on_after_a_break_and_is_shared() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = layout(&two_layers(), None);
+    let manifest = image.manifest.clone();
+    let registry = Registry::start(image);
+    let host = registry.address.to_string();
+    let config = ImageConfig {
+        insecure: vec![host.clone()],
+        aliases: [("alias:2".to_owned(), format!("{host}/public/x:1"))].into(),
+        mirrors: [("docker.io".to_owned(), vec![format!("http://{host}/hub")])].into(),
+        ..ImageConfig::default()
+    };
+    let store = ImageStore::open(&folder.path().join("images"), config).unwrap();
+    let name = format!("{host}/public/x:1");
+    let seen = Arc::<parking_lot::Mutex<Vec<Progress>>>::default();
+    let told = seen.clone();
+    let progress: OnProgress = Arc::new(move |what| told.lock().push(what));
+    let none = Auths::default();
+    let pulls = (0..5).map(|_| store.pull(&name, &none, progress.clone()));
+    for image in futures::future::join_all(pulls).await {
+        assert_eq!(image.unwrap().digest, manifest);
+    }
+    let requests = registry.requests.lock().clone();
+    assert_eq!(requests.iter().filter(|r| r.contains("/manifests/1 ")).count(), 1, "{requests:#?}");
+    assert!(requests.iter().any(|r| r.contains("/blobs/") && !r.ends_with(" 0")), "{requests:#?}");
+    assert!(seen.lock().iter().any(|p| matches!(p, Progress::Done { .. })));
+
+    let image = store.resolve(&name).unwrap();
+    assert_eq!(store.resolve("alias:2").unwrap(), image);
+    assert_eq!(image.repo_digests().count(), 2, "{:?}", image.names);
+    let lower = store.snapshot(&image).await.unwrap().lower_dirs;
+    assert_eq!(fs::read(lower[0].join("etc/name")).unwrap(), b"top");
+    // By digest, by alias, and through a mirror: nothing but manifests is asked for again.
+    let before = registry.requests.lock().len();
+    for again in [format!("{host}/public/x@{manifest}"), "alias:2".into(), "library/tool:1".into()] {
+        assert_eq!(store.pull(&again, &none, silent()).await.unwrap().digest, manifest, "{again}");
+    }
+    let requests = registry.requests.lock()[before..].to_vec();
+    assert!(!requests.iter().any(|r| r.contains("/blobs/")), "{requests:#?}");
+    assert!(requests.iter().any(|r| r.starts_with("/v2/hub/library/tool/manifests/")), "{requests:#?}");
+}
+
+#[tokio::test]
+async fn refusals_of_a_registry_are_told_apart() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = Registry::start(layout(&two_layers(), None));
+    let host = registry.address.to_string();
+    let config = ImageConfig { insecure: vec![host.clone()], ..ImageConfig::default() };
+    let store = ImageStore::open(&folder.path().join("images"), config).unwrap();
+    let mut auths = Auths::default();
+    let missing = store.pull(&format!("{host}/public/x:2"), &auths, silent()).await;
+    assert!(matches!(missing, Err(PullError::NotFound { .. })), "{missing:?}");
+    let private = format!("{host}/private/x:1");
+    let refused = store.pull(&private, &auths, silent()).await;
+    assert!(matches!(refused, Err(PullError::Unauthorized { .. })), "{refused:?}");
+    auths.add(&host, RegistryAuth::Basic("me".into(), "secret".into()));
+    store.pull(&private, &auths, silent()).await.unwrap();
+    // Whatever was refused left no name.
+    assert_eq!(store.list().len(), 1);
 }

@@ -6,12 +6,18 @@
 //! archive cannot set overlayfs' own attributes, nor create device nodes, nor expand without bound.
 //! Assumptions: the target is fresh, and nobody else writes to it meanwhile.
 
-use super::blobs::{BlobError, HashingReader, Hasher};
+use super::{
+    blobs::{BlobError, Hasher, HashingReader},
+    bounded::{Bounded, parse_records},
+};
 use nix::{
     errno::Errno,
     fcntl::{AT_FDCWD, AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2},
     sys::{
-        stat::{FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags, fchmod, fchmodat, fstatat, futimens, mkdirat, mknodat, utimensat},
+        stat::{
+            FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags, fchmod, fchmodat, fstatat, futimens, mkdirat,
+            mknodat, utimensat,
+        },
         time::TimeSpec,
     },
     unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, linkat, mkfifoat, symlinkat, unlinkat},
@@ -83,14 +89,18 @@ pub fn unpack(
     let plain = decompress(Told { inner: blob, bytes: 0, progress }).map_err(UnpackError::Archive)?;
     let mut plain = HashingReader::new(plain.take(MAX_EXPANDED + 1), hasher);
     let mut layer = Layer::open(target)?;
-    let mut archive = tar::Archive::new(&mut plain);
+    let bounded = Bounded::new(&mut plain);
+    let records = bounded.records();
+    let mut archive = tar::Archive::new(bounded);
     let mut count = 0;
     for entry in archive.entries().map_err(UnpackError::Archive)? {
         count += 1;
         if count > MAX_ENTRIES {
             return Err(UnpackError::TooMany);
         }
-        layer.add(entry.map_err(UnpackError::Archive)?)?;
+        let entry = entry.map_err(UnpackError::Archive)?;
+        let records = std::mem::take(&mut *records.lock());
+        layer.add(entry, &records)?;
     }
     // The digest covers what follows the end-of-archive marker too.
     let mut rest = vec![0; 64 * 1024];
@@ -146,17 +156,19 @@ impl Layer {
         Ok(Self { root, path: target.to_owned(), written: 0, directory_times: Vec::new() })
     }
 
-    fn add<R: Read>(&mut self, mut entry: tar::Entry<'_, R>) -> Result<(), UnpackError> {
+    fn add<R: Read>(&mut self, mut entry: tar::Entry<'_, R>, records: &[u8]) -> Result<(), UnpackError> {
         let raw = entry.path_bytes().into_owned();
         let path = clean(&raw)?;
         let kind = entry.header().entry_type();
-        let attributes = attributes(&mut entry).map_err(|source| UnpackError::Entry { path: path.clone(), source })?;
+        let attributes =
+            attributes(entry.header(), records).map_err(|source| UnpackError::Entry { path: path.clone(), source })?;
         let Some(name) = path.file_name().map(OsStr::to_owned) else {
             // The root itself.
             if kind.is_dir() {
                 fchown(&self.root, Some(attributes.uid), Some(attributes.gid)).map_err(at(&path))?;
                 fchmod(&self.root, attributes.mode).map_err(at(&path))?;
-                set_xattrs(self.root.as_fd(), &attributes.xattrs).map_err(|source| UnpackError::Entry { path: path.clone(), source })?;
+                set_xattrs(self.root.as_fd(), &attributes.xattrs)
+                    .map_err(|source| UnpackError::Entry { path: path.clone(), source })?;
                 self.directory_times.push((PathBuf::new(), attributes.mtime));
             }
             return Ok(());
@@ -183,7 +195,8 @@ impl Layer {
                 let folder = openat(&parent, name.as_os_str(), flags, Mode::empty()).map_err(at(&path))?;
                 fchown(&folder, Some(attributes.uid), Some(attributes.gid)).map_err(at(&path))?;
                 fchmod(&folder, attributes.mode).map_err(at(&path))?;
-                set_xattrs(folder.as_fd(), &attributes.xattrs).map_err(|source| UnpackError::Entry { path: path.clone(), source })?;
+                set_xattrs(folder.as_fd(), &attributes.xattrs)
+                    .map_err(|source| UnpackError::Entry { path: path.clone(), source })?;
                 if was_whiteout {
                     set_opaque(folder.as_fd()).map_err(|source| UnpackError::Entry { path: path.clone(), source })?;
                 }
@@ -192,10 +205,17 @@ impl Layer {
             tar::EntryType::Symlink => {
                 let target = entry.link_name_bytes().map(|t| t.into_owned()).unwrap_or_default();
                 symlinkat(OsStr::from_bytes(&target), &parent, name.as_os_str()).map_err(at(&path))?;
-                fchownat(&parent, name.as_os_str(), Some(attributes.uid), Some(attributes.gid), AtFlags::AT_SYMLINK_NOFOLLOW)
-                    .map_err(at(&path))?;
+                fchownat(
+                    &parent,
+                    name.as_os_str(),
+                    Some(attributes.uid),
+                    Some(attributes.gid),
+                    AtFlags::AT_SYMLINK_NOFOLLOW,
+                )
+                .map_err(at(&path))?;
                 let mtime = &attributes.mtime;
-                utimensat(&parent, name.as_os_str(), mtime, mtime, UtimensatFlags::NoFollowSymlink).map_err(at(&path))?;
+                utimensat(&parent, name.as_os_str(), mtime, mtime, UtimensatFlags::NoFollowSymlink)
+                    .map_err(at(&path))?;
             }
             tar::EntryType::Link => {
                 let target = clean(&entry.link_name_bytes().map(|t| t.into_owned()).unwrap_or_default())?;
@@ -207,15 +227,25 @@ impl Layer {
             }
             tar::EntryType::Fifo => {
                 mkfifoat(&parent, name.as_os_str(), Mode::from_bits_truncate(0o600)).map_err(at(&path))?;
-                fchownat(&parent, name.as_os_str(), Some(attributes.uid), Some(attributes.gid), AtFlags::AT_SYMLINK_NOFOLLOW)
+                fchownat(
+                    &parent,
+                    name.as_os_str(),
+                    Some(attributes.uid),
+                    Some(attributes.gid),
+                    AtFlags::AT_SYMLINK_NOFOLLOW,
+                )
+                .map_err(at(&path))?;
+                fchmodat(&parent, name.as_os_str(), attributes.mode, FchmodatFlags::FollowSymlink)
                     .map_err(at(&path))?;
-                fchmodat(&parent, name.as_os_str(), attributes.mode, FchmodatFlags::FollowSymlink).map_err(at(&path))?;
             }
             // A container gets its devices from its runtime; a node in an image would reach the machine's own.
-            tar::EntryType::Char | tar::EntryType::Block => tracing::debug!(?path, "a device node of a layer was left out"),
+            tar::EntryType::Char | tar::EntryType::Block => {
+                tracing::debug!(?path, "a device node of a layer was left out")
+            }
             tar::EntryType::Regular | tar::EntryType::Continuous | tar::EntryType::GNUSparse => {
                 let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-                let file = openat(&parent, name.as_os_str(), flags, Mode::from_bits_truncate(0o600)).map_err(at(&path))?;
+                let file =
+                    openat(&parent, name.as_os_str(), flags, Mode::from_bits_truncate(0o600)).map_err(at(&path))?;
                 let mut file = File::from(file);
                 self.copy(&mut entry, &mut file).map_err(|error| match error {
                     None => UnpackError::TooLarge,
@@ -224,7 +254,8 @@ impl Layer {
                 // A change of owner clears the set-id bits and the capabilities, so it comes first.
                 fchown(&file, Some(attributes.uid), Some(attributes.gid)).map_err(at(&path))?;
                 fchmod(&file, attributes.mode).map_err(at(&path))?;
-                set_xattrs(file.as_fd(), &attributes.xattrs).map_err(|source| UnpackError::Entry { path: path.clone(), source })?;
+                set_xattrs(file.as_fd(), &attributes.xattrs)
+                    .map_err(|source| UnpackError::Entry { path: path.clone(), source })?;
                 futimens(&file, &attributes.mtime, &attributes.mtime).map_err(at(&path))?;
             }
             other => tracing::debug!(?path, kind = ?other, "an entry of unknown kind was left out"),
@@ -273,10 +304,14 @@ impl Layer {
             folder = match self.open_directory(&so_far) {
                 Ok(next) => next,
                 Err(Errno::ENOENT) => {
-                    mkdirat(&folder, part.as_os_str(), Mode::from_bits_truncate(0o755)).map_err(|error| match error {
-                        Errno::EEXIST => UnpackError::Escape { path: path.to_owned(), why: "its parent is a dangling link" },
-                        error => at(path)(error),
-                    })?;
+                    mkdirat(&folder, part.as_os_str(), Mode::from_bits_truncate(0o755)).map_err(
+                        |error| match error {
+                            Errno::EEXIST => {
+                                UnpackError::Escape { path: path.to_owned(), why: "its parent is a dangling link" }
+                            }
+                            error => at(path)(error),
+                        },
+                    )?;
                     self.open_directory(&so_far).map_err(at(path))?
                 }
                 Err(error) => return Err(at(path)(error)),
@@ -330,27 +365,23 @@ fn clean(raw: &[u8]) -> Result<PathBuf, UnpackError> {
     Ok(path)
 }
 
-fn attributes<R: Read>(entry: &mut tar::Entry<'_, R>) -> io::Result<Attributes> {
-    let header = entry.header();
+fn attributes(header: &tar::Header, records: &[u8]) -> io::Result<Attributes> {
     let mut uid = header.uid()?;
     let mut gid = header.gid()?;
     let mut mtime = TimeSpec::new(i64::try_from(header.mtime()?).unwrap_or(0), 0);
     let mode = Mode::from_bits_truncate(header.mode()? & 0o7777);
     let mut xattrs = Vec::new();
-    if let Some(extensions) = entry.pax_extensions()? {
-        for extension in extensions {
-            let extension = extension?;
-            let text = || extension.value().ok();
-            match extension.key_bytes() {
-                b"uid" => uid = text().and_then(|t| t.parse().ok()).unwrap_or(uid),
-                b"gid" => gid = text().and_then(|t| t.parse().ok()).unwrap_or(gid),
-                b"mtime" => mtime = text().and_then(timestamp).unwrap_or(mtime),
-                key => {
-                    if let Some(name) = key.strip_prefix(b"SCHILY.xattr.")
-                        && may_set(name)
-                    {
-                        xattrs.push((OsStr::from_bytes(name).to_owned(), extension.value_bytes().to_vec()));
-                    }
+    for (key, value) in parse_records(records)? {
+        let text = || std::str::from_utf8(value).ok();
+        match key {
+            b"uid" => uid = text().and_then(|t| t.parse().ok()).unwrap_or(uid),
+            b"gid" => gid = text().and_then(|t| t.parse().ok()).unwrap_or(gid),
+            b"mtime" => mtime = text().and_then(timestamp).unwrap_or(mtime),
+            key => {
+                if let Some(name) = key.strip_prefix(b"SCHILY.xattr.")
+                    && may_set(name)
+                {
+                    xattrs.push((OsStr::from_bytes(name).to_owned(), value.to_vec()));
                 }
             }
         }
@@ -398,7 +429,9 @@ fn set_xattr(file: BorrowedFd<'_>, name: &OsStr, value: &[u8]) -> io::Result<()>
 
 fn whiteout(parent: BorrowedFd<'_>, hidden: &[u8], path: &Path) -> Result<(), UnpackError> {
     match hidden {
-        b".wh..opq" => return set_opaque(parent).map_err(|source| UnpackError::Entry { path: path.to_owned(), source }),
+        b".wh..opq" => {
+            return set_opaque(parent).map_err(|source| UnpackError::Entry { path: path.to_owned(), source });
+        }
         b"" | b"." | b".." => {
             return Err(UnpackError::Escape { path: path.to_owned(), why: "a whiteout of the directory itself" });
         }

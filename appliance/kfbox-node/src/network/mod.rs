@@ -117,8 +117,13 @@ impl NetworkConfig {
 
     /// This instance's nftables table (family ip); its parts with their own life add a suffix.
     pub fn table(&self) -> String {
-        let plain: String = self.instance.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).take(32).collect();
-        if plain == self.instance { format!("kfbox_{plain}") } else { format!("kfbox_{plain}_{}", short_hash(&self.instance, 4)) }
+        let plain: String =
+            self.instance.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).take(32).collect();
+        if plain == self.instance {
+            format!("kfbox_{plain}")
+        } else {
+            format!("kfbox_{plain}_{}", short_hash(&self.instance, 4))
+        }
     }
 
     fn link_name(&self, pod_uid: &str) -> String {
@@ -131,7 +136,9 @@ impl NetworkConfig {
 
     fn netns_path(&self, pod_uid: &str) -> PathBuf {
         // A uid comes from the API server, but a static pod's may be anything: only a hash is a safe file name.
-        let safe = !pod_uid.is_empty() && pod_uid.len() <= 64 && pod_uid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+        let safe = !pod_uid.is_empty()
+            && pod_uid.len() <= 64
+            && pod_uid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
         self.netns_dir().join(if safe { pod_uid.to_owned() } else { short_hash(pod_uid, 32) })
     }
 }
@@ -153,7 +160,8 @@ impl Network {
     /// stay as they are.
     pub async fn start(config: NetworkConfig, tasks: &Tasks) -> Result<Self, NetworkError> {
         let well_named = |name: &str| {
-            (1..=15).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+            (1..=15).contains(&name.len())
+                && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
         };
         if !well_named(&config.bridge) {
             return Err(NetworkError::BadName(config.bridge.clone()));
@@ -244,7 +252,8 @@ impl Network {
         let (table, dns) = (config.table(), config.dns_ip);
         let mut script = format!("flush chain ip {table} dns\n");
         for protocol in ["udp", "tcp"] {
-            let _ = writeln!(script, "add rule ip {table} dns ip daddr {dns} {protocol} dport 53 dnat to {gateway}:{port}");
+            let _ =
+                writeln!(script, "add rule ip {table} dns ip daddr {dns} {protocol} dport 53 dnat to {gateway}:{port}");
         }
         Ok(nft::apply(&script).await?)
     }
@@ -323,6 +332,8 @@ impl Network {
             .pref_source(config.gateway())
             .build();
         handle.route().add(services).replace().execute().await.map_err(failed("route to the services"))?;
+        // The bridge never has a carrier, since it has no port.
+        set_sysctl(&format!("net/ipv4/conf/{}/ignore_routes_with_linkdown", config.bridge), "0")?;
         set_sysctl("net/ipv4/ip_forward", "1")
     }
 
@@ -342,13 +353,18 @@ impl Network {
     async fn connect(&self, link: &str, address: Ipv4Addr) -> Result<(), NetworkError> {
         let (config, handle) = (&self.inner.config, &self.inner.handle);
         let failed = |what| move |source| NetworkError::Netlink { what, source };
-        let index =
-            if_nametoindex(link).map_err(|e| NetworkError::Namespace { what: "find the host's link", source: e.into() })?;
+        let index = if_nametoindex(link)
+            .map_err(|e| NetworkError::Namespace { what: "find the host's link", source: e.into() })?;
         drop(fs::write(format!("/proc/sys/net/ipv6/conf/{link}/disable_ipv6"), "1"));
         set_sysctl(&format!("net/ipv4/conf/{link}/rp_filter"), "1")?;
         // A node port on 127.0.0.1 leads to a pod; the base rules drop what a pod itself sends to 127.0.0.0/8.
         set_sysctl(&format!("net/ipv4/conf/{link}/route_localnet"), "1")?;
-        handle.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await.map_err(failed("bring up the link"))?;
+        handle
+            .link()
+            .set(LinkUnspec::new_with_index(index).up().build())
+            .execute()
+            .await
+            .map_err(failed("bring up the link"))?;
         handle
             .neighbours()
             .add(index, address.into())
@@ -368,8 +384,13 @@ impl Network {
 }
 
 fn base_rules(config: &NetworkConfig, with_fib: bool) -> String {
-    let (table, links, gateway, pods, services) =
-        (config.table(), format!("\"{}*\"", config.link_prefix()), config.gateway(), config.pod_cidr, config.service_cidr);
+    let (table, links, gateway, pods, services) = (
+        config.table(),
+        format!("\"{}*\"", config.link_prefix()),
+        config.gateway(),
+        config.pod_cidr,
+        config.service_cidr,
+    );
     let fib = if with_fib { format!("iifname {links} fib saddr . iif oif missing drop") } else { String::new() };
     // Whatever is still addressed to a service here has no endpoint: refused at once rather than left to time out.
     let refuse = format!("ip daddr {services} meta l4proto tcp reject with tcp reset\n    ip daddr {services} reject");
@@ -472,26 +493,31 @@ fn refuse_overlap(config: &NetworkConfig) -> Result<(), NetworkError> {
     Ok(())
 }
 
-/// Where another program's filter drops forwarded packets by default (Docker sets iptables so), lets this instance's pass.
+/// Where another program's filter drops by default (Docker sets the iptables chain FORWARD so, ufw INPUT too), lets pass what
+/// pods send, and what they ask of the daemon on the bridge's address.
 /// Best effort: what cannot be opened shows as no connection, and `kfbox doctor` names it.
 async fn open_foreign_filter(config: &NetworkConfig, open: bool) {
-    let Ok(chain) = nft::run(&["-a", "list", "chain", "ip", "filter", "FORWARD"], "").await else { return };
     let links = format!("\"{}*\"", config.link_prefix());
-    let mut script = String::new();
-    for line in chain.lines().filter(|line| line.contains(&links)) {
-        if let Some((_, handle)) = line.rsplit_once("# handle ") {
-            let _ = writeln!(script, "delete rule ip filter FORWARD handle {}", handle.trim());
+    let forward = [format!("iifname {links}"), format!("oifname {links}")];
+    let input = [format!("iifname {links} ip daddr {}", config.gateway())];
+    for (chain, matches) in [("FORWARD", &forward[..]), ("INPUT", &input[..])] {
+        let Ok(listing) = nft::run(&["-a", "list", "chain", "ip", "filter", chain], "").await else { continue };
+        let mut script = String::new();
+        for line in listing.lines().filter(|line| line.contains(&links)) {
+            if let Some((_, handle)) = line.rsplit_once("# handle ") {
+                let _ = writeln!(script, "delete rule ip filter {chain} handle {}", handle.trim());
+            }
         }
-    }
-    if open && chain.contains("policy drop") {
-        for direction in ["iifname", "oifname"] {
-            let _ = writeln!(script, "insert rule ip filter FORWARD {direction} {links} counter accept");
+        if open && listing.contains("policy drop") {
+            for matched in matches {
+                let _ = writeln!(script, "insert rule ip filter {chain} {matched} counter accept");
+            }
         }
-    }
-    if !script.is_empty()
-        && let Err(error) = nft::apply(&script).await
-    {
-        tracing::warn!(%error, "the iptables chain FORWARD drops by default and could not be opened for pods");
+        if !script.is_empty()
+            && let Err(error) = nft::apply(&script).await
+        {
+            tracing::warn!(%error, chain, "an iptables chain drops by default and could not be opened for pods");
+        }
     }
 }
 

@@ -56,7 +56,8 @@ pub async fn create(plan: Plan) -> Result<(), NetworkError> {
 pub fn remove(path: &Path) -> Result<(), NetworkError> {
     // Mounts may lie on top of each other after a crash between the two steps of `build`.
     while exists(path) {
-        umount2(path, MntFlags::MNT_DETACH).map_err(|e| NetworkError::Namespace { what: "unmount it", source: e.into() })?;
+        umount2(path, MntFlags::MNT_DETACH)
+            .map_err(|e| NetworkError::Namespace { what: "unmount it", source: e.into() })?;
     }
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -72,12 +73,10 @@ fn build(plan: &Plan) -> Result<(), NetworkError> {
     let host = File::open(own).map_err(failed("open the host's"))?;
     File::create(&plan.path).map_err(failed("make its file"))?;
     unshare(CloneFlags::CLONE_NEWNET).map_err(|e| failed("make it")(e.into()))?;
-    mount(Some(own), &plan.path, None::<&str>, MsFlags::MS_BIND, None::<&str>).map_err(|e| failed("mount it")(e.into()))?;
+    mount(Some(own), &plan.path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+        .map_err(|e| failed("mount it")(e.into()))?;
     // Only this thread is in the new namespace, and so is what it opens under /proc/sys/net.
-    for (name, value) in [
-        ("net/ipv4/ip_unprivileged_port_start", "0"),
-        ("net/ipv4/ping_group_range", "0 2147483647"),
-    ] {
+    for (name, value) in [("net/ipv4/ip_unprivileged_port_start", "0"), ("net/ipv4/ping_group_range", "0 2147483647")] {
         if let Err(error) = fs::write(Path::new("/proc/sys").join(name), value) {
             tracing::debug!(name, %error, "left at the kernel's default");
         }

@@ -170,7 +170,9 @@ fn targets(slices: &[&EndpointSlice], port_name: &str, protocol: Protocol) -> Ve
                     State::Down => continue,
                 };
                 // Only the first counts; more than one has never been given a meaning.
-                into.extend(endpoint.addresses.first().and_then(|a| a.parse().ok()).filter(may_be_target).map(|a| (a, number)));
+                into.extend(
+                    endpoint.addresses.first().and_then(|a| a.parse().ok()).filter(may_be_target).map(|a| (a, number)),
+                );
             }
         }
     }

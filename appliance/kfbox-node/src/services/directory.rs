@@ -54,7 +54,14 @@ impl Directory {
 /// Keeps a store of all objects of a kind. What the node never reads is dropped before it is kept.
 pub(super) fn follow<K>(api: Api<K>, tasks: &Tasks, bump: watch::Sender<u64>) -> Store<K>
 where
-    K: Resource<DynamicType = ()> + Lookup<DynamicType = ()> + Clone + Debug + serde::de::DeserializeOwned + Send + Sync + 'static,
+    K: Resource<DynamicType = ()>
+        + Lookup<DynamicType = ()>
+        + Clone
+        + Debug
+        + serde::de::DeserializeOwned
+        + Send
+        + Sync
+        + 'static,
     <K as Lookup>::DynamicType: Eq + Hash + Clone,
 {
     let (store, mut writer) = reflector::store();
@@ -74,7 +81,8 @@ where
                 Ok(event) => {
                     writer.apply_watcher_event(&event);
                     // During the first list nobody needs to look yet.
-                    if matches!(event, watcher::Event::Apply(_) | watcher::Event::Delete(_) | watcher::Event::InitDone) {
+                    if matches!(event, watcher::Event::Apply(_) | watcher::Event::Delete(_) | watcher::Event::InitDone)
+                    {
                         bump.send_modify(|n| *n += 1);
                     }
                 }

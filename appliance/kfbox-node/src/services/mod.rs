@@ -71,7 +71,9 @@ pub async fn keep(
                 tracing::warn!(%error, "a change of services was refused; making all rules anew");
                 current = loop {
                     let all = now();
-                    let Err(error) = nft::apply(&script::replace(&table, network.gateway(), &all)).await else { break all };
+                    let Err(error) = nft::apply(&script::replace(&table, network.gateway(), &all)).await else {
+                        break all;
+                    };
                     tracing::error!(%error, "services cannot be programmed");
                     component.failed(error.to_string());
                     tokio::select! {

@@ -212,7 +212,8 @@ fn ports(given: Option<&[NetworkPolicyPort]>, receiving: &[&PodFacts<'_>]) -> Op
                     spec.containers.iter().chain(spec.init_containers.iter().flatten())
                 });
                 for port in containers.flat_map(|container| container.ports.iter().flatten()) {
-                    let same = port.name.as_deref() == Some(name) && Protocol::of(port.protocol.as_deref()) == Some(protocol);
+                    let same =
+                        port.name.as_deref() == Some(name) && Protocol::of(port.protocol.as_deref()) == Some(protocol);
                     if let (true, Ok(number)) = (same, u16::try_from(port.container_port)) {
                         all.insert((protocol, number, number));
                     }
@@ -268,8 +269,10 @@ fn chain_body(peer: &str, allowed: &BTreeSet<Allowance>) -> String {
         let from: Vec<String> = match &allowance.peers {
             None => vec![String::new()],
             Some(peers) => {
-                let pods: Vec<String> =
-                    peers.iter().filter_map(|p| if let Peer::Pod(ip) = p { Some(ip.to_string()) } else { None }).collect();
+                let pods: Vec<String> = peers
+                    .iter()
+                    .filter_map(|p| if let Peer::Pod(ip) = p { Some(ip.to_string()) } else { None })
+                    .collect();
                 let blocks = peers.iter().filter_map(|p| match p {
                     Peer::Block { cidr, except } if except.is_empty() => Some(format!("ip {peer} {cidr} ")),
                     Peer::Block { cidr, except } => {

@@ -66,7 +66,9 @@ pub fn change(table: &str, old: &Rules, new: &Rules) -> String {
             drop_sticky(out, table, id, port, target);
         }
     }
-    for (verb, addresses) in [("delete", old.hairpins.difference(&new.hairpins)), ("add", new.hairpins.difference(&old.hairpins))] {
+    for (verb, addresses) in
+        [("delete", old.hairpins.difference(&new.hairpins)), ("add", new.hairpins.difference(&old.hairpins))]
+    {
         let pairs: Vec<String> = addresses.map(|a| format!("{a} . {a}")).collect();
         if !pairs.is_empty() {
             let _ = writeln!(out, "{verb} element ip {table} hairpins {{ {} }}", pairs.join(", "));
@@ -116,7 +118,8 @@ fn write_port(out: &mut String, table: &str, id: &str, before: Option<&Port>, po
             );
             let _ = writeln!(out, "add chain ip {table} {chain}\nflush chain ip {table} {chain}");
             let _ = writeln!(out, "add rule ip {table} {chain} update @{set} {{ ip saddr }}");
-            let _ = writeln!(out, "add rule ip {table} {chain} meta l4proto {protocol} dnat to {}:{}", target.0, target.1);
+            let _ =
+                writeln!(out, "add rule ip {table} {chain} meta l4proto {protocol} dnat to {}:{}", target.0, target.1);
             let _ = writeln!(out, "add rule ip {table} port_{id} ip saddr @{set} goto {chain}");
         }
         let choices: Vec<String> =
@@ -130,7 +133,8 @@ fn write_port(out: &mut String, table: &str, id: &str, before: Option<&Port>, po
     } else if let [(address, number)] = port.targets[..] {
         let _ = writeln!(out, "add rule ip {table} port_{id} meta l4proto {protocol} dnat to {address}:{number}");
     } else {
-        let choices: Vec<String> = port.targets.iter().enumerate().map(|(i, (a, p))| format!("{i} : {a} . {p}")).collect();
+        let choices: Vec<String> =
+            port.targets.iter().enumerate().map(|(i, (a, p))| format!("{i} : {a} . {p}")).collect();
         let _ = writeln!(
             out,
             "add rule ip {table} port_{id} meta l4proto {protocol} dnat ip to numgen random mod {} map {{ {} }}",
@@ -154,7 +158,8 @@ fn write_port(out: &mut String, table: &str, id: &str, before: Option<&Port>, po
 fn drop_sticky(out: &mut String, table: &str, id: &str, port: &Port, target: &Target) {
     let Some(seconds) = port.affinity else { return };
     let (chain, set) = (sticky_chain(id, target), sticky_set(id, target, seconds));
-    let _ = writeln!(out, "flush chain ip {table} {chain}\ndelete chain ip {table} {chain}\ndelete set ip {table} {set}");
+    let _ =
+        writeln!(out, "flush chain ip {table} {chain}\ndelete chain ip {table} {chain}\ndelete set ip {table} {set}");
 }
 
 fn sticky_chain(id: &str, (address, port): &Target) -> String {

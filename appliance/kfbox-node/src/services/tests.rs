@@ -45,13 +45,17 @@ fn ready_endpoints_count_and_ending_ones_when_none_is_ready() {
     };
     let ready = json!({"addresses": ["10.0.0.2"], "conditions": {"ready": true}});
     let unsaid = json!({"addresses": ["10.0.0.3"]});
-    let ending = json!({"addresses": ["10.0.0.4"], "conditions": {"ready": false, "serving": true, "terminating": true}});
+    let ending =
+        json!({"addresses": ["10.0.0.4"], "conditions": {"ready": false, "serving": true, "terminating": true}});
     let down = json!({"addresses": ["10.0.0.5"], "conditions": {"ready": false}});
     assert_eq!(of(json!([ready, unsaid, ending, down])).0, ["10.0.0.2:8080", "10.0.0.3:8080"]);
     assert_eq!(of(json!([ending, down])).0, ["10.0.0.4:8080"]);
     assert_eq!(of(json!([down])), (vec![], 0));
     // Nobody may point a service at the machine's own loopback or at a cloud's metadata address.
-    assert_eq!(of(json!([{"addresses": ["127.0.0.1"]}, {"addresses": ["169.254.169.254"]}, {"addresses": ["::1"]}])).1, 0);
+    assert_eq!(
+        of(json!([{"addresses": ["127.0.0.1"]}, {"addresses": ["169.254.169.254"]}, {"addresses": ["::1"]}])).1,
+        0
+    );
 }
 
 #[test]
@@ -106,7 +110,11 @@ async fn every_change_between_states_is_one_that_nft_takes() {
             let changed = listing(table.clone()).await;
             nft::apply(&script::replace(&table, gateway, to)).await.unwrap();
             let sorted = |text: &str| {
-                let mut lines: Vec<String> = text.lines().flat_map(|l| l.split(", ")).map(|l| l.trim().replace(['{', '}'], "").trim().to_owned()).collect();
+                let mut lines: Vec<String> = text
+                    .lines()
+                    .flat_map(|l| l.split(", "))
+                    .map(|l| l.trim().replace(['{', '}'], "").trim().to_owned())
+                    .collect();
                 lines.sort();
                 lines
             };
@@ -141,7 +149,11 @@ impl Cluster {
 }
 
 /// Asks until the answer is as wanted: rules follow a change within milliseconds, but not at once.
-async fn eventually(pod: Option<&crate::network::PodNetwork>, to: SocketAddr, wanted: impl Fn(&std::io::Result<String>) -> bool) {
+async fn eventually(
+    pod: Option<&crate::network::PodNetwork>,
+    to: SocketAddr,
+    wanted: impl Fn(&std::io::Result<String>) -> bool,
+) {
     let deadline = std::time::Instant::now() + Duration::from_secs(5);
     loop {
         let answer = match pod {
@@ -170,11 +182,14 @@ async fn connections_reach_endpoints_by_every_address() {
     let readiness = Readiness::default();
     let mut ready = readiness.subscribe();
     let component = readiness.component("services");
-    test.tasks.essential("services", keep(cluster.directory.clone(), test.network.clone(), component, test.tasks.shutdown()));
+    test.tasks
+        .essential("services", keep(cluster.directory.clone(), test.network.clone(), component, test.tasks.shutdown()));
     ready.wait_for(|all| all.iter().any(|c| c.state == kfbox_base::readiness::State::Ready)).await.unwrap();
 
     let to = SocketAddr::from((virtual_ip, 80));
-    let at = |server: SocketAddr| move |answer: &std::io::Result<String>| answer.as_ref().is_ok_and(|a| a.ends_with(&format!("at {server}")));
+    let at = |server: SocketAddr| {
+        move |answer: &std::io::Result<String>| answer.as_ref().is_ok_and(|a| a.ends_with(&format!("at {server}")))
+    };
     let refused = |answer: &std::io::Result<String>| {
         answer.as_ref().is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused)
     };
@@ -189,7 +204,8 @@ async fn connections_reach_endpoints_by_every_address() {
     eventually(Some(&a), to, at(server_a)).await;
     // The client's own address is seen, since nothing on one node needs to hide it.
     let client_ip = client.ip;
-    eventually(Some(&client), to, |answer| answer.as_ref().is_ok_and(|a| a.starts_with(&format!("{client_ip}:")))).await;
+    eventually(Some(&client), to, |answer| answer.as_ref().is_ok_and(|a| a.starts_with(&format!("{client_ip}:"))))
+        .await;
 
     // Another endpoint takes over, then both share, then one holds a client.
     cluster.set(&web, &slice(server_b.port(), json!([{"addresses": [b.ip]}])));
@@ -246,7 +262,8 @@ async fn a_table_changed_by_others_is_made_anew() {
     let readiness = Readiness::default();
     let mut ready = readiness.subscribe();
     let component = readiness.component("services");
-    test.tasks.essential("services", keep(cluster.directory.clone(), test.network.clone(), component, test.tasks.shutdown()));
+    test.tasks
+        .essential("services", keep(cluster.directory.clone(), test.network.clone(), component, test.tasks.shutdown()));
     ready.wait_for(|all| all.iter().any(|c| c.state == kfbox_base::readiness::State::Ready)).await.unwrap();
     nft::apply(&format!("delete table ip {}_services", test.network.config().table())).await.unwrap();
     cluster.set(&web, &slice(server.port(), json!([{"addresses": [pod.ip]}])));
@@ -298,7 +315,9 @@ fn policies_select_as_the_reference_says() {
     // A selector that cannot be read opens nothing.
     let broken = json!([{"podSelector": {"matchExpressions": [{"key": "role", "operator": "Guess"}]}}]);
     assert_eq!(peers(&of(db(broken))), [Some(vec![])]);
-    let ports = of(json!({"podSelector": {}, "ingress": [{"ports": [{"port": "web"}, {"port": 90, "endPort": 95}, {"protocol": "UDP"}]}]}));
+    let ports = of(
+        json!({"podSelector": {}, "ingress": [{"ports": [{"port": "web"}, {"port": 90, "endPort": 95}, {"protocol": "UDP"}]}]}),
+    );
     let allowed: Vec<_> = ports.ingress[&ip(1)].iter().next().unwrap().ports.clone().unwrap().into_iter().collect();
     assert_eq!(allowed, [(Protocol::Tcp, 90, 95), (Protocol::Tcp, 8080, 8080), (Protocol::Udp, 0, 65535)]);
 }
@@ -323,7 +342,8 @@ async fn policies_hold_between_pods() {
         let pod = pod.clone();
         async move {
             // Dropped packets only show as silence.
-            inside(&pod, move || std::net::TcpStream::connect_timeout(&server, Duration::from_millis(300)).is_ok()).await
+            inside(&pod, move || std::net::TcpStream::connect_timeout(&server, Duration::from_millis(300)).is_ok())
+                .await
         }
     };
     assert!(reaches(&web).await && reaches(&foreign).await);

@@ -6,20 +6,25 @@
 mod cache;
 mod cluster_roles;
 mod context;
+mod cron_jobs;
+mod daemon_sets;
 mod deployments;
 mod disruption;
 mod endpoints;
 mod events;
 mod garbage;
+mod jobs;
 mod names;
 mod namespaces;
 mod pod_gc;
 mod pods;
 mod queue;
 mod replica_sets;
+mod revisions;
 mod scheduler;
 mod selectors;
 mod service_accounts;
+mod stateful_sets;
 mod volumes;
 mod write;
 
@@ -53,6 +58,10 @@ pub fn start(client: kube::Client, config: Config, tasks: &Tasks, readiness: &Re
         service_accounts::register(&context),
         replica_sets::register(&context),
         deployments::register(&context),
+        stateful_sets::register(&context),
+        daemon_sets::register(&context),
+        jobs::register(&context),
+        cron_jobs::register(&context),
         endpoints::register(&context),
         pod_gc::register(&context),
         disruption::register(&context),

@@ -2,7 +2,7 @@
 //! (<https://kubernetes.io/docs/concepts/overview/kubernetes-api/#discovery-api>).
 
 use crate::{
-    VERSION,
+    VERSION, documents,
     negotiate::wants_discovery,
     request::Query,
     resources::{Group, Registry, Resource},
@@ -48,6 +48,7 @@ pub async fn answer(core: &Arc<Core>, parts: &Parts, query: &Query) -> Result<Re
             found
         }
         ["apis", group, version] => resources(&registry, group, version)?,
+        ["openapi", ref rest @ ..] => return documents::answer(core, &parts.headers, rest, query).await,
         [".well-known", "openid-configuration"] => core.authenticator.tokens().discovery(),
         ["openid", "v1", "jwks"] => core.authenticator.tokens().jwks(),
         _ => return Err(ApiError::no_such_path()),

@@ -12,6 +12,7 @@ mod bootstrap;
 mod convert;
 mod crds;
 mod discovery;
+mod documents;
 mod effects;
 mod handle;
 mod housekeeping;

@@ -201,7 +201,7 @@ fn take_frame(buffer: &mut BytesMut) -> Result<Option<Frame>, Broken> {
     if (first >> 16) & 0x7fff != 3 {
         return Err(Broken::Frame);
     }
-    let mut number = |body: &mut Bytes| -> Result<u32, Broken> {
+    let number = |body: &mut Bytes| -> Result<u32, Broken> {
         if body.len() < 4 { Err(Broken::Frame) } else { Ok(body.get_u32()) }
     };
     let kind = u16::try_from(first & 0xffff).map_err(|_| Broken::Frame)?;

@@ -22,8 +22,8 @@ use std::{
 use tokio::task::{JoinHandle, spawn_blocking};
 
 /// Bytes gathered from the network before they are hashed and written in one step off the asynchronous threads: large
-/// enough that the hand-over costs nothing, small enough that a thousand slow uploads stay cheap.
-const BATCH: usize = 1024 * 1024;
+/// enough that the hand-over costs nothing beside the hashing, small enough that hundreds of slow uploads stay cheap.
+const BATCH: usize = 256 * 1024;
 /// Room reserved on disk at once, so that a full disk is found before the body is sent.
 const RESERVE_FROM: u64 = 1024 * 1024;
 

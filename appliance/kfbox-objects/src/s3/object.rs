@@ -53,17 +53,31 @@ impl ByteStream for Body {
 }
 
 /// A request body that can be read on after the store has given up on it.
-pub(super) struct Incoming(pub Option<StreamingBlob>);
+pub(super) struct Incoming {
+    body: Option<StreamingBlob>,
+    /// The client waits for leave to send (`Expect: 100-continue`), which reading gives.
+    waiting: bool,
+}
 
 impl Incoming {
+    pub fn new(body: Option<StreamingBlob>, headers: &HeaderMap) -> Self {
+        Self { body, waiting: headers.contains_key(http::header::EXPECT) }
+    }
+
     pub fn stream(&mut self) -> impl Stream<Item = Result<Bytes, s3s::StdError>> + Unpin + Send + '_ {
-        futures::stream::poll_fn(|context| match &mut self.0 {
-            Some(blob) => Pin::new(blob).poll_next(context),
+        futures::stream::poll_fn(|context| match &mut self.body {
+            Some(blob) => {
+                self.waiting = false;
+                Pin::new(blob).poll_next(context)
+            }
             None => Poll::Ready(None),
         })
     }
 
     pub async fn drain(mut self) {
+        if self.waiting {
+            return;
+        }
         let rest = async {
             let mut left = DRAIN;
             while let Some(Ok(chunk)) = self.stream().next().await {
@@ -142,7 +156,7 @@ impl Protocol {
     pub(super) async fn put(&self, req: S3Request<PutObjectInput>) -> Answer<PutObjectOutput> {
         let caller = Caller::of(&req)?;
         let S3Request { mut input, headers, trailing_headers, .. } = req;
-        let mut body = Incoming(input.body.take());
+        let mut body = Incoming::new(input.body.take(), &headers);
         let stored = async {
             caller.write(&input.bucket, &input.key)?;
             refuse_customer_keys!(input);

@@ -78,7 +78,7 @@ impl Protocol {
     pub(super) async fn put_part(&self, req: S3Request<UploadPartInput>) -> Answer<UploadPartOutput> {
         let caller = Caller::of(&req)?;
         let S3Request { mut input, headers, trailing_headers, .. } = req;
-        let mut body = Incoming(input.body.take());
+        let mut body = Incoming::new(input.body.take(), &headers);
         let stored = async {
             caller.write(&input.bucket, &input.key)?;
             refuse_customer_keys!(input);

@@ -16,12 +16,19 @@ pub mod nft;
 pub use ipam::IpamError;
 pub use nft::NftError;
 
+use futures::TryStreamExt;
 use ipam::Ipam;
 use ipnet::Ipv4Net;
 use kfbox_base::Tasks;
-use nix::net::if_::if_nametoindex;
+use nix::net::if_::{if_nameindex, if_nametoindex};
 use parking_lot::Mutex;
-use rtnetlink::{Handle, LinkBridge, LinkUnspec, RouteMessageBuilder, packet_route::route::RouteScope};
+use rtnetlink::{
+    Handle, LinkBridge, LinkUnspec, RouteMessageBuilder,
+    packet_route::{
+        link::{LinkAttribute, State},
+        route::RouteScope,
+    },
+};
 use sha2::{Digest, Sha256};
 use std::{
     fmt::Write as _,
@@ -29,7 +36,11 @@ use std::{
     net::Ipv4Addr,
     path::{Path, PathBuf},
     sync::Arc,
+    time::{Duration, Instant},
 };
+
+/// A link that takes longer is reported, and used all the same.
+const LINK_TIMEOUT: Duration = Duration::from_secs(2);
 
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
@@ -360,12 +371,6 @@ impl Network {
         // A node port on 127.0.0.1 leads to a pod; the base rules drop what a pod itself sends to 127.0.0.0/8.
         set_sysctl(&format!("net/ipv4/conf/{link}/route_localnet"), "1")?;
         handle
-            .link()
-            .set(LinkUnspec::new_with_index(index).up().build())
-            .execute()
-            .await
-            .map_err(failed("bring up the link"))?;
-        handle
             .neighbours()
             .add(index, address.into())
             .link_layer_address(&link_address(address))
@@ -379,7 +384,29 @@ impl Network {
             .scope(RouteScope::Link)
             .pref_source(config.gateway())
             .build();
-        handle.route().add(route).replace().execute().await.map_err(failed("route to the pod"))
+        handle.route().add(route).replace().execute().await.map_err(failed("route to the pod"))?;
+        self.operational(index).await
+    }
+}
+
+impl Network {
+    /// Waits until the kernel sends by a link. The end of a pair that came up first is activated by a worker of the kernel's,
+    /// and drops what is sent before; a connection's first packet lost so would come again only after a second.
+    async fn operational(&self, index: u32) -> Result<(), NetworkError> {
+        let failed = |source| NetworkError::Netlink { what: "look at the link", source };
+        let deadline = Instant::now() + LINK_TIMEOUT;
+        loop {
+            let link = self.inner.handle.link().get().match_index(index).execute().try_next().await.map_err(failed)?;
+            let up = |a: &LinkAttribute| matches!(a, LinkAttribute::OperState(State::Up));
+            if link.is_some_and(|link| link.attributes.iter().any(up)) {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                tracing::warn!(index, "a pod's link is slow to come up");
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
 }
 
@@ -443,10 +470,10 @@ async fn remove_link(handle: &Handle, name: &str) -> Result<(), NetworkError> {
     }
 }
 
+/// The names of all links. Not by /sys, which may show another namespace's.
 fn links() -> Result<Vec<String>, NetworkError> {
-    let folder = Path::new("/sys/class/net");
-    let entries = fs::read_dir(folder).map_err(|source| NetworkError::Io { path: folder.into(), source })?;
-    Ok(entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect())
+    let all = if_nameindex().map_err(|e| NetworkError::Namespace { what: "list the links", source: e.into() })?;
+    Ok(all.iter().map(|link| link.name().to_string_lossy().into_owned()).collect())
 }
 
 /// The smallest MTU of the machine's links that are up, at most 1500: what leaves by any of them then needs no fragments.

@@ -39,7 +39,8 @@ pub fn exists(path: &Path) -> bool {
     statfs(path).is_ok_and(|stat| stat.filesystem_type() == NSFS_MAGIC)
 }
 
-/// Makes the namespace with its link, address and routes. The end on the host is left down.
+/// Makes the namespace with its link, address and routes. The end on the host is up, but the kernel may take a moment more
+/// until it sends by it.
 pub async fn create(plan: Plan) -> Result<(), NetworkError> {
     let (done, result) = tokio::sync::oneshot::channel();
     std::thread::Builder::new()
@@ -72,27 +73,32 @@ fn build(plan: &Plan) -> Result<(), NetworkError> {
     let own = "/proc/thread-self/ns/net";
     let host = File::open(own).map_err(failed("open the host's"))?;
     File::create(&plan.path).map_err(failed("make its file"))?;
-    unshare(CloneFlags::CLONE_NEWNET).map_err(|e| failed("make it")(e.into()))?;
-    mount(Some(own), &plan.path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
-        .map_err(|e| failed("mount it")(e.into()))?;
-    // Only this thread is in the new namespace, and so is what it opens under /proc/sys/net.
-    for (name, value) in [("net/ipv4/ip_unprivileged_port_start", "0"), ("net/ipv4/ping_group_range", "0 2147483647")] {
-        if let Err(error) = fs::write(Path::new("/proc/sys").join(name), value) {
-            tracing::debug!(name, %error, "left at the kernel's default");
-        }
-    }
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed("start its runtime"))?;
     runtime.block_on(async {
+        // A socket stays in the namespace in which it was opened.
+        let (to_host, host_handle, _) = rtnetlink::new_connection().map_err(failed("open netlink"))?;
+        unshare(CloneFlags::CLONE_NEWNET).map_err(|e| failed("make it")(e.into()))?;
+        mount(Some(own), &plan.path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+            .map_err(|e| failed("mount it")(e.into()))?;
+        // Only this thread is in the new namespace, and so is what it opens under /proc/sys/net.
+        for (name, value) in
+            [("net/ipv4/ip_unprivileged_port_start", "0"), ("net/ipv4/ping_group_range", "0 2147483647")]
+        {
+            if let Err(error) = fs::write(Path::new("/proc/sys").join(name), value) {
+                tracing::debug!(name, %error, "left at the kernel's default");
+            }
+        }
         let (connection, handle, _) = rtnetlink::new_connection().map_err(failed("open netlink"))?;
         tokio::select! {
-            result = configure(&handle, plan, &host) => result,
+            result = configure(&handle, &host_handle, plan, &host) => result,
             () = connection => Err(failed("talk netlink")(io::Error::other("the connection closed"))),
+            () = to_host => Err(failed("talk netlink")(io::Error::other("the connection to the host closed"))),
         }
     })
 }
 
-async fn configure(handle: &Handle, plan: &Plan, host: &File) -> Result<(), NetworkError> {
+async fn configure(handle: &Handle, on_host: &Handle, plan: &Plan, host: &File) -> Result<(), NetworkError> {
     let failed = |what| move |source| NetworkError::Netlink { what, source };
     let peer = LinkMessageBuilder::<LinkUnspec>::default()
         .name(plan.host_link.clone())
@@ -104,12 +110,16 @@ async fn configure(handle: &Handle, plan: &Plan, host: &File) -> Result<(), Netw
         .name("eth0".to_owned())
         .mtu(plan.mtu)
         .address(link_address(plan.address).to_vec())
-        .up()
         .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
         .build();
     handle.link().add(pair).execute().await.map_err(failed("make the pod's link"))?;
     handle.link().set(LinkUnspec::new_with_index(1).up().build()).execute().await.map_err(failed("bring up lo"))?;
     let eth0 = if_nametoindex("eth0").map_err(|e| NetworkError::Namespace { what: "find eth0", source: e.into() })?;
+    // The host's end first: the end that comes up last can send at once, and that is to be the pod's.
+    let host_end = LinkUnspec::new_with_name(&plan.host_link).up().build();
+    on_host.link().set(host_end).execute().await.map_err(failed("bring up the host's link"))?;
+    let pod_end = LinkUnspec::new_with_index(eth0).up().build();
+    handle.link().set(pod_end).execute().await.map_err(failed("bring up the pod's link"))?;
     // The pod is alone on its link, so every packet passes the host's routing, where filters and services act on it.
     drop(fs::write("/proc/sys/net/ipv6/conf/eth0/disable_ipv6", "1"));
     handle.address().add(eth0, plan.address.into(), 32).execute().await.map_err(failed("give the pod its address"))?;

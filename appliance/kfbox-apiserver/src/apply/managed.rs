@@ -94,7 +94,8 @@ pub(super) fn write(object: &mut Value, mut entries: Vec<Entry>) {
     entries.retain(|e| !e.fields.is_empty());
     cap(&mut entries);
     entries.sort_by(|a, b| {
-        let key = |e: &Entry| (!e.is_apply, e.time.clone(), e.manager.clone(), e.api_version.clone(), e.subresource.clone());
+        let key =
+            |e: &Entry| (!e.is_apply, e.time.clone(), e.manager.clone(), e.api_version.clone(), e.subresource.clone());
         key(a).cmp(&key(b))
     });
     let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) else { return };

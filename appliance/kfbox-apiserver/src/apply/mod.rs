@@ -176,10 +176,12 @@ pub fn apply(request: ApplyRequest<'_>) -> Result<Value, ApplyError> {
     for entry in &mut entries {
         let clash = entry.fields.intersection(&difference.changed);
         if !force {
-            conflicts.extend(clash.paths().into_iter().map(|field| Conflict {
-                message: format!("conflict with {}", entry.title()),
-                field,
-            }));
+            conflicts.extend(
+                clash
+                    .paths()
+                    .into_iter()
+                    .map(|field| Conflict { message: format!("conflict with {}", entry.title()), field }),
+            );
         }
         entry.fields.subtract(&clash);
         entry.fields.subtract(&difference.removed);
@@ -190,7 +192,12 @@ pub fn apply(request: ApplyRequest<'_>) -> Result<Value, ApplyError> {
     }
     // An apply that sets nothing new keeps its time, so that it is no change at all.
     let time = match &last {
-        Some(last) if last.fields == set && last.api_version == api_version && difference.changed.is_empty() && difference.removed.is_empty() => {
+        Some(last)
+            if last.fields == set
+                && last.api_version == api_version
+                && difference.changed.is_empty()
+                && difference.removed.is_empty() =>
+        {
             last.time.clone()
         }
         _ => Some(managed::stamp(now)),
@@ -215,9 +222,10 @@ pub fn track_update(request: TrackRequest<'_>) {
     }
     let given = new.pointer("/metadata/managedFields").cloned();
     // An explicit empty list clears the book.
-    let reset = given.as_ref().and_then(Value::as_array).is_some_and(|list| {
-        list.is_empty() || (list.len() == 1 && list[0].as_object().is_some_and(Map::is_empty))
-    });
+    let reset = given
+        .as_ref()
+        .and_then(Value::as_array)
+        .is_some_and(|list| list.is_empty() || (list.len() == 1 && list[0].as_object().is_some_and(Map::is_empty)));
     if reset && old.is_some() {
         managed::write(new, Vec::new());
         return;

@@ -14,13 +14,30 @@ fn deployments() -> Arc<Schema> {
     builtin("apps", "v1", "Deployment").unwrap()
 }
 
-fn with(schema: &Schema, live: Option<&Value>, manager: &str, applied: &Value, force: bool, second: u32) -> Result<Value, ApplyError> {
-    apply(ApplyRequest { schema, live, applied, manager, force, subresource: "", api_version: "apps/v1", now: now(second) })
+fn with(
+    schema: &Schema,
+    live: Option<&Value>,
+    manager: &str,
+    applied: &Value,
+    force: bool,
+    second: u32,
+) -> Result<Value, ApplyError> {
+    apply(ApplyRequest {
+        schema,
+        live,
+        applied,
+        manager,
+        force,
+        subresource: "",
+        api_version: "apps/v1",
+        now: now(second),
+    })
 }
 
 fn owner(object: &Value, manager: &str) -> Set {
     let all = object["metadata"]["managedFields"].as_array().unwrap();
-    let entry = all.iter().find(|e| e["manager"] == manager).unwrap_or_else(|| panic!("no entry of {manager} in {all:#?}"));
+    let entry =
+        all.iter().find(|e| e["manager"] == manager).unwrap_or_else(|| panic!("no entry of {manager} in {all:#?}"));
     Set::from_fields(&entry["fieldsV1"]).unwrap()
 }
 
@@ -57,8 +74,10 @@ fn first_apply_owns_what_it_sets() {
 #[test]
 fn two_managers_conflict_force_and_share() {
     let schema = deployments();
-    let first = with(&schema, None, "one", &deployment(Some(2), json!([{"name": "c", "image": "i"}])), false, 0).unwrap();
-    let other = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"}, "spec": {"replicas": 5}});
+    let first =
+        with(&schema, None, "one", &deployment(Some(2), json!([{"name": "c", "image": "i"}])), false, 0).unwrap();
+    let other =
+        json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"}, "spec": {"replicas": 5}});
     let refused = with(&schema, Some(&first), "two", &other, false, 1).unwrap_err();
     assert_eq!(refused.to_string(), "Apply failed with 1 conflict: conflict with \"one\": .spec.replicas");
     let forced = with(&schema, Some(&first), "two", &other, true, 1).unwrap();
@@ -66,12 +85,22 @@ fn two_managers_conflict_force_and_share() {
     assert!(!owner(&forced, "one").has(".spec.replicas"));
     assert!(owner(&forced, "two").has(".spec.replicas"));
     // the same value is shared without conflict, and stays while one of the two applies it
-    let same = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"}, "spec": {"replicas": 2}});
+    let same =
+        json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"}, "spec": {"replicas": 2}});
     let shared = with(&schema, Some(&first), "two", &same, false, 1).unwrap();
-    let left = with(&schema, Some(&shared), "one", &deployment(None, json!([{"name": "c", "image": "i"}])), false, 2).unwrap();
+    let left =
+        with(&schema, Some(&shared), "one", &deployment(None, json!([{"name": "c", "image": "i"}])), false, 2).unwrap();
     assert_eq!(left["spec"]["replicas"], 2);
     assert!(!owner(&left, "one").has(".spec.replicas"));
-    let gone = with(&schema, Some(&left), "two", &json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"}}), false, 3).unwrap();
+    let gone = with(
+        &schema,
+        Some(&left),
+        "two",
+        &json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"}}),
+        false,
+        3,
+    )
+    .unwrap();
     assert_eq!(gone["spec"].get("replicas"), None);
     assert_eq!(managers(&gone), vec!["one Apply"]);
 }
@@ -80,8 +109,17 @@ fn two_managers_conflict_force_and_share() {
 fn conflicts_are_listed_by_manager() {
     let schema = deployments();
     let mut live = deployment(Some(1), json!([{"name": "c", "image": "i"}]));
-    track_update(TrackRequest { schema: &schema, old: None, new: &mut live, manager: "kubectl-create", subresource: "", api_version: "apps/v1", now: now(0) });
-    let refused = with(&schema, Some(&live), "m", &deployment(Some(2), json!([{"name": "c", "image": "j"}])), false, 1).unwrap_err();
+    track_update(TrackRequest {
+        schema: &schema,
+        old: None,
+        new: &mut live,
+        manager: "kubectl-create",
+        subresource: "",
+        api_version: "apps/v1",
+        now: now(0),
+    });
+    let refused = with(&schema, Some(&live), "m", &deployment(Some(2), json!([{"name": "c", "image": "j"}])), false, 1)
+        .unwrap_err();
     assert_eq!(
         refused.to_string(),
         "Apply failed with 2 conflicts: conflicts with \"kubectl-create\" using apps/v1:\n- .spec.replicas\n- .spec.template.spec.containers[name=\"c\"].image"
@@ -94,7 +132,15 @@ fn conflicts_are_listed_by_manager() {
 #[test]
 fn list_items_by_key_belong_to_their_appliers() {
     let schema = deployments();
-    let one = with(&schema, None, "one", &deployment(None, json!([{"name": "a", "image": "1", "env": [{"name": "X", "value": "1"}]}])), false, 0).unwrap();
+    let one = with(
+        &schema,
+        None,
+        "one",
+        &deployment(None, json!([{"name": "a", "image": "1", "env": [{"name": "X", "value": "1"}]}])),
+        false,
+        0,
+    )
+    .unwrap();
     let sidecar = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"},
         "spec": {"template": {"spec": {"containers": [{"name": "b", "image": "2"}, {"name": "a", "env": [{"name": "Y", "value": "2"}]}]}}}});
     let both = with(&schema, Some(&one), "two", &sidecar, false, 1).unwrap();
@@ -104,7 +150,15 @@ fn list_items_by_key_belong_to_their_appliers() {
     assert_eq!(a["env"], json!([{"name": "X", "value": "1"}, {"name": "Y", "value": "2"}]));
     assert_eq!(a["image"], "1");
     // the second stops applying: its container and its variable go, the first's stay
-    let after = with(&schema, Some(&both), "two", &json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"}}), false, 2).unwrap();
+    let after = with(
+        &schema,
+        Some(&both),
+        "two",
+        &json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"}}),
+        false,
+        2,
+    )
+    .unwrap();
     assert_eq!(after["spec"]["template"]["spec"]["containers"], one["spec"]["template"]["spec"]["containers"]);
     assert_eq!(managers(&after), vec!["one Apply"]);
 }
@@ -112,13 +166,18 @@ fn list_items_by_key_belong_to_their_appliers() {
 #[test]
 fn dropped_structs_go_with_their_defaults_and_labels_singly() {
     let schema = deployments();
-    let mut applied = deployment(None, json!([{"name": "a", "image": "1", "livenessProbe": {"tcpSocket": {"port": 80}}}]));
+    let mut applied =
+        deployment(None, json!([{"name": "a", "image": "1", "livenessProbe": {"tcpSocket": {"port": 80}}}]));
     applied["metadata"]["labels"]["b"] = "2".into();
     let mut live = with(&schema, None, "m", &applied, false, 0).unwrap();
     live["spec"]["template"]["spec"]["containers"][0]["livenessProbe"]["periodSeconds"] = 10.into();
     live["spec"]["template"]["spec"]["containers"][0]["terminationMessagePath"] = "/dev/x".into();
-    let out = with(&schema, Some(&live), "m", &deployment(None, json!([{"name": "a", "image": "1"}])), false, 1).unwrap();
-    assert_eq!(out["spec"]["template"]["spec"]["containers"], json!([{"name": "a", "image": "1", "terminationMessagePath": "/dev/x"}]));
+    let out =
+        with(&schema, Some(&live), "m", &deployment(None, json!([{"name": "a", "image": "1"}])), false, 1).unwrap();
+    assert_eq!(
+        out["spec"]["template"]["spec"]["containers"],
+        json!([{"name": "a", "image": "1", "terminationMessagePath": "/dev/x"}])
+    );
     assert_eq!(out["metadata"]["labels"], json!({"a": "1"}));
 }
 
@@ -127,17 +186,38 @@ fn updates_take_what_they_change() {
     let schema = deployments();
     let mut live = deployment(Some(1), json!([{"name": "c", "image": "i", "resources": {}}]));
     live["metadata"]["annotations"] = json!({"x": "y"});
-    track_update(TrackRequest { schema: &schema, old: None, new: &mut live, manager: "creator", subresource: "", api_version: "apps/v1", now: now(0) });
+    track_update(TrackRequest {
+        schema: &schema,
+        old: None,
+        new: &mut live,
+        manager: "creator",
+        subresource: "",
+        api_version: "apps/v1",
+        now: now(0),
+    });
     let fields = live["metadata"]["managedFields"][0]["fieldsV1"].clone();
     assert_eq!(fields["f:metadata"], json!({"f:annotations": {".": {}, "f:x": {}}, "f:labels": {".": {}, "f:a": {}}}));
-    assert_eq!(fields["f:spec"]["f:template"]["f:spec"]["f:containers"], json!({"k:{\"name\":\"c\"}": {".": {}, "f:name": {}, "f:image": {}, "f:resources": {}}}));
+    assert_eq!(
+        fields["f:spec"]["f:template"]["f:spec"]["f:containers"],
+        json!({"k:{\"name\":\"c\"}": {".": {}, "f:name": {}, "f:image": {}, "f:resources": {}}})
+    );
     assert_eq!(fields["f:spec"].get("."), None);
-    let applied = with(&schema, Some(&live), "ssa", &deployment(Some(1), json!([{"name": "c", "image": "i"}])), false, 1).unwrap();
+    let applied =
+        with(&schema, Some(&live), "ssa", &deployment(Some(1), json!([{"name": "c", "image": "i"}])), false, 1)
+            .unwrap();
     assert_eq!(managers(&applied), vec!["ssa Apply", "creator Update"]);
     let mut edited = applied.clone();
     edited["spec"]["replicas"] = 7.into();
     edited["metadata"]["labels"] = json!({});
-    track_update(TrackRequest { schema: &schema, old: Some(&applied), new: &mut edited, manager: "edit", subresource: "", api_version: "apps/v1", now: now(2) });
+    track_update(TrackRequest {
+        schema: &schema,
+        old: Some(&applied),
+        new: &mut edited,
+        manager: "edit",
+        subresource: "",
+        api_version: "apps/v1",
+        now: now(2),
+    });
     assert!(owner(&edited, "edit").has(".spec.replicas"));
     for manager in ["ssa", "creator"] {
         assert!(!owner(&edited, manager).has(".spec.replicas"), "{manager}");
@@ -145,14 +225,39 @@ fn updates_take_what_they_change() {
     }
     // no change: no entry, no new time
     let mut same = edited.clone();
-    track_update(TrackRequest { schema: &schema, old: Some(&edited), new: &mut same, manager: "idle", subresource: "", api_version: "apps/v1", now: now(3) });
+    track_update(TrackRequest {
+        schema: &schema,
+        old: Some(&edited),
+        new: &mut same,
+        manager: "idle",
+        subresource: "",
+        api_version: "apps/v1",
+        now: now(3),
+    });
     assert_eq!(same, edited);
     // status writes are a hand of their own
     let mut status = edited.clone();
     status["status"] = json!({"replicas": 1, "conditions": [{"type": "Available", "status": "True"}]});
-    track_update(TrackRequest { schema: &schema, old: Some(&edited), new: &mut status, manager: "edit", subresource: "status", api_version: "apps/v1", now: now(4) });
-    let entry = status["metadata"]["managedFields"].as_array().unwrap().iter().find(|e| e["subresource"] == "status").unwrap().clone();
-    assert_eq!(entry["fieldsV1"], json!({"f:status": {"f:replicas": {}, "f:conditions": {".": {}, "k:{\"type\":\"Available\"}": {".": {}, "f:status": {}, "f:type": {}}}}}));
+    track_update(TrackRequest {
+        schema: &schema,
+        old: Some(&edited),
+        new: &mut status,
+        manager: "edit",
+        subresource: "status",
+        api_version: "apps/v1",
+        now: now(4),
+    });
+    let entry = status["metadata"]["managedFields"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|e| e["subresource"] == "status")
+        .unwrap()
+        .clone();
+    assert_eq!(
+        entry["fieldsV1"],
+        json!({"f:status": {"f:replicas": {}, "f:conditions": {".": {}, "k:{\"type\":\"Available\"}": {".": {}, "f:status": {}, "f:type": {}}}}})
+    );
 }
 
 #[test]
@@ -162,24 +267,56 @@ fn the_book_can_be_cleared_edited_and_stays_short() {
     for cleared in [json!([]), json!([{}])] {
         let mut new = live.clone();
         new["metadata"]["managedFields"] = cleared;
-        track_update(TrackRequest { schema: &schema, old: Some(&live), new: &mut new, manager: "x", subresource: "", api_version: "apps/v1", now: now(1) });
+        track_update(TrackRequest {
+            schema: &schema,
+            old: Some(&live),
+            new: &mut new,
+            manager: "x",
+            subresource: "",
+            api_version: "apps/v1",
+            now: now(1),
+        });
         assert_eq!(new["metadata"].get("managedFields"), None);
         let again = with(&schema, Some(&new), "m", &deployment(Some(1), json!([{"name": "c"}])), false, 2).unwrap();
         assert_eq!(managers(&again), vec!["m Apply", "before-first-apply Update"]);
     }
     let mut edited = live.clone();
     edited["metadata"]["managedFields"][0]["manager"] = "renamed".into();
-    track_update(TrackRequest { schema: &schema, old: Some(&live), new: &mut edited, manager: "x", subresource: "", api_version: "apps/v1", now: now(1) });
+    track_update(TrackRequest {
+        schema: &schema,
+        old: Some(&live),
+        new: &mut edited,
+        manager: "x",
+        subresource: "",
+        api_version: "apps/v1",
+        now: now(1),
+    });
     assert_eq!(managers(&edited), vec!["renamed Apply"]);
     let mut broken = live.clone();
     broken["metadata"]["managedFields"][0]["fieldsV1"] = json!({"zzz": 1});
-    track_update(TrackRequest { schema: &schema, old: Some(&live), new: &mut broken, manager: "x", subresource: "", api_version: "apps/v1", now: now(1) });
+    track_update(TrackRequest {
+        schema: &schema,
+        old: Some(&live),
+        new: &mut broken,
+        manager: "x",
+        subresource: "",
+        api_version: "apps/v1",
+        now: now(1),
+    });
     assert_eq!(managers(&broken), vec!["m Apply"]);
     let mut object = live;
     for n in 0..30 {
         let mut next = object.clone();
         next["metadata"]["labels"][format!("l{n}")] = "x".into();
-        track_update(TrackRequest { schema: &schema, old: Some(&object), new: &mut next, manager: &format!("u{n}"), subresource: "", api_version: "apps/v1", now: now(n) });
+        track_update(TrackRequest {
+            schema: &schema,
+            old: Some(&object),
+            new: &mut next,
+            manager: &format!("u{n}"),
+            subresource: "",
+            api_version: "apps/v1",
+            now: now(n),
+        });
         object = next;
     }
     let names = managers(&object);
@@ -200,11 +337,16 @@ fn custom_lists_follow_their_markers() {
     }}}})).unwrap();
     let custom = |spec: Value| json!({"apiVersion": "g/v1", "kind": "K", "metadata": {"name": "x"}, "spec": spec});
     let one = with(&schema, None, "one", &custom(json!({"hosts": ["a", "b"], "ports": [{"port": 1, "name": "x"}], "args": ["p"], "whole": {"a": "1"}, "free": {"k": [1]}})), false, 0).unwrap();
-    let two = with(&schema, Some(&one), "two", &custom(json!({"hosts": ["b", "c"], "ports": [{"port": 2}]})), false, 1).unwrap();
+    let two = with(&schema, Some(&one), "two", &custom(json!({"hosts": ["b", "c"], "ports": [{"port": 2}]})), false, 1)
+        .unwrap();
     assert_eq!(two["spec"]["hosts"], json!(["a", "b", "c"]));
     assert_eq!(two["spec"]["ports"], json!([{"port": 1, "name": "x"}, {"port": 2}]));
-    assert_eq!(owner(&two, "two").paths(), vec![".spec.hosts[=\"b\"]", ".spec.hosts[=\"c\"]", ".spec.ports[port=2]", ".spec.ports[port=2].port"]);
-    let clash = with(&schema, Some(&two), "two", &custom(json!({"args": ["q"], "whole": {"b": "2"}})), false, 2).unwrap_err();
+    assert_eq!(
+        owner(&two, "two").paths(),
+        vec![".spec.hosts[=\"b\"]", ".spec.hosts[=\"c\"]", ".spec.ports[port=2]", ".spec.ports[port=2].port"]
+    );
+    let clash =
+        with(&schema, Some(&two), "two", &custom(json!({"args": ["q"], "whole": {"b": "2"}})), false, 2).unwrap_err();
     assert!(clash.to_string().contains("- .spec.args\n- .spec.whole"), "{clash}");
     let shrunk = with(&schema, Some(&two), "one", &custom(json!({"hosts": ["a"]})), false, 3).unwrap();
     assert_eq!(shrunk["spec"], json!({"hosts": ["a", "b", "c"], "ports": [{"port": 2}]}));
@@ -220,8 +362,13 @@ mod properties {
     use crate::apply::{TrackRequest, track_update};
 
     fn applied() -> impl Strategy<Value = Value> {
-        let container = ("[a-c]", proptest::option::of("[x-z]"), proptest::collection::btree_map("[A-C]", "[0-2]", 0..3));
-        let spec = (proptest::option::of(0_i64..3), proptest::collection::vec(container, 0..4), proptest::collection::btree_map("[a-c]", "[0-2]", 0..3));
+        let container =
+            ("[a-c]", proptest::option::of("[x-z]"), proptest::collection::btree_map("[A-C]", "[0-2]", 0..3));
+        let spec = (
+            proptest::option::of(0_i64..3),
+            proptest::collection::vec(container, 0..4),
+            proptest::collection::btree_map("[a-c]", "[0-2]", 0..3),
+        );
         spec.prop_map(|(replicas, containers, labels)| {
             let mut seen = std::collections::BTreeSet::new();
             let containers: Vec<Value> = containers.into_iter().filter(|(name, ..)| seen.insert(name.clone())).map(|(name, image, env)| {

@@ -4,6 +4,8 @@
 //! Upstream: `structured-merge-diff/typed` and the merge markers of
 //! <https://kubernetes.io/docs/reference/using-api/server-side-apply/#merge-strategy>.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value};
 
 use super::set::{Element, Set};
@@ -154,8 +156,8 @@ impl Comparison {
             Shape::Leaf => {}
             Shape::Map => {
                 let empty = Map::new();
-                let map = |v: Option<&'_ Value>| v.and_then(Value::as_object).cloned().unwrap_or_else(|| empty.clone());
-                let (old_map, new_map) = (map(old), map(new));
+                let old_map = old.and_then(Value::as_object).unwrap_or(&empty);
+                let new_map = new.and_then(Value::as_object).unwrap_or(&empty);
                 let mut names: Vec<&String> = old_map.keys().chain(new_map.keys()).collect();
                 names.sort_unstable();
                 names.dedup();
@@ -173,20 +175,14 @@ impl Comparison {
                 }
             }
             shape @ (Shape::ByKey | Shape::Elements) => {
-                let list = |v: Option<&Value>| -> Vec<(Element, Value)> {
-                    let items = v.and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-                    items.iter().map(|item| (element(node, shape, item), item.clone())).collect()
-                };
-                let (old_items, new_items) = (list(old), list(new));
-                let find = |items: &[(Element, Value)], e: &Element| items.iter().find(|(k, _)| k == e).map(|(_, v)| v.clone());
-                let mut elements: Vec<&Element> = old_items.iter().chain(&new_items).map(|(e, _)| e).collect();
-                elements.sort_unstable();
-                elements.dedup();
-                for element in elements {
-                    let (was, is) = (find(&old_items, element), find(&new_items, element));
-                    let item = if shape == Shape::ByKey { node.and_then(Node::item) } else { None };
-                    let atomic = shape == Shape::Elements;
-                    self.child(element.clone(), item, atomic, was.as_ref(), is.as_ref(), changed, removed);
+                let (old_items, new_items) = (elements(node, shape, old), elements(node, shape, new));
+                let mut all: Vec<&Element> = old_items.keys().chain(new_items.keys()).collect();
+                all.sort_unstable();
+                all.dedup();
+                let item = if shape == Shape::ByKey { node.and_then(Node::item) } else { None };
+                for element in all {
+                    let (was, is) = (old_items.get(element).copied(), new_items.get(element).copied());
+                    self.child(element.clone(), item, shape == Shape::Elements, was, is, changed, removed);
                 }
             }
         }
@@ -208,6 +204,15 @@ impl Comparison {
         changed.add(element.clone(), inner_changed);
         removed.add(element, inner_removed);
     }
+}
+
+/// The items of a list by what they are known by; of equal ones the first.
+fn elements<'a>(node: Option<&Node>, shape: Shape, list: Option<&'a Value>) -> BTreeMap<Element, &'a Value> {
+    let mut out = BTreeMap::new();
+    for item in list.and_then(Value::as_array).into_iter().flatten() {
+        out.entry(element(node, shape, item)).or_insert(item);
+    }
+    out
 }
 
 fn same(node: Option<&Node>, old: &Value, new: &Value) -> bool {

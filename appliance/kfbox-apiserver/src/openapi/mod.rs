@@ -89,10 +89,16 @@ fn served_builtin(group: &str, version: &str) -> Vec<Served<'static>> {
     let own = resources().iter().filter(|r| r.group == group && r.version == version);
     own.map(|r| {
         // Subresources may carry kinds of other groups: scale, eviction, token.
-        let kind = [(r.group, r.version), ("autoscaling", "v1"), ("policy", "v1"), ("authentication.k8s.io", "v1"), ("", "v1")]
-            .into_iter()
-            .find(|(g, v)| crate::schema::type_of_kind(g, v, r.kind).is_some())
-            .map_or((r.group, r.version, r.kind), |(g, v)| (g, v, r.kind));
+        let kind = [
+            (r.group, r.version),
+            ("autoscaling", "v1"),
+            ("policy", "v1"),
+            ("authentication.k8s.io", "v1"),
+            ("", "v1"),
+        ]
+        .into_iter()
+        .find(|(g, v)| crate::schema::type_of_kind(g, v, r.kind).is_some())
+        .map_or((r.group, r.version, r.kind), |(g, v)| (g, v, r.kind));
         let plural = r.name.split('/').next().unwrap_or(r.name);
         let owner = resources().iter().find(|o| o.group == group && o.version == version && o.name == plural);
         let list = format!("{}List", r.kind);
@@ -114,10 +120,15 @@ fn served_builtin(group: &str, version: &str) -> Vec<Served<'static>> {
 fn add_custom_paths(custom: &CustomKind<'_>, format: Format, out: &mut Map<String, Value>) {
     let own_type = custom_type(custom.group, custom.version, custom.kind);
     let own_kind = (custom.group, custom.version, custom.kind);
-    let mut add = |name: &str, verbs: &[&str], kind: (&str, &str, &str), list_type: Option<String>, object_type: String| {
-        let (group, version, namespaced) = (custom.group, custom.version, custom.namespaced);
-        paths::add(&Served { group, version, name, namespaced, verbs, kind, owner: custom.kind, list_type, object_type }, format, out);
-    };
+    let mut add =
+        |name: &str, verbs: &[&str], kind: (&str, &str, &str), list_type: Option<String>, object_type: String| {
+            let (group, version, namespaced) = (custom.group, custom.version, custom.namespaced);
+            paths::add(
+                &Served { group, version, name, namespaced, verbs, kind, owner: custom.kind, list_type, object_type },
+                format,
+                out,
+            );
+        };
     let list_type = custom_type(custom.group, custom.version, custom.list_kind);
     add(custom.plural, ALL_VERBS, own_kind, Some(list_type), own_type.clone());
     if custom.status {
@@ -131,7 +142,18 @@ fn add_custom_paths(custom: &CustomKind<'_>, format: Format, out: &mut Map<Strin
 
 /// Definitions of built-in types and all they refer to.
 fn builtin_definitions(groups: &[(&str, &str)], format: Format, out: &mut Map<String, Value>) {
-    let common = ["Status", "DeleteOptions", "Patch", "WatchEvent", "ListMeta", "ObjectMeta", "APIResourceList", "APIGroup", "APIGroupList", "APIVersions"];
+    let common = [
+        "Status",
+        "DeleteOptions",
+        "Patch",
+        "WatchEvent",
+        "ListMeta",
+        "ObjectMeta",
+        "APIResourceList",
+        "APIGroup",
+        "APIGroupList",
+        "APIVersions",
+    ];
     let common = common.iter().filter_map(|name| type_index(&format!("{META}.{name}")));
     let mut roots: Vec<u32> = groups.iter().flat_map(|(group, version)| types_of_group(group, version)).collect();
     roots.extend(common);
@@ -146,7 +168,10 @@ fn builtin_definitions(groups: &[(&str, &str)], format: Format, out: &mut Map<St
 
 fn custom_definitions(custom: &CustomKind<'_>, format: Format, out: &mut Map<String, Value>) {
     let name = custom_type(custom.group, custom.version, custom.kind);
-    out.insert(custom_type(custom.group, custom.version, custom.list_kind), schemas::custom_list(custom, &name, format));
+    out.insert(
+        custom_type(custom.group, custom.version, custom.list_kind),
+        schemas::custom_list(custom, &name, format),
+    );
     out.insert(name, schemas::custom(custom, format));
 }
 

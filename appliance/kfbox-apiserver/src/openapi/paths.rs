@@ -47,9 +47,13 @@ const JSON: &[&str] = &["application/json", "application/yaml"];
 fn parameter(name: &str, place: &str, kind: &str, format: Format) -> Value {
     let required = place == "path";
     match format {
-        Format::V2 if required => json!({"name": name, "in": place, "type": kind, "required": true, "uniqueItems": true}),
+        Format::V2 if required => {
+            json!({"name": name, "in": place, "type": kind, "required": true, "uniqueItems": true})
+        }
         Format::V2 => json!({"name": name, "in": place, "type": kind, "uniqueItems": true}),
-        Format::V3 if required => json!({"name": name, "in": place, "required": true, "schema": {"type": kind, "uniqueItems": true}}),
+        Format::V3 if required => {
+            json!({"name": name, "in": place, "required": true, "schema": {"type": kind, "uniqueItems": true}})
+        }
         Format::V3 => json!({"name": name, "in": place, "schema": {"type": kind, "uniqueItems": true}}),
     }
 }
@@ -105,7 +109,8 @@ fn operation(served: &Served<'_>, verb: &str, namespaced: bool, format: Format) 
         "delete" | "deletecollection" => Some((format!("{META}.DeleteOptions"), JSON)),
         _ => None,
     };
-    let mut parameters: Vec<Value> = query(verb).iter().map(|(name, kind)| parameter(name, "query", kind, format)).collect();
+    let mut parameters: Vec<Value> =
+        query(verb).iter().map(|(name, kind)| parameter(name, "query", kind, format)).collect();
     let (group, version, kind) = served.kind;
     let mut out = json!({
         "operationId": id,
@@ -137,11 +142,14 @@ fn operation(served: &Served<'_>, verb: &str, namespaced: bool, format: Format) 
         }
         Format::V3 => {
             if let Some((name, consumes)) = body {
-                let content: Map<String, Value> =
-                    consumes.iter().map(|m| ((*m).to_owned(), json!({"schema": {"$ref": format.reference(&name)}}))).collect();
+                let content: Map<String, Value> = consumes
+                    .iter()
+                    .map(|m| ((*m).to_owned(), json!({"schema": {"$ref": format.reference(&name)}})))
+                    .collect();
                 out["requestBody"] = json!({"content": content});
             }
-            let content: Map<String, Value> = JSON.iter().map(|m| ((*m).to_owned(), json!({"schema": schema}))).collect();
+            let content: Map<String, Value> =
+                JSON.iter().map(|m| ((*m).to_owned(), json!({"schema": schema}))).collect();
             for code in codes {
                 responses.insert((*code).to_owned(), json!({"description": "OK", "content": content}));
             }

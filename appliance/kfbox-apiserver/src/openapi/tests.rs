@@ -35,8 +35,18 @@ fn with_custom<T>(test: impl FnOnce(&[CustomKind<'_>]) -> T) -> T {
     let raw = json!({"type": "object", "properties": {"spec": {"type": "object", "description": "what is wanted", "properties": {
         "port": {"x-kubernetes-int-or-string": true}, "names": {"type": "array", "items": {"type": "string"}}}}}});
     let schema = from_crd(&raw).unwrap();
-    test(&[CustomKind { group: "example.org", version: "v1", kind: "Thing", list_kind: "ThingList", plural: "things", namespaced: true,
-        status: true, scale: true, schema: &schema, raw: Some(&raw) }])
+    test(&[CustomKind {
+        group: "example.org",
+        version: "v1",
+        kind: "Thing",
+        list_kind: "ThingList",
+        plural: "things",
+        namespaced: true,
+        status: true,
+        scale: true,
+        schema: &schema,
+        raw: Some(&raw),
+    }])
 }
 
 #[test]
@@ -51,13 +61,28 @@ fn documents_are_closed_and_say_what_kubectl_looks_for() {
         let containers = &v2["definitions"]["io.k8s.api.core.v1.PodSpec"]["properties"]["containers"];
         assert_eq!(containers["x-kubernetes-patch-merge-key"], "name");
         assert_eq!(containers["x-kubernetes-patch-strategy"], "merge");
-        assert_eq!(v2["definitions"]["org.example.v1.Thing"]["properties"]["spec"]["properties"]["port"]["format"], "int-or-string");
+        assert_eq!(
+            v2["definitions"]["org.example.v1.Thing"]["properties"]["spec"]["properties"]["port"]["format"],
+            "int-or-string"
+        );
         let parameters = |document: &Value, path: &str| -> Vec<String> {
-            document["paths"][path]["patch"]["parameters"].as_array().unwrap().iter().map(|p| p["name"].as_str().unwrap().to_owned()).collect()
+            document["paths"][path]["patch"]["parameters"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|p| p["name"].as_str().unwrap().to_owned())
+                .collect()
         };
-        for path in ["/apis/apps/v1/namespaces/{namespace}/deployments/{name}", "/apis/example.org/v1/namespaces/{namespace}/things/{name}", "/api/v1/namespaces/{name}"] {
+        for path in [
+            "/apis/apps/v1/namespaces/{namespace}/deployments/{name}",
+            "/apis/example.org/v1/namespaces/{namespace}/things/{name}",
+            "/api/v1/namespaces/{name}",
+        ] {
             let found = parameters(&v2, path);
-            assert!(["dryRun", "fieldValidation", "fieldManager"].iter().all(|n| found.iter().any(|f| f == n)), "{path}: {found:?}");
+            assert!(
+                ["dryRun", "fieldValidation", "fieldManager"].iter().all(|n| found.iter().any(|f| f == n)),
+                "{path}: {found:?}"
+            );
             assert!(v2["paths"][path]["patch"]["x-kubernetes-group-version-kind"]["kind"].is_string());
         }
         for (group, version) in groups().into_iter().chain([("example.org", "v1")]) {
@@ -68,31 +93,51 @@ fn documents_are_closed_and_say_what_kubectl_looks_for() {
             assert!(!v3["paths"].as_object().unwrap().is_empty());
         }
         let things = v3_document("example.org", "v1", custom).unwrap();
-        assert_eq!(things["components"]["schemas"]["org.example.v1.Thing"]["properties"]["spec"]["description"], "what is wanted");
-        assert!(parameters(&things, "/apis/example.org/v1/namespaces/{namespace}/things/{name}").contains(&"fieldValidation".to_owned()));
-        assert_eq!(things["paths"]["/apis/example.org/v1/namespaces/{namespace}/things/{name}/scale"]["get"]["x-kubernetes-group-version-kind"]["kind"], "Scale");
+        assert_eq!(
+            things["components"]["schemas"]["org.example.v1.Thing"]["properties"]["spec"]["description"],
+            "what is wanted"
+        );
+        assert!(
+            parameters(&things, "/apis/example.org/v1/namespaces/{namespace}/things/{name}")
+                .contains(&"fieldValidation".to_owned())
+        );
+        assert_eq!(
+            things["paths"]["/apis/example.org/v1/namespaces/{namespace}/things/{name}/scale"]["get"]["x-kubernetes-group-version-kind"]
+                ["kind"],
+            "Scale"
+        );
         assert_eq!(v3_document("nobody", "v1", custom), None);
         let index = v3_index(&groups(), custom);
         let url = index["paths"]["api/v1"]["serverRelativeURL"].as_str().unwrap();
         assert!(url.starts_with("/openapi/v3/api/v1?hash="), "{url}");
         assert!(index["paths"]["apis/example.org/v1"].is_object());
-        assert_ne!(v3_index(&groups(), custom)["paths"]["apis/example.org/v1"], v3_index(&groups(), &[])["paths"]["apis/example.org/v1"]);
+        assert_ne!(
+            v3_index(&groups(), custom)["paths"]["apis/example.org/v1"],
+            v3_index(&groups(), &[])["paths"]["apis/example.org/v1"]
+        );
     });
 }
 
 /// Against upstream's own document: the same types, fields and references.
 #[test]
 fn v2_agrees_with_upstream() {
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/fixtures/kubernetes/api/openapi-spec/swagger.json");
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../../shared/fixtures/kubernetes/api/openapi-spec/swagger.json");
     let Ok(text) = std::fs::read_to_string(&path) else {
         eprintln!("SKIPPED: no upstream sample at {}", path.display());
         return;
     };
     fn plain(value: &Value) -> Value {
         match value {
-            Value::Object(map) => map.iter().filter(|(k, v)| !(*k == "description" && v.is_string()) && *k != "x-kubernetes-unions"
+            Value::Object(map) => map
+                .iter()
+                .filter(|(k, v)| {
+                    !(*k == "description" && v.is_string()) && *k != "x-kubernetes-unions"
                     // granular is what a map is anyway
-                    && *v != "granular").map(|(k, v)| (k.clone(), plain(v))).collect(),
+                    && *v != "granular"
+                })
+                .map(|(k, v)| (k.clone(), plain(v)))
+                .collect(),
             Value::Array(items) => {
                 let mut items: Vec<Value> = items.iter().map(plain).collect();
                 if items.iter().all(Value::is_string) {
@@ -119,7 +164,10 @@ fn v2_agrees_with_upstream() {
     for (path, item) in ours["paths"].as_object().unwrap() {
         for method in ["get", "put", "post", "delete", "patch"] {
             let Some(operation) = item.get(method) else { continue };
-            let theirs = upstream["paths"].get(path).or_else(|| upstream["paths"].get(format!("{path}/"))).unwrap_or_else(|| panic!("{path}"));
+            let theirs = upstream["paths"]
+                .get(path)
+                .or_else(|| upstream["paths"].get(format!("{path}/")))
+                .unwrap_or_else(|| panic!("{path}"));
             for field in ["operationId", "x-kubernetes-action", "x-kubernetes-group-version-kind", "tags"] {
                 if operation[field] != theirs[method][field] {
                     different.push(format!("{method} {path} {field}: {} {}", operation[field], theirs[method][field]));

@@ -48,9 +48,8 @@ pub fn json(object: &Value, patch: &Value) -> Result<Value, PatchError> {
                 return Err(PatchError::TooLarge(format!("copy operations of the patch exceed {MAX_COPIED} bytes")));
             }
         }
-        json_patch::patch(&mut out, std::slice::from_ref(operation)).map_err(|error| {
-            PatchError::Unprocessable(error.to_string())
-        })?;
+        json_patch::patch(&mut out, std::slice::from_ref(operation))
+            .map_err(|error| PatchError::Unprocessable(error.to_string()))?;
     }
     Ok(out)
 }

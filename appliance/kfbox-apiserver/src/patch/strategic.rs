@@ -142,7 +142,12 @@ fn weave(listed: Vec<Value>, rest: Vec<Value>, live: &[Value], key: Option<&str>
     out
 }
 
-fn merge_list(node: Option<&Node>, key: Option<&str>, live: Vec<Value>, patch: &[Value]) -> Result<Vec<Value>, PatchError> {
+fn merge_list(
+    node: Option<&Node>,
+    key: Option<&str>,
+    live: Vec<Value>,
+    patch: &[Value],
+) -> Result<Vec<Value>, PatchError> {
     let Some(key) = key else {
         let mut out = live.clone();
         for item in patch {
@@ -182,7 +187,10 @@ fn merge_list(node: Option<&Node>, key: Option<&str>, live: Vec<Value>, patch: &
     }
     for item in &plain {
         let Some(id) = item.get(key) else {
-            return malformed(format!("map: {} does not contain declared merge key: {key}", Value::Object((*item).clone())));
+            return malformed(format!(
+                "map: {} does not contain declared merge key: {key}",
+                Value::Object((*item).clone())
+            ));
         };
         let at = merged.iter().position(|other| other.get(key) == Some(id));
         match at.map(|at| (at, std::mem::take(&mut merged[at]))) {
@@ -214,7 +222,10 @@ fn cleaned(value: &Value) -> Value {
 fn without_directives(map: &Object) -> Object {
     map.iter()
         .filter(|(name, value)| {
-            let directive = *name == DIRECTIVE || *name == RETAIN_KEYS || name.starts_with(DELETE_FROM) || name.starts_with(SET_ORDER);
+            let directive = *name == DIRECTIVE
+                || *name == RETAIN_KEYS
+                || name.starts_with(DELETE_FROM)
+                || name.starts_with(SET_ORDER);
             !directive && !value.is_null()
         })
         .map(|(name, value)| (name.clone(), cleaned(value)))

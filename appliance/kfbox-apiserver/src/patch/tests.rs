@@ -39,19 +39,24 @@ fn directives() {
     assert_eq!(out["metadata"]["labels"], json!({"c": "3"}));
     let out = pod(live.clone(), json!({"metadata": {"labels": {"a": null, "c": "3"}}}));
     assert_eq!(out["metadata"]["labels"], json!({"b": "2", "c": "3"}));
-    let out = pod(live.clone(), json!({"metadata": {"$deleteFromPrimitiveList/finalizers": ["y"], "finalizers": ["w"]}}));
+    let out =
+        pod(live.clone(), json!({"metadata": {"$deleteFromPrimitiveList/finalizers": ["y"], "finalizers": ["w"]}}));
     assert_eq!(out["metadata"]["finalizers"], json!(["w", "x", "z"]));
     // tolerations carry no merge strategy: replaced whole
     let out = pod(live.clone(), json!({"spec": {"tolerations": [{"key": "n"}]}}));
     assert_eq!(out["spec"]["tolerations"], json!([{"key": "n"}]));
-    let out = pod(live, json!({"spec": {"$setElementOrder/containers": [{"name": "b"}, {"name": "a"}], "containers": [{"name": "a", "image": "i"}]}}));
+    let out = pod(
+        live,
+        json!({"spec": {"$setElementOrder/containers": [{"name": "b"}, {"name": "a"}], "containers": [{"name": "a", "image": "i"}]}}),
+    );
     assert_eq!(out["spec"]["containers"], json!([{"name": "b"}, {"name": "a", "image": "i"}]));
 }
 
 #[test]
 fn retain_keys_clears_the_other_members() {
     let live = json!({"spec": {"strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1}}}});
-    let out = deployment(json!({"spec": {"strategy": {"$retainKeys": ["type"], "type": "Recreate"}}}), live.clone()).unwrap();
+    let out =
+        deployment(json!({"spec": {"strategy": {"$retainKeys": ["type"], "type": "Recreate"}}}), live.clone()).unwrap();
     assert_eq!(out, json!({"spec": {"strategy": {"type": "Recreate"}}}));
     let bad = deployment(json!({"spec": {"strategy": {"$retainKeys": ["a"], "type": "Recreate"}}}), live).unwrap_err();
     assert!(matches!(bad, PatchError::Malformed(_)));
@@ -78,7 +83,8 @@ fn malformed_patches_are_refused() {
 fn json_patch_is_atomic_and_bounded() {
     let live = json!({"a": [1, 2], "b": "x"});
     assert_eq!(json_patch(&live, &json!([{"op": "add", "path": "/a/-", "value": 3}])).unwrap()["a"], json!([1, 2, 3]));
-    let failed = json_patch(&live, &json!([{"op": "remove", "path": "/b"}, {"op": "test", "path": "/a/0", "value": 9}]));
+    let failed =
+        json_patch(&live, &json!([{"op": "remove", "path": "/b"}, {"op": "test", "path": "/a/0", "value": 9}]));
     assert!(matches!(failed, Err(PatchError::Unprocessable(_))));
     let many: Vec<Value> = (0..10_001).map(|_| json!({"op": "test", "path": "/b", "value": "x"})).collect();
     assert!(matches!(json_patch(&live, &Value::Array(many)), Err(PatchError::TooLarge(_))));
@@ -93,30 +99,40 @@ mod properties {
     use crate::schema::builtin;
 
     fn json(depth: u32) -> impl Strategy<Value = Value> {
-        let leaf = prop_oneof![any::<bool>().prop_map(Value::from), any::<i32>().prop_map(Value::from), "[a-c]{0,2}".prop_map(Value::from)];
+        let leaf = prop_oneof![
+            any::<bool>().prop_map(Value::from),
+            any::<i32>().prop_map(Value::from),
+            "[a-c]{0,2}".prop_map(Value::from)
+        ];
         leaf.prop_recursive(depth, 24, 4, |inner| {
             prop_oneof![
                 proptest::collection::vec(inner.clone(), 0..3).prop_map(Value::Array),
-                proptest::collection::btree_map("[a-d]", inner, 0..4).prop_map(|m| Value::Object(m.into_iter().collect())),
+                proptest::collection::btree_map("[a-d]", inner, 0..4)
+                    .prop_map(|m| Value::Object(m.into_iter().collect())),
             ]
         })
     }
 
     fn object() -> impl Strategy<Value = Value> {
-        proptest::collection::btree_map("[a-d]", json(3), 0..4).prop_map(|m| Value::Object(m.into_iter().collect::<Map<_, _>>()))
+        proptest::collection::btree_map("[a-d]", json(3), 0..4)
+            .prop_map(|m| Value::Object(m.into_iter().collect::<Map<_, _>>()))
     }
 
     fn containers() -> impl Strategy<Value = Value> {
-        let one = ("[a-e]", proptest::option::of("[x-z]"), proptest::collection::btree_map("[A-D]", "[0-3]", 0..3)).prop_map(|(name, image, env)| {
-            let mut out = serde_json::json!({"name": name});
-            if let Some(image) = image {
-                out["image"] = image.into();
-            }
-            if !env.is_empty() {
-                out["env"] = env.into_iter().map(|(name, value)| serde_json::json!({"name": name, "value": value})).collect();
-            }
-            out
-        });
+        let one = ("[a-e]", proptest::option::of("[x-z]"), proptest::collection::btree_map("[A-D]", "[0-3]", 0..3))
+            .prop_map(|(name, image, env)| {
+                let mut out = serde_json::json!({"name": name});
+                if let Some(image) = image {
+                    out["image"] = image.into();
+                }
+                if !env.is_empty() {
+                    out["env"] = env
+                        .into_iter()
+                        .map(|(name, value)| serde_json::json!({"name": name, "value": value}))
+                        .collect();
+                }
+                out
+            });
         proptest::collection::vec(one, 1..5).prop_map(|mut all| {
             all.sort_by_key(|c| c["name"].to_string());
             all.dedup_by_key(|c| c["name"].clone());

@@ -136,9 +136,11 @@ impl Path {
                     (Step::Wildcard, Value::Array(items)) => next.extend(items),
                     (Step::Wildcard, Value::Object(map)) => next.extend(map.values()),
                     (Step::Filter { path, equal, value: wanted }, Value::Array(items)) => {
-                        next.extend(items.iter().filter(|item| {
-                            deep(item, path).is_some_and(|found| (found == wanted) == *equal)
-                        }));
+                        next.extend(
+                            items
+                                .iter()
+                                .filter(|item| deep(item, path).is_some_and(|found| (found == wanted) == *equal)),
+                        );
                     }
                     (Step::Exists(path), Value::Array(items)) => {
                         next.extend(items.iter().filter(|item| deep(item, path).is_some()));

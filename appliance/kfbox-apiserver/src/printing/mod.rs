@@ -155,7 +155,8 @@ fn or(text: &str, otherwise: &str) -> Value {
 fn selector(value: Option<&Value>, empty: &str) -> Value {
     let mut parts = Vec::new();
     let Some(value) = value else { return Value::from(empty) };
-    let labels = value.get("matchLabels").unwrap_or(if value.get("matchExpressions").is_some() { &Value::Null } else { value });
+    let labels =
+        value.get("matchLabels").unwrap_or(if value.get("matchExpressions").is_some() { &Value::Null } else { value });
     for (key, label) in labels.as_object().into_iter().flatten() {
         if let Some(label) = label.as_str() {
             parts.push(format!("{key}={label}"));

@@ -61,9 +61,9 @@ pub(super) fn row(pod: &Value, now: DateTime<Utc>) -> Row {
     let gates = if gates.is_empty() {
         "<none>".to_owned()
     } else {
-        let met = gates.iter().filter(|g| {
-            condition(pod, text_at(g, "/conditionType")).is_some_and(|c| text_at(c, "/status") == "True")
-        });
+        let met = gates
+            .iter()
+            .filter(|g| condition(pod, text_at(g, "/conditionType")).is_some_and(|c| text_at(c, "/status") == "True"));
         format!("{}/{}", met.count(), gates.len())
     };
     vec![

@@ -3,7 +3,9 @@
 use chrono::{DateTime, Utc};
 use serde_json::Value;
 
-use super::{Column, Row, RowOf, age, age_of, count_at, int_at, list_at, name, or, pods, selector, text_at, workloads as w};
+use super::{
+    Column, Row, RowOf, age, age_of, count_at, int_at, list_at, name, or, pods, selector, text_at, workloads as w,
+};
 
 const S: &str = "string";
 const I: &str = "integer";
@@ -21,9 +23,10 @@ pub(super) fn of(group: &str, kind: &str) -> (&'static [Column], RowOf) {
         ("autoscaling", "HorizontalPodAutoscaler") => (w::AUTOSCALER, w::autoscaler),
         ("", "Service") => (SERVICE, service),
         ("", "Endpoints") => (&[("Name", S, 0), ("Endpoints", S, 0), ("Age", S, 0)], endpoints),
-        ("discovery.k8s.io", "EndpointSlice") => {
-            (&[("Name", S, 0), ("AddressType", S, 0), ("Ports", S, 0), ("Endpoints", S, 0), ("Age", S, 0)], endpoint_slice)
-        }
+        ("discovery.k8s.io", "EndpointSlice") => (
+            &[("Name", S, 0), ("AddressType", S, 0), ("Ports", S, 0), ("Endpoints", S, 0), ("Age", S, 0)],
+            endpoint_slice,
+        ),
         ("", "Node") => (NODE, node),
         ("", "Namespace") => (&[("Name", S, 0), ("Status", S, 0), ("Age", S, 0)], |o, now| {
             vec![name(o), Value::from(text_at(o, "/status/phase")), age(o, now)]
@@ -41,13 +44,24 @@ pub(super) fn of(group: &str, kind: &str) -> (&'static [Column], RowOf) {
         ("", "PersistentVolumeClaim") => (PVC, claim),
         ("", "Event") | ("events.k8s.io", "Event") => (EVENT, event),
         ("", "ResourceQuota") => (&[("Name", S, 0), ("Request", S, 0), ("Limit", S, 0), ("Age", S, 0)], quota),
-        ("", "LimitRange") | ("rbac.authorization.k8s.io", "Role" | "ClusterRole") | ("apiextensions.k8s.io", "CustomResourceDefinition") => {
-            (&[("Name", S, 0), ("Created At", "date", 0)], |o, _| vec![name(o), Value::from(text_at(o, "/metadata/creationTimestamp"))])
+        ("", "LimitRange")
+        | ("rbac.authorization.k8s.io", "Role" | "ClusterRole")
+        | ("apiextensions.k8s.io", "CustomResourceDefinition") => {
+            (&[("Name", S, 0), ("Created At", "date", 0)], |o, _| {
+                vec![name(o), Value::from(text_at(o, "/metadata/creationTimestamp"))]
+            })
         }
         ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding") => (BINDING, binding),
         ("storage.k8s.io", "StorageClass") => (STORAGE_CLASS, storage_class),
         ("storage.k8s.io", "VolumeAttachment") => (
-            &[("Name", S, 0), ("Attacher", S, 0), ("PV", S, 0), ("Node", S, 0), ("Attached", "boolean", 0), ("Age", S, 0)],
+            &[
+                ("Name", S, 0),
+                ("Attacher", S, 0),
+                ("PV", S, 0),
+                ("Node", S, 0),
+                ("Attached", "boolean", 0),
+                ("Age", S, 0),
+            ],
             |o, now| {
                 vec![
                     name(o),
@@ -75,14 +89,22 @@ pub(super) fn of(group: &str, kind: &str) -> (&'static [Column], RowOf) {
                 vec![name(o), Value::from(text_at(o, "/spec/controller")), Value::from(parameters), age(o, now)]
             })
         }
-        ("networking.k8s.io", "NetworkPolicy") => (&[("Name", S, 0), ("Pod-Selector", S, 0), ("Age", S, 0)], |o, now| {
-            vec![name(o), selector(o.pointer("/spec/podSelector"), "<none>"), age(o, now)]
-        }),
+        ("networking.k8s.io", "NetworkPolicy") => {
+            (&[("Name", S, 0), ("Pod-Selector", S, 0), ("Age", S, 0)], |o, now| {
+                vec![name(o), selector(o.pointer("/spec/podSelector"), "<none>"), age(o, now)]
+            })
+        }
         ("coordination.k8s.io", "Lease") => (&[("Name", S, 0), ("Holder", S, 0), ("Age", S, 0)], |o, now| {
             vec![name(o), Value::from(text_at(o, "/spec/holderIdentity")), age(o, now)]
         }),
         ("policy", "PodDisruptionBudget") => (
-            &[("Name", S, 0), ("Min Available", S, 0), ("Max Unavailable", S, 0), ("Allowed Disruptions", I, 0), ("Age", S, 0)],
+            &[
+                ("Name", S, 0),
+                ("Min Available", S, 0),
+                ("Max Unavailable", S, 0),
+                ("Allowed Disruptions", I, 0),
+                ("Age", S, 0),
+            ],
             |o, now| {
                 let limit = |field: &str| Value::from(o.pointer(field).map_or_else(|| "N/A".to_owned(), plain));
                 vec![
@@ -95,7 +117,13 @@ pub(super) fn of(group: &str, kind: &str) -> (&'static [Column], RowOf) {
             },
         ),
         ("scheduling.k8s.io", "PriorityClass") => (
-            &[("Name", S, 0), ("Value", I, 0), ("Global-Default", "boolean", 0), ("Age", S, 0), ("PreemptionPolicy", S, 0)],
+            &[
+                ("Name", S, 0),
+                ("Value", I, 0),
+                ("Global-Default", "boolean", 0),
+                ("Age", S, 0),
+                ("PreemptionPolicy", S, 0),
+            ],
             |o, now| {
                 vec![
                     name(o),
@@ -131,17 +159,22 @@ pub(super) fn of(group: &str, kind: &str) -> (&'static [Column], RowOf) {
                 vec![name(o), Value::from(text_at(o, "/spec/policyName")), Value::from(param), age(o, now)]
             })
         }
-        ("apps", "ControllerRevision") => (&[("Name", S, 0), ("Controller", S, 0), ("Revision", S, 0), ("Age", S, 0)], |o, now| {
-            let owner = list_at(o, "/metadata/ownerReferences").iter().find(|r| r.get("controller") == Some(&Value::Bool(true)));
-            let owner = owner.map_or_else(
-                || "<none>".to_owned(),
-                |r| {
-                    let group = text_at(r, "/apiVersion").split_once('/').map_or(String::new(), |(g, _)| format!(".{g}"));
-                    format!("{}{group}/{}", text_at(r, "/kind").to_lowercase(), text_at(r, "/name"))
-                },
-            );
-            vec![name(o), Value::from(owner), Value::from(int_at(o, "/revision")), age(o, now)]
-        }),
+        ("apps", "ControllerRevision") => {
+            (&[("Name", S, 0), ("Controller", S, 0), ("Revision", S, 0), ("Age", S, 0)], |o, now| {
+                let owner = list_at(o, "/metadata/ownerReferences")
+                    .iter()
+                    .find(|r| r.get("controller") == Some(&Value::Bool(true)));
+                let owner = owner.map_or_else(
+                    || "<none>".to_owned(),
+                    |r| {
+                        let group =
+                            text_at(r, "/apiVersion").split_once('/').map_or(String::new(), |(g, _)| format!(".{g}"));
+                        format!("{}{group}/{}", text_at(r, "/kind").to_lowercase(), text_at(r, "/name"))
+                    },
+                );
+                vec![name(o), Value::from(owner), Value::from(int_at(o, "/revision")), age(o, now)]
+            })
+        }
         ("certificates.k8s.io", "CertificateSigningRequest") => (CSR, signing_request),
         ("apiregistration.k8s.io", "APIService") => {
             (&[("Name", S, 0), ("Service", S, 0), ("Available", S, 0), ("Age", S, 0)], |o, now| {
@@ -229,7 +262,11 @@ fn endpoints(o: &Value, now: DateTime<Utc>) -> Row {
                 all.push(ip.to_owned());
             }
             all.extend(ports.iter().map(|p| {
-                if ip.contains(':') { format!("[{ip}]:{}", int_at(p, "/port")) } else { format!("{ip}:{}", int_at(p, "/port")) }
+                if ip.contains(':') {
+                    format!("[{ip}]:{}", int_at(p, "/port"))
+                } else {
+                    format!("{ip}:{}", int_at(p, "/port"))
+                }
             }));
         }
     }
@@ -237,7 +274,8 @@ fn endpoints(o: &Value, now: DateTime<Utc>) -> Row {
 }
 
 fn endpoint_slice(o: &Value, now: DateTime<Utc>) -> Row {
-    let ports: Vec<String> = list_at(o, "/ports").iter().map(|p| p.get("port").map_or_else(|| "*".to_owned(), plain)).collect();
+    let ports: Vec<String> =
+        list_at(o, "/ports").iter().map(|p| p.get("port").map_or_else(|| "*".to_owned(), plain)).collect();
     let ports = if o.get("ports").is_none() { "<unset>".to_owned() } else { some(&ports) };
     let addresses: Vec<String> =
         list_at(o, "/endpoints").iter().flat_map(|e| list_at(e, "/addresses")).map(plain).collect();
@@ -438,14 +476,8 @@ fn quota(o: &Value, now: DateTime<Utc>) -> Row {
     vec![name(o), Value::from(requests.join(", ")), Value::from(limits.join(", ")), age(o, now)]
 }
 
-const BINDING: &[Column] = &[
-    ("Name", S, 0),
-    ("Role", S, 0),
-    ("Age", S, 0),
-    ("Users", S, 1),
-    ("Groups", S, 1),
-    ("ServiceAccounts", S, 1),
-];
+const BINDING: &[Column] =
+    &[("Name", S, 0), ("Role", S, 0), ("Age", S, 0), ("Users", S, 1), ("Groups", S, 1), ("ServiceAccounts", S, 1)];
 
 fn binding(o: &Value, now: DateTime<Utc>) -> Row {
     let subjects = |kind: &str| {
@@ -479,10 +511,17 @@ const STORAGE_CLASS: &[Column] = &[
 ];
 
 fn storage_class(o: &Value, now: DateTime<Utc>) -> Row {
-    let is_default = ["/metadata/annotations/storageclass.kubernetes.io~1is-default-class", "/metadata/annotations/storageclass.beta.kubernetes.io~1is-default-class"]
-        .iter()
-        .any(|p| text_at(o, p) == "true");
-    let title = if is_default { format!("{} (default)", text_at(o, "/metadata/name")) } else { text_at(o, "/metadata/name").to_owned() };
+    let is_default = [
+        "/metadata/annotations/storageclass.kubernetes.io~1is-default-class",
+        "/metadata/annotations/storageclass.beta.kubernetes.io~1is-default-class",
+    ]
+    .iter()
+    .any(|p| text_at(o, p) == "true");
+    let title = if is_default {
+        format!("{} (default)", text_at(o, "/metadata/name"))
+    } else {
+        text_at(o, "/metadata/name").to_owned()
+    };
     vec![
         Value::from(title),
         Value::from(text_at(o, "/provisioner")),

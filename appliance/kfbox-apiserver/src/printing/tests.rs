@@ -28,9 +28,21 @@ fn pod_status(status: Value) -> (Value, Value, Value) {
 #[test]
 fn durations_read_as_upstream() {
     for (seconds, text) in [
-        (-5, "<invalid>"), (0, "0s"), (119, "119s"), (120, "2m"), (312, "5m12s"), (600, "10m"), (3 * 3600, "3h"),
-        (3 * 3600 + 240, "3h4m"), (47 * 3600 + 59 * 60, "47h"), (76 * 3600, "3d4h"), (8 * 86400, "8d"), (729 * 86400, "729d"),
-        (730 * 86400, "2y"), (760 * 86400, "2y30d"), (9 * 365 * 86400, "9y"),
+        (-5, "<invalid>"),
+        (0, "0s"),
+        (119, "119s"),
+        (120, "2m"),
+        (312, "5m12s"),
+        (600, "10m"),
+        (3 * 3600, "3h"),
+        (3 * 3600 + 240, "3h4m"),
+        (47 * 3600 + 59 * 60, "47h"),
+        (76 * 3600, "3d4h"),
+        (8 * 86400, "8d"),
+        (729 * 86400, "729d"),
+        (730 * 86400, "2y"),
+        (760 * 86400, "2y30d"),
+        (9 * 365 * 86400, "9y"),
     ] {
         assert_eq!(human_duration(seconds), text);
     }
@@ -40,33 +52,65 @@ fn durations_read_as_upstream() {
 fn pods_tell_their_state() {
     let ready = json!([{"name": "a", "ready": true, "restartCount": 0, "state": {"running": {}}}]);
     let done = json!([{"name": "i", "state": {"terminated": {"exitCode": 0}}}, {"name": "j", "state": {"terminated": {"exitCode": 0}}}]);
-    assert_eq!(pod_status(json!({"phase": "Running", "containerStatuses": ready, "initContainerStatuses": done})), (json!("1/1"), json!("Running"), json!("0")));
-    assert_eq!(pod_status(json!({"phase": "Pending", "initContainerStatuses": [{"name": "i", "state": {"running": {}}}]})).1, json!("Init:0/2"));
+    assert_eq!(
+        pod_status(json!({"phase": "Running", "containerStatuses": ready, "initContainerStatuses": done})),
+        (json!("1/1"), json!("Running"), json!("0"))
+    );
+    assert_eq!(
+        pod_status(json!({"phase": "Pending", "initContainerStatuses": [{"name": "i", "state": {"running": {}}}]})).1,
+        json!("Init:0/2")
+    );
     assert_eq!(pod_status(json!({"phase": "Pending", "initContainerStatuses": [{"name": "i", "state": {"waiting": {"reason": "ImagePullBackOff"}}}]})).1, json!("Init:ImagePullBackOff"));
     assert_eq!(pod_status(json!({"phase": "Pending", "initContainerStatuses": [{"name": "i", "state": {"terminated": {"exitCode": 3}}}]})).1, json!("Init:ExitCode:3"));
     let loops = json!([{"name": "a", "ready": false, "restartCount": 4, "state": {"waiting": {"reason": "CrashLoopBackOff"}},
         "lastState": {"terminated": {"finishedAt": "2026-01-01T23:55:00Z"}}}]);
-    assert_eq!(pod_status(json!({"phase": "Running", "containerStatuses": loops})), (json!("0/1"), json!("CrashLoopBackOff"), json!("4 (5m ago)")));
+    assert_eq!(
+        pod_status(json!({"phase": "Running", "containerStatuses": loops})),
+        (json!("0/1"), json!("CrashLoopBackOff"), json!("4 (5m ago)"))
+    );
     let ended = json!([{"name": "a", "state": {"terminated": {"exitCode": 0, "reason": "Completed"}}}]);
     assert_eq!(pod_status(json!({"phase": "Succeeded", "containerStatuses": ended})).1, json!("Completed"));
     assert_eq!(pod_status(json!({"phase": "Failed", "reason": "Evicted"})).1, json!("Evicted"));
-    let leaving = cells("", "Pod", json!({"metadata": {"name": "p", "deletionTimestamp": "2026-01-01T00:00:00Z"}, "status": {"phase": "Running"}}));
+    let leaving = cells(
+        "",
+        "Pod",
+        json!({"metadata": {"name": "p", "deletionTimestamp": "2026-01-01T00:00:00Z"}, "status": {"phase": "Running"}}),
+    );
     assert_eq!(leaving[2], json!("Terminating"));
     assert_eq!(leaving[4], json!("<unknown>"));
 }
 
 #[test]
 fn other_kinds() {
-    let deployment = cells("apps", "Deployment", json!({"metadata": {"name": "d", "creationTimestamp": "2026-01-01T00:00:00Z"},
+    let deployment = cells(
+        "apps",
+        "Deployment",
+        json!({"metadata": {"name": "d", "creationTimestamp": "2026-01-01T00:00:00Z"},
         "spec": {"replicas": 3, "selector": {"matchLabels": {"b": "2", "a": "1"}}, "template": {"spec": {"containers": [{"name": "x", "image": "i"}]}}},
-        "status": {"readyReplicas": 2, "updatedReplicas": 3}}));
-    assert_eq!(deployment, vec![json!("d"), json!("2/3"), json!(3), json!(0), json!("24h"), json!("x"), json!("i"), json!("a=1,b=2")]);
-    let service = cells("", "Service", json!({"metadata": {"name": "s"}, "spec": {"type": "NodePort", "clusterIP": "10.96.0.7", "ports": [{"port": 80, "nodePort": 30001, "protocol": "TCP"}]}}));
+        "status": {"readyReplicas": 2, "updatedReplicas": 3}}),
+    );
+    assert_eq!(
+        deployment,
+        vec![json!("d"), json!("2/3"), json!(3), json!(0), json!("24h"), json!("x"), json!("i"), json!("a=1,b=2")]
+    );
+    let service = cells(
+        "",
+        "Service",
+        json!({"metadata": {"name": "s"}, "spec": {"type": "NodePort", "clusterIP": "10.96.0.7", "ports": [{"port": 80, "nodePort": 30001, "protocol": "TCP"}]}}),
+    );
     assert_eq!(service[4], json!("80:30001/TCP"));
-    let job = cells("batch", "Job", json!({"metadata": {"name": "j"}, "spec": {"completions": 2}, "status": {"succeeded": 1, "startTime": "2026-01-01T23:59:00Z"}}));
+    let job = cells(
+        "batch",
+        "Job",
+        json!({"metadata": {"name": "j"}, "spec": {"completions": 2}, "status": {"succeeded": 1, "startTime": "2026-01-01T23:59:00Z"}}),
+    );
     assert_eq!(job[1..4], [json!("Running"), json!("1/2"), json!("60s")]);
-    let node = cells("", "Node", json!({"metadata": {"name": "n", "labels": {"node-role.kubernetes.io/control-plane": ""}},
-        "spec": {"unschedulable": true}, "status": {"conditions": [{"type": "Ready", "status": "True"}]}}));
+    let node = cells(
+        "",
+        "Node",
+        json!({"metadata": {"name": "n", "labels": {"node-role.kubernetes.io/control-plane": ""}},
+        "spec": {"unschedulable": true}, "status": {"conditions": [{"type": "Ready", "status": "True"}]}}),
+    );
     assert_eq!(node[1..3], [json!("Ready,SchedulingDisabled"), json!("control-plane")]);
     assert_eq!(cells("", "Anything", json!({"metadata": {"name": "x"}})).len(), 2);
 }

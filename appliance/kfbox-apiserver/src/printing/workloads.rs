@@ -102,7 +102,9 @@ pub(super) const DAEMON_SET: &[Column] = &[
 
 pub(super) fn daemon_set(object: &Value, now: DateTime<Utc>) -> Row {
     let mut row = vec![name(object)];
-    for field in ["desiredNumberScheduled", "currentNumberScheduled", "numberReady", "updatedNumberScheduled", "numberAvailable"] {
+    for field in
+        ["desiredNumberScheduled", "currentNumberScheduled", "numberReady", "updatedNumberScheduled", "numberAvailable"]
+    {
         row.push(Value::from(int_at(object, &format!("/status/{field}"))));
     }
     row.push(selector(object.pointer("/spec/template/spec/nodeSelector"), "<none>"));
@@ -124,7 +126,9 @@ pub(super) const JOB: &[Column] = &[
 
 pub(super) fn job(object: &Value, now: DateTime<Utc>) -> Row {
     let has = |kind: &str| {
-        list_at(object, "/status/conditions").iter().any(|c| text_at(c, "/type") == kind && text_at(c, "/status") == "True")
+        list_at(object, "/status/conditions")
+            .iter()
+            .any(|c| text_at(c, "/type") == kind && text_at(c, "/status") == "True")
     };
     let status = match () {
         () if has("Complete") => "Complete",
@@ -147,7 +151,8 @@ pub(super) fn job(object: &Value, now: DateTime<Utc>) -> Row {
         let end = parse_time(object.pointer("/status/completionTime")).unwrap_or(now);
         super::human_duration((end - start).num_seconds())
     });
-    let mut row = vec![name(object), Value::from(status), Value::from(completions), Value::from(took), age(object, now)];
+    let mut row =
+        vec![name(object), Value::from(status), Value::from(completions), Value::from(took), age(object, now)];
     row.extend(wide(object, POD));
     row
 }
@@ -201,7 +206,9 @@ pub(super) fn autoscaler(object: &Value, now: DateTime<Utc>) -> Row {
         let kind = text_at(metric, "/type");
         let field = match kind {
             "ContainerResource" => "containerResource".to_owned(),
-            other => other.chars().next().map(|c| c.to_ascii_lowercase()).into_iter().chain(other.chars().skip(1)).collect(),
+            other => {
+                other.chars().next().map(|c| c.to_ascii_lowercase()).into_iter().chain(other.chars().skip(1)).collect()
+            }
         };
         let current = object.pointer(&format!("/status/currentMetrics/{index}/{field}/current"));
         let wanted = metric.get(&field).and_then(|m| m.get("target"));
@@ -214,7 +221,11 @@ pub(super) fn autoscaler(object: &Value, now: DateTime<Utc>) -> Row {
             Some(text.to_owned())
         };
         let label = if kind == "Resource" { format!("{}: ", text_at(metric, "/resource/name")) } else { String::new() };
-        format!("{label}{}/{}", show(current).unwrap_or_else(|| "<unknown>".into()), show(wanted).unwrap_or_else(|| "<auto>".into()))
+        format!(
+            "{label}{}/{}",
+            show(current).unwrap_or_else(|| "<unknown>".into()),
+            show(wanted).unwrap_or_else(|| "<auto>".into())
+        )
     };
     let metrics = list_at(object, "/spec/metrics");
     let targets = if metrics.is_empty() {
@@ -232,7 +243,11 @@ pub(super) fn autoscaler(object: &Value, now: DateTime<Utc>) -> Row {
     };
     vec![
         name(object),
-        Value::from(format!("{}/{}", text_at(object, "/spec/scaleTargetRef/kind"), text_at(object, "/spec/scaleTargetRef/name"))),
+        Value::from(format!(
+            "{}/{}",
+            text_at(object, "/spec/scaleTargetRef/kind"),
+            text_at(object, "/spec/scaleTargetRef/name")
+        )),
         Value::from(targets),
         object.pointer("/spec/minReplicas").map_or_else(|| Value::from("<unset>"), |v| Value::from(v.to_string())),
         Value::from(int_at(object, "/spec/maxReplicas")),

@@ -237,7 +237,7 @@ fn decode() -> Table {
     finish(&mut nodes, &mut properties, &mut required);
     let schemas = kinds
         .values()
-        .map(|index| (*index, Arc::new(Schema { root: Link::Builtin(*index), is_builtin: true })))
+        .map(|index| (*index, Arc::new(Schema { root: Link::Builtin(*index), is_builtin: true, has_rules: false })))
         .collect();
     Table { nodes, names: type_names, by_name: decoder.by_name, kinds, kinds_of, schemas, resources }
 }

@@ -22,6 +22,8 @@ use super::{Additional, Link, Node, Type};
 
 /// The parser recurses; no rule seen in practice nests a tenth as deep, and a few thousand levels would end the stack.
 const MAX_NESTING: usize = 60;
+/// Every operator may be a level of the syntax tree, over which parser and interpreter recurse.
+const MAX_OPERATORS: usize = 500;
 /// Upstream's own limit is on cost; the longest rules of known CRDs have some hundred characters.
 const MAX_EXPRESSION: usize = 16 << 10;
 /// After this long on one object the remaining rules fail closed.
@@ -36,6 +38,7 @@ pub struct Rule {
     source: Box<str>,
     program: Program,
     message: Option<Box<str>>,
+    message_source: Option<Box<str>>,
     message_expression: Option<Program>,
     reason: Reason,
     field_path: Option<Box<str>>,
@@ -45,7 +48,11 @@ pub struct Rule {
 
 impl std::fmt::Debug for Rule {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Rule").field(&self.source).finish()
+        // Equal text means equal rules: schemas are shared by it.
+        f.debug_tuple("Rule")
+            .field(&(&self.source, &self.message, &self.message_source, self.reason))
+            .field(&(&self.field_path, self.optional_old))
+            .finish()
     }
 }
 
@@ -53,21 +60,45 @@ fn compile(source: &str) -> Result<Program, String> {
     if source.len() > MAX_EXPRESSION {
         return Err(format!("expression is longer than {MAX_EXPRESSION} bytes"));
     }
-    let (mut depth, mut deepest) = (0_usize, 0);
+    let (mut depth, mut deepest, mut operators) = (0_usize, 0, 0);
     for byte in source.bytes() {
         match byte {
-            b'(' | b'[' | b'{' | b'?' | b'!' | b'-' => depth += 1,
+            b'(' | b'[' | b'{' => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
             b')' | b']' | b'}' => depth = depth.saturating_sub(1),
-            b' ' | b'&' | b'|' => {}
-            _ => continue,
+            b'.' | b'+' | b'-' | b'*' | b'/' | b'%' | b'?' | b'!' | b'<' | b'>' | b'=' => operators += 1,
+            _ => {}
         }
-        deepest = deepest.max(depth);
     }
-    // Prefix operators and ternaries have no closing mark and count for the whole text: generous on purpose.
-    if deepest > MAX_NESTING * 4 {
-        return Err("expression is nested too deeply".to_owned());
+    if deepest > MAX_NESTING || operators > MAX_OPERATORS {
+        return Err("expression is too complex".to_owned());
     }
-    Program::compile(source).map_err(|error| error.to_string())
+    guarded(|| Program::compile(source).map_err(|error| error.to_string()))
+        .unwrap_or_else(|| Err("the expression cannot be parsed".to_owned()))
+}
+
+/// Parser and interpreter take tens of kilobytes of stack for each level of an expression, which a runtime's worker
+/// does not have. Only touched pages of this stack become memory.
+const STACK: usize = 128 << 20;
+
+/// Runs `work` on a thread of its own with a deep stack; none where no thread can be had or the work panicked.
+pub(super) fn on_deep_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Option<T> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("cel".to_owned()).stack_size(STACK).spawn_scoped(scope, work);
+        thread.ok().and_then(|thread| thread.join().ok())
+    })
+}
+
+/// The interpreter is young; a rule that makes it panic fails instead of ending the request's task.
+fn guarded<T>(work: impl FnOnce() -> T) -> Option<T> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).ok()
+}
+
+thread_local! {
+    /// All functions, registered once a thread: rules run in scopes below.
+    static FUNCTIONS: Context<'static> = Context::default().with_all();
 }
 
 impl Rule {
@@ -103,6 +134,7 @@ impl Rule {
             source: source.into(),
             program,
             message: text("message").map(Into::into),
+            message_source: text("messageExpression").map(Into::into),
             message_expression,
             reason,
             field_path: text("fieldPath").map(Into::into),
@@ -113,7 +145,7 @@ impl Rule {
 
     fn explain(&self, context: &Context<'_>) -> String {
         if let Some(expression) = &self.message_expression
-            && let Ok(Cel::String(text)) = expression.execute(context)
+            && let Some(Ok(Cel::String(text))) = guarded(|| expression.execute(context))
             && !text.trim().is_empty()
             && !text.contains('\n')
         {
@@ -142,50 +174,57 @@ pub(super) fn evaluate(
         return;
     }
     let started = *budget.0.get_or_insert_with(Instant::now);
-    let mut context = Context::default().with_all();
-    context.add_variable_from_value("self", to_cel(node, value));
-    let old_cel = old.filter(|o| !o.is_null()).map(|o| to_cel(node, o));
-    for rule in rules {
-        if rule.uses_old {
-            match (&old_cel, rule.optional_old) {
-                // Optional values of the interpreter are built by its own function; an absent one is `optional.none()`.
-                (None, true) => {
-                    let Some(none) = optional(None) else { continue };
-                    context.add_variable_from_value("oldSelf", none);
+    FUNCTIONS.with(|functions| {
+        let mut context = functions.new_inner_scope();
+        context.add_variable_from_value("self", to_cel(node, value));
+        let old_cel = old.filter(|o| !o.is_null()).map(|o| to_cel(node, o));
+        for rule in rules {
+            if rule.uses_old {
+                match (&old_cel, rule.optional_old) {
+                    // Optional values of the interpreter are built by its own function; an absent one is `optional.none()`.
+                    (None, true) => {
+                        let Some(none) = optional(None) else { continue };
+                        context.add_variable_from_value("oldSelf", none);
+                    }
+                    (Some(value), true) => {
+                        let Some(some) = optional(Some(value.clone())) else { continue };
+                        context.add_variable_from_value("oldSelf", some);
+                    }
+                    (None, false) => continue,
+                    (Some(value), false) => context.add_variable_from_value("oldSelf", value.clone()),
                 }
-                (Some(value), true) => {
-                    let Some(some) = optional(Some(value.clone())) else { continue };
-                    context.add_variable_from_value("oldSelf", some);
-                }
-                (None, false) => continue,
-                (Some(value), false) => context.add_variable_from_value("oldSelf", value.clone()),
+            } else if unchanged {
+                continue;
             }
-        } else if unchanged {
-            continue;
+            let shown = Value::String(type_word(value).to_owned());
+            if started.elapsed() > MAX_TIME {
+                errors.push(FieldError::invalid(
+                    path,
+                    &shown,
+                    "validation rules took too long and the rest was not evaluated",
+                ));
+                return;
+            }
+            let detail = match guarded(|| rule.program.execute(&context)) {
+                Some(Ok(Cel::Bool(true))) => continue,
+                Some(Ok(Cel::Bool(false))) => rule.explain(&context),
+                Some(Ok(_)) => format!("rule: {} must evaluate to a bool", rule.source),
+                Some(Err(error)) => format!("rule evaluation error: {error}: {}", rule.source),
+                None => format!("rule cannot be evaluated: {}", rule.source),
+            };
+            let at = match &rule.field_path {
+                Some(relative) if relative.starts_with('.') => join(path, &relative[1..]),
+                Some(relative) => format!("{path}{relative}"),
+                None => path.to_owned(),
+            };
+            errors.push(match rule.reason {
+                Reason::FieldValueRequired => FieldError::required(&at, &detail),
+                Reason::FieldValueForbidden => FieldError::forbidden(&at, &detail),
+                Reason::FieldValueDuplicate => FieldError::duplicate(&at, &shown),
+                _ => FieldError::invalid(&at, &shown, &detail),
+            });
         }
-        let shown = Value::String(type_word(value).to_owned());
-        if started.elapsed() > MAX_TIME {
-            errors.push(FieldError::invalid(path, &shown, "validation rules took too long and the rest was not evaluated"));
-            return;
-        }
-        let detail = match rule.program.execute(&context) {
-            Ok(Cel::Bool(true)) => continue,
-            Ok(Cel::Bool(false)) => rule.explain(&context),
-            Ok(_) => format!("rule: {} must evaluate to a bool", rule.source),
-            Err(error) => format!("rule evaluation error: {error}: {}", rule.source),
-        };
-        let at = match &rule.field_path {
-            Some(relative) if relative.starts_with('.') => join(path, &relative[1..]),
-            Some(relative) => format!("{path}{relative}"),
-            None => path.to_owned(),
-        };
-        errors.push(match rule.reason {
-            Reason::FieldValueRequired => FieldError::required(&at, &detail),
-            Reason::FieldValueForbidden => FieldError::forbidden(&at, &detail),
-            Reason::FieldValueDuplicate => FieldError::duplicate(&at, &shown),
-            _ => FieldError::invalid(&at, &shown, &detail),
-        });
-    }
+    });
 }
 
 fn optional(value: Option<Cel>) -> Option<Cel> {
@@ -201,8 +240,27 @@ fn optional(value: Option<Cel>) -> Option<Cel> {
 }
 
 const RESERVED: &[&str] = &[
-    "true", "false", "null", "in", "as", "break", "const", "continue", "else", "for", "function", "if", "import", "let",
-    "loop", "package", "namespace", "return", "var", "void", "while",
+    "true",
+    "false",
+    "null",
+    "in",
+    "as",
+    "break",
+    "const",
+    "continue",
+    "else",
+    "for",
+    "function",
+    "if",
+    "import",
+    "let",
+    "loop",
+    "package",
+    "namespace",
+    "return",
+    "var",
+    "void",
+    "while",
 ];
 
 /// Property names as rules spell them.

@@ -62,9 +62,16 @@ pub struct Rules {
 /// All violations in `value`; `old` enables transition rules and ratcheting. Built-in schemas yield type errors only:
 /// their rules are in [`super::validate_builtin`].
 pub fn validate(schema: &Schema, value: &Value, old: Option<&Value>) -> Vec<FieldError> {
-    let mut check = Check { errors: Vec::new(), builtin: schema.is_builtin, budget: cel::Budget::default() };
-    check.node(schema.root(), value, old, "", true);
-    check.errors
+    let run = || {
+        let mut check = Check { errors: Vec::new(), builtin: schema.is_builtin, budget: cel::Budget::default() };
+        check.node(schema.root(), value, old, "", true);
+        check.errors
+    };
+    if !schema.has_rules {
+        return run();
+    }
+    cel::on_deep_stack(run)
+        .unwrap_or_else(|| vec![FieldError::forbidden("", "the validation rules cannot be evaluated at present")])
 }
 
 struct Check {
@@ -131,8 +138,10 @@ impl Check {
                 if let Some(item) = node.item() {
                     for (at, child) in items.iter().enumerate() {
                         let old_child = match node.list {
-                            Some(ListType::Map) => old_items
-                                .and_then(|all| all.iter().find(|o| node.keys.iter().all(|k| o.get(k.as_ref()) == child.get(k.as_ref())))),
+                            Some(ListType::Map) => old_items.and_then(|all| {
+                                all.iter()
+                                    .find(|o| node.keys.iter().all(|k| o.get(k.as_ref()) == child.get(k.as_ref())))
+                            }),
                             _ => None,
                         };
                         self.node(item, child, old_child, &index(path, at), false);
@@ -161,10 +170,13 @@ impl Check {
             Type::String => value.is_string(),
             Type::Integer => match value {
                 Value::Number(n) => {
-                    let whole = n.is_i64() || n.is_u64() || (!self.builtin && n.as_f64().is_some_and(|f| f.fract() == 0.0));
+                    let whole =
+                        n.is_i64() || n.is_u64() || (!self.builtin && n.as_f64().is_some_and(|f| f.fract() == 0.0));
                     whole
                         && match node.format.as_deref() {
-                            Some("int32") => n.as_f64().is_some_and(|f| f >= f64::from(i32::MIN) && f <= f64::from(i32::MAX)),
+                            Some("int32") => {
+                                n.as_f64().is_some_and(|f| f >= f64::from(i32::MIN) && f <= f64::from(i32::MAX))
+                            }
                             _ => !n.is_u64() || n.is_i64(),
                         }
                 }
@@ -279,7 +291,11 @@ impl Check {
                     ));
                 }
                 if let Some(limit) = rules.max_items.filter(|limit| count > *limit) {
-                    self.errors.push(FieldError::too_many(path, items.len(), usize::try_from(limit).unwrap_or(usize::MAX)));
+                    self.errors.push(FieldError::too_many(
+                        path,
+                        items.len(),
+                        usize::try_from(limit).unwrap_or(usize::MAX),
+                    ));
                 }
             }
             Value::Object(map) => {
@@ -288,7 +304,11 @@ impl Check {
                     bad(format!("{named} in body should have at least {limit} properties"));
                 }
                 if let Some(limit) = rules.max_properties.filter(|limit| count > *limit) {
-                    self.errors.push(FieldError::too_many(path, map.len(), usize::try_from(limit).unwrap_or(usize::MAX)));
+                    self.errors.push(FieldError::too_many(
+                        path,
+                        map.len(),
+                        usize::try_from(limit).unwrap_or(usize::MAX),
+                    ));
                 }
             }
             Value::Null | Value::Bool(_) => {}
@@ -305,12 +325,20 @@ impl Check {
             self.branch_into(branch, value, path);
         }
         if !rules.any_of.is_empty() && !rules.any_of.iter().any(|b| self.holds(b, value, path)) {
-            self.errors.push(FieldError::invalid(path, value, &format!("{named} in body must validate at least one schema (anyOf)")));
+            self.errors.push(FieldError::invalid(
+                path,
+                value,
+                &format!("{named} in body must validate at least one schema (anyOf)"),
+            ));
         }
         if !rules.exactly_one_of.is_empty() {
             let count = rules.exactly_one_of.iter().filter(|b| self.holds(b, value, path)).count();
             if count != 1 {
-                let found = if count == 0 { "found none valid".to_owned() } else { format!("found {count} valid alternatives") };
+                let found = if count == 0 {
+                    "found none valid".to_owned()
+                } else {
+                    format!("found {count} valid alternatives")
+                };
                 self.errors.push(FieldError::invalid(
                     path,
                     value,
@@ -321,7 +349,11 @@ impl Check {
         if let Some(not) = &rules.not
             && self.holds(not, value, path)
         {
-            self.errors.push(FieldError::invalid(path, value, &format!("{named} in body must not validate the schema (not)")));
+            self.errors.push(FieldError::invalid(
+                path,
+                value,
+                &format!("{named} in body must not validate the schema (not)"),
+            ));
         }
     }
 

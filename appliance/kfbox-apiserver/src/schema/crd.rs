@@ -23,11 +23,6 @@ const MAX_DEPTH: usize = 128;
 static SHARED: LazyLock<Mutex<HashMap<[u8; 16], Weak<Node>>>> = LazyLock::new(Mutex::default);
 
 fn share(node: Node) -> Arc<Node> {
-    if node.rules.as_ref().is_some_and(|r| !r.cel.is_empty() || !r.all_of.is_empty() || !r.any_of.is_empty()
-        || !r.exactly_one_of.is_empty() || r.not.is_some())
-    {
-        return Arc::new(node);
-    }
     let digest = Sha256::digest(signature(&node).as_bytes());
     let mut id = [0_u8; 16];
     id.copy_from_slice(&digest[..16]);
@@ -43,6 +38,12 @@ fn share(node: Node) -> Arc<Node> {
     node
 }
 
+/// How many different nodes all schemas together hold.
+#[cfg(test)]
+pub(super) fn distinct() -> usize {
+    SHARED.lock().values().filter(|weak| weak.strong_count() > 0).count()
+}
+
 fn signature(node: &Node) -> String {
     use std::fmt::Write as _;
     let link = |link: &Link| match link {
@@ -51,7 +52,15 @@ fn signature(node: &Node) -> String {
     };
     let mut out = format!(
         "{:?}|{:?}|{:?}|{:?}|{:?}|{}{}{}{}|{:?}|",
-        node.kind, node.format, node.required, node.list, node.keys, node.atomic, node.preserve, node.embedded, node.nullable,
+        node.kind,
+        node.format,
+        node.required,
+        node.list,
+        node.keys,
+        node.atomic,
+        node.preserve,
+        node.embedded,
+        node.nullable,
         node.rules
     );
     match &node.additional {
@@ -110,7 +119,27 @@ fn from_version(version: &Value, path: &str) -> Result<Arc<Schema>, Vec<FieldErr
     }
 }
 
+const RULES: &str = "x-kubernetes-validations";
+
+/// Whether there are CEL rules anywhere below.
+fn has_rules(schema: &Value) -> bool {
+    match schema {
+        Value::Object(map) => map.contains_key(RULES) || map.values().any(has_rules),
+        Value::Array(items) => items.iter().any(has_rules),
+        _ => false,
+    }
+}
+
 fn root(schema: &Value, path: &str) -> Result<Arc<Schema>, Vec<FieldError>> {
+    if !has_rules(schema) {
+        return build(schema, path, false);
+    }
+    cel::on_deep_stack(|| build(schema, path, true)).unwrap_or_else(|| {
+        Err(vec![FieldError::forbidden(path, "the validation rules of this schema cannot be compiled")])
+    })
+}
+
+fn build(schema: &Value, path: &str, has_rules: bool) -> Result<Arc<Schema>, Vec<FieldError>> {
     let mut builder = Builder { errors: Vec::new(), names: HashMap::new(), patterns: HashSet::new() };
     if schema.get("type").and_then(Value::as_str) != Some("object") {
         builder.errors.push(FieldError::invalid(
@@ -124,7 +153,7 @@ fn root(schema: &Value, path: &str) -> Result<Arc<Schema>, Vec<FieldError>> {
         return Err(builder.errors);
     }
     dress_root(&mut node);
-    Ok(Arc::new(Schema { root: Link::Shared(Arc::new(node)), is_builtin: false }))
+    Ok(Arc::new(Schema { root: Link::Shared(Arc::new(node)), is_builtin: false, has_rules }))
 }
 
 /// Every object has `apiVersion`, `kind` and upstream's metadata, whatever the schema says of them.
@@ -148,7 +177,7 @@ pub(super) fn open_schema() -> Schema {
     let mut node = Node::of(Type::Object);
     node.preserve = true;
     dress_root(&mut node);
-    Schema { root: Link::Shared(Arc::new(node)), is_builtin: false }
+    Schema { root: Link::Shared(Arc::new(node)), is_builtin: false, has_rules: false }
 }
 
 fn plain(name: Arc<str>, link: Link) -> Property {
@@ -211,7 +240,10 @@ impl Builder {
             }
             None => {
                 if !preserve {
-                    self.error(FieldError::required(&join(path, "type"), "must not be empty for specified object fields"));
+                    self.error(FieldError::required(
+                        &join(path, "type"),
+                        "must not be empty for specified object fields",
+                    ));
                 }
                 Type::Any
             }
@@ -238,7 +270,7 @@ impl Builder {
             let mut property = plain(self.name(name), Link::Shared(child_node));
             if let Some(default) = child.get("default") {
                 let mut errors = Vec::new();
-                let probe = Schema { root: property.link.clone(), is_builtin: false };
+                let probe = Schema { root: property.link.clone(), is_builtin: false, has_rules: false };
                 let mut filled = default.clone();
                 super::default(&probe, &mut filled);
                 if depth + 1 < MAX_DEPTH && !default.is_null() {
@@ -311,11 +343,14 @@ impl Builder {
         for name in node.keys.clone() {
             let item = node.item();
             let known = item.is_some_and(|i| i.property(&name).is_some());
-            let sure = item.is_some_and(|i| {
-                i.required.contains(&name) || i.property(&name).is_some_and(|p| p.default.is_some())
-            });
+            let sure = item
+                .is_some_and(|i| i.required.contains(&name) || i.property(&name).is_some_and(|p| p.default.is_some()));
             if !known {
-                self.error(FieldError::invalid(&at, &Value::from(&*name), "entries must all be names of item properties"));
+                self.error(FieldError::invalid(
+                    &at,
+                    &Value::from(&*name),
+                    "entries must all be names of item properties",
+                ));
             } else if !sure {
                 let at = format!("{}[{name}].default", join(path, "items.properties"));
                 self.error(FieldError::required(&at, "this property is in x-kubernetes-list-map-keys, so it must have a default or be a required property"));
@@ -327,13 +362,18 @@ impl Builder {
         let mut rules = Rules::default();
         let mut any = false;
         for (name, value) in map {
-            let number = value.as_u64().or_else(|| value.as_f64().filter(|f| *f >= 0.0 && f.fract() == 0.0).map(|f| f as u64));
+            let number =
+                value.as_u64().or_else(|| value.as_f64().filter(|f| *f >= 0.0 && f.fract() == 0.0).map(|f| f as u64));
             match name.as_str() {
                 "enum" => rules.one_of = value.as_array().map(|all| all.clone().into_boxed_slice()),
                 "pattern" => {
                     let Some(source) = value.as_str().filter(|s| !s.is_empty()) else { continue };
                     if self.patterns.insert(source.to_owned()) && Pattern::compile(source).is_none() {
-                        self.error(FieldError::invalid(&join(path, "pattern"), value, "must be a valid regular expression"));
+                        self.error(FieldError::invalid(
+                            &join(path, "pattern"),
+                            value,
+                            "must be a valid regular expression",
+                        ));
                     }
                     rules.pattern = Some(Pattern::new(source));
                 }

@@ -41,9 +41,9 @@ pub fn holds(format: &str, text: &str) -> bool {
             matches!(parts.len(), 6 | 8 | 20)
                 && parts.iter().all(|p| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit()))
         }
-        "hexcolor" => text.strip_prefix('#').is_some_and(|rest| {
-            matches!(rest.len(), 3 | 6) && rest.bytes().all(|b| b.is_ascii_hexdigit())
-        }),
+        "hexcolor" => text
+            .strip_prefix('#')
+            .is_some_and(|rest| matches!(rest.len(), 3 | 6) && rest.bytes().all(|b| b.is_ascii_hexdigit())),
         _ => true,
     }
 }
@@ -74,7 +74,8 @@ pub fn duration(text: &str) -> bool {
             return false;
         }
         rest = &rest[digits..];
-        let Some(unit) = ["ns", "us", "µs", "ms", "s", "m", "h", "d"].iter().find(|unit| rest.starts_with(**unit)) else {
+        let Some(unit) = ["ns", "us", "µs", "ms", "s", "m", "h", "d"].iter().find(|unit| rest.starts_with(**unit))
+        else {
             return false;
         };
         rest = &rest[unit.len()..];

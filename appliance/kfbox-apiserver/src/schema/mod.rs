@@ -29,8 +29,8 @@ pub use default::default;
 pub use field::{FieldError, Reason};
 pub use kinds::validate_builtin;
 pub use prune::prune;
-pub(crate) use typed_defaults::drop_nulls;
 pub use typed_defaults::default_builtin;
+pub(crate) use typed_defaults::drop_nulls;
 
 /// The kind of value at a place in an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -168,6 +168,8 @@ pub struct Schema {
     pub(crate) root: Link,
     /// Compiled into the server rather than made from a CRD.
     pub is_builtin: bool,
+    /// Holds CEL rules, which need a deep stack.
+    pub(crate) has_rules: bool,
 }
 
 impl Schema {

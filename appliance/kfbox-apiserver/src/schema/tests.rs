@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::{Reason, builtin, default, from_crd, prune, validate, validate_builtin};
+use super::{Reason, builtin, default, from_crd, prune, validate};
 
 /// Upstream samples beside the project; a test that needs them says so and passes where they are absent.
 fn fixtures() -> Option<PathBuf> {
@@ -39,7 +39,11 @@ fn golden_objects_hold_nothing_unknown() {
     let mut seen = 0;
     for path in all.iter().filter(|p| p.extension().is_some_and(|e| e == "json")) {
         let mut object: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
-        let (group, version) = object["apiVersion"].as_str().unwrap().rsplit_once('/').unwrap_or(("", object["apiVersion"].as_str().unwrap()));
+        let (group, version) = object["apiVersion"]
+            .as_str()
+            .unwrap()
+            .rsplit_once('/')
+            .unwrap_or(("", object["apiVersion"].as_str().unwrap()));
         let Some(schema) = builtin(group, version, object["kind"].as_str().unwrap()) else { continue };
         let before = object.clone();
         assert_eq!(prune(&schema, &mut object), Vec::<String>::new(), "{}", path.display());
@@ -69,7 +73,10 @@ fn every_sample_crd_loads() {
         }
         for crd in documents(&path) {
             // kustomize patches have no versions of their own
-            if !crd["spec"]["versions"].is_array() || crd["kind"] != "CustomResourceDefinition" || crd["apiVersion"] != "apiextensions.k8s.io/v1" {
+            if !crd["spec"]["versions"].is_array()
+                || crd["kind"] != "CustomResourceDefinition"
+                || crd["apiVersion"] != "apiextensions.k8s.io/v1"
+            {
                 continue;
             }
             match from_crd(&crd) {
@@ -82,7 +89,8 @@ fn every_sample_crd_loads() {
         }
     }
     assert!(loaded > 30, "only {loaded} CRDs found");
-    eprintln!("{loaded} CRDs in {:?}", started.elapsed());
+    let resident = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    eprintln!("{loaded} CRDs in {:?}, {} distinct nodes, statm {resident}", started.elapsed(), super::crd::distinct());
 }
 
 fn crd_schema(properties: Value) -> Value {
@@ -107,7 +115,10 @@ fn custom_resources_prune_default_and_validate() {
         "spec": {"size": null, "free": {"any": [1]}, "port": "80", "ports": [{"n": 1, "zzz": 2}], "maybe": null, "extra": true}});
     assert_eq!(prune(&schema, &mut object), vec!["metadata.nope", "spec.extra", "spec.ports[0].zzz"]);
     default(&schema, &mut object);
-    assert_eq!(object["spec"], json!({"size": 3, "mode": "a", "free": {"any": [1]}, "port": "80", "ports": [{"n": 1, "p": "TCP"}], "maybe": null}));
+    assert_eq!(
+        object["spec"],
+        json!({"size": 3, "mode": "a", "free": {"any": [1]}, "port": "80", "ports": [{"n": 1, "p": "TCP"}], "maybe": null})
+    );
     assert_eq!(validate(&schema, &object, None), vec![]);
     let bad = json!({"spec": {"size": 0, "mode": "c", "name": "ABCDE", "port": 1.5, "ports": [{"n": 1}, {"n": 1}, {}], "tags": ["x", "x"], "when": "yesterday", "maybe": 3}});
     let errors = validate(&schema, &bad, None);
@@ -146,18 +157,28 @@ fn cel_rules_and_transitions() {
         validate(&schema, &json!({"spec": spec}), old.as_ref()).iter().map(ToString::to_string).collect::<Vec<_>>()
     };
     assert_eq!(at(json!({"fixed": "a", "range": {"min": 1, "max": 2}}), None), Vec::<String>::new());
-    assert_eq!(at(json!({"fixed": "b"}), Some(json!({"fixed": "a"}))), vec!["spec.fixed: Invalid value: \"string\": is immutable"]);
+    assert_eq!(
+        at(json!({"fixed": "b"}), Some(json!({"fixed": "a"}))),
+        vec!["spec.fixed: Invalid value: \"string\": is immutable"]
+    );
     assert_eq!(at(json!({"fixed": "b"}), Some(json!({}))), Vec::<String>::new());
-    assert_eq!(at(json!({"range": {"min": 3, "max": 2}}), None), vec!["spec.range.min: Invalid value: \"object\": min 3 is above max"]);
+    assert_eq!(
+        at(json!({"range": {"min": 3, "max": 2}}), None),
+        vec!["spec.range.min: Invalid value: \"object\": min 3 is above max"]
+    );
     assert_eq!(at(json!({"range": {"namespace": "kube-system"}}), None).len(), 1);
     assert_eq!(at(json!({"range": {"a-b": "y"}}), None), vec!["spec.range: Forbidden: no"]);
-    assert_eq!(at(json!({"once": 1}), Some(json!({"once": 2}))), vec!["spec.once: Invalid value: \"integer\": only grows"]);
+    assert_eq!(
+        at(json!({"once": 1}), Some(json!({"once": 2}))),
+        vec!["spec.once: Invalid value: \"integer\": only grows"]
+    );
     assert_eq!(at(json!({"once": 1}), None), Vec::<String>::new());
 }
 
 #[test]
 fn schemas_that_are_not_structural_are_refused() {
-    let deep = (0..200).fold(json!({"type": "string"}), |inner, _| json!({"type": "object", "properties": {"a": inner}}));
+    let deep =
+        (0..200).fold(json!({"type": "string"}), |inner, _| json!({"type": "object", "properties": {"a": inner}}));
     for (bad, field) in [
         (json!({"type": "string"}), "type"),
         (crd_schema(json!({"a": {}})), "properties[spec].properties[a].type"),
@@ -165,24 +186,83 @@ fn schemas_that_are_not_structural_are_refused() {
         (crd_schema(json!({"a": {"type": "string", "pattern": "("}})), "properties[spec].properties[a].pattern"),
         (crd_schema(json!({"a": {"$ref": "#/b", "type": "object"}})), "properties[spec].properties[a].$ref"),
         (crd_schema(json!({"a": {"type": "integer", "default": "x"}})), "properties[spec].properties[a].default"),
-        (crd_schema(json!({"a": {"type": "string", "x-kubernetes-validations": [{"rule": "self ==="}]}})), "properties[spec].properties[a].x-kubernetes-validations[0].rule"),
-        (crd_schema(json!({"a": {"type": "array", "items": {"type": "object"}, "x-kubernetes-list-type": "map"}})), "properties[spec].properties[a].x-kubernetes-list-map-keys"),
+        (
+            crd_schema(json!({"a": {"type": "string", "x-kubernetes-validations": [{"rule": "self ==="}]}})),
+            "properties[spec].properties[a].x-kubernetes-validations[0].rule",
+        ),
+        (
+            crd_schema(json!({"a": {"type": "array", "items": {"type": "object"}, "x-kubernetes-list-type": "map"}})),
+            "properties[spec].properties[a].x-kubernetes-list-map-keys",
+        ),
     ] {
         let errors = from_crd(&bad).unwrap_err();
         assert!(errors.iter().any(|e| e.field == field), "{field}: {errors:?}");
     }
     assert!(from_crd(&deep).is_err());
     let nested = format!("{}self == ''{}", "(".repeat(5000), ")".repeat(5000));
-    assert!(from_crd(&crd_schema(json!({"a": {"type": "string", "x-kubernetes-validations": [{"rule": nested}]}}))).is_err());
+    assert!(
+        from_crd(&crd_schema(json!({"a": {"type": "string", "x-kubernetes-validations": [{"rule": nested}]}})))
+            .is_err()
+    );
+}
+
+/// Rules at the limits run, rules past them are refused, and no stack ends.
+#[test]
+fn complex_rules_end_in_errors_not_in_the_stack() {
+    let rule =
+        |rule: String| crd_schema(json!({"a": {"type": "integer", "x-kubernetes-validations": [{"rule": rule}]}}));
+    let object = json!({"spec": {"a": 1}});
+    for heavy in [
+        format!("self{} > 0", " + 1".repeat(490)),
+        format!("{}true", "!".repeat(490)),
+        format!("{}true{}", "(".repeat(60), ")".repeat(60)),
+        format!("{} true", "true ? true :".repeat(490)),
+        format!("self{} == 1", ".a".repeat(490)),
+        format!("{}true", "true && ".repeat(1000)),
+        format!("[{}1].size() > 0", "1,".repeat(5000)),
+        "self / 0 == 1".to_owned(),
+        "9223372036854775807 + self > 0".to_owned(),
+        "[1][self] == 1".to_owned(),
+    ] {
+        if let Ok(schema) = from_crd(&rule(heavy)) {
+            let _ = validate(&schema, &object, None);
+        }
+    }
+    for refused in ["!".repeat(600) + "true", format!("self{}", ".a".repeat(600)), "(".repeat(100), "self.".to_owned()]
+    {
+        assert!(from_crd(&rule(refused)).is_err());
+    }
+}
+
+#[test]
+fn equal_schemas_are_shared() {
+    let inner = json!({"a": {"type": "string", "pattern": "^x$"}, "b": {"x-kubernetes-int-or-string": true, "anyOf": [{"type": "integer"}, {"type": "string"}]},
+        "c": {"type": "integer", "x-kubernetes-validations": [{"rule": "self > 0"}]}});
+    let (one, two) = (from_crd(&crd_schema(inner.clone())).unwrap(), from_crd(&crd_schema(inner)).unwrap());
+    let spec = |schema: &super::Schema| match &schema.root().property("spec").unwrap().link {
+        super::Link::Shared(node) => std::sync::Arc::as_ptr(node),
+        super::Link::Builtin(_) => std::ptr::null(),
+    };
+    assert_eq!(spec(&one), spec(&two));
+    let other = from_crd(&crd_schema(json!({"a": {"type": "string", "pattern": "^y$"}}))).unwrap();
+    assert_ne!(spec(&one), spec(&other));
 }
 
 #[test]
 fn type_errors_of_builtin_kinds_name_the_field() {
     let pod = builtin("", "v1", "Pod").unwrap();
-    let errors = validate(&pod, &json!({"spec": {"containers": [{"name": 3, "ports": [{"containerPort": "x"}], "resources": {"limits": {"cpu": "many"}}}]}}), None);
+    let errors = validate(
+        &pod,
+        &json!({"spec": {"containers": [{"name": 3, "ports": [{"containerPort": "x"}], "resources": {"limits": {"cpu": "many"}}}]}}),
+        None,
+    );
     let fields: Vec<&str> = errors.iter().map(|e| e.field.as_str()).collect();
     assert_eq!(fields.len(), 3, "{errors:?}");
-    for field in ["spec.containers[0].name", "spec.containers[0].ports[0].containerPort", "spec.containers[0].resources.limits[cpu]"] {
+    for field in [
+        "spec.containers[0].name",
+        "spec.containers[0].ports[0].containerPort",
+        "spec.containers[0].resources.limits[cpu]",
+    ] {
         assert!(fields.contains(&field), "{errors:?}");
     }
     assert!(errors.iter().all(|e| e.reason == Reason::FieldValueTypeInvalid));

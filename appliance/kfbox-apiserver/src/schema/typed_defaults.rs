@@ -113,7 +113,10 @@ pub fn default_builtin(group: &str, version: &str, kind: &str, value: &mut Value
             set(spec, "minReplicas", 1);
             if version == "v2" && spec.get("metrics").and_then(Value::as_array).is_none_or(Vec::is_empty) {
                 let target = json!({"type": "Utilization", "averageUtilization": 80});
-                spec.insert("metrics".to_owned(), json!([{"type": "Resource", "resource": {"name": "cpu", "target": target}}]));
+                spec.insert(
+                    "metrics".to_owned(),
+                    json!([{"type": "Resource", "resource": {"name": "cpu", "target": target}}]),
+                );
             }
         }),
         ("scheduling.k8s.io", "PriorityClass") => {
@@ -138,12 +141,14 @@ pub fn default_builtin(group: &str, version: &str, kind: &str, value: &mut Value
                 webhook_defaults(webhook, kind == "MutatingWebhookConfiguration");
             }
         }
-        ("admissionregistration.k8s.io", "ValidatingAdmissionPolicy" | "MutatingAdmissionPolicy") => with_spec(object, |spec| {
-            set(spec, "failurePolicy", "Fail");
-            if let Some(matched) = child(spec, "matchConstraints") {
-                match_resources(matched);
-            }
-        }),
+        ("admissionregistration.k8s.io", "ValidatingAdmissionPolicy" | "MutatingAdmissionPolicy") => {
+            with_spec(object, |spec| {
+                set(spec, "failurePolicy", "Fail");
+                if let Some(matched) = child(spec, "matchConstraints") {
+                    match_resources(matched);
+                }
+            })
+        }
         ("admissionregistration.k8s.io", "ValidatingAdmissionPolicyBinding" | "MutatingAdmissionPolicyBinding") => {
             if let Some(matched) = child(object, "spec").and_then(|s| child(s, "matchResources")) {
                 match_resources(matched);
@@ -360,7 +365,9 @@ fn field_ref(source: &mut Object) {
 /// What a request for a limited resource is when it is not given.
 fn requests_from_limits(container: &mut Object) {
     let Some(resources) = child(container, "resources") else { return };
-    let Some(limits) = resources.get("limits").and_then(Value::as_object).filter(|l| !l.is_empty()).cloned() else { return };
+    let Some(limits) = resources.get("limits").and_then(Value::as_object).filter(|l| !l.is_empty()).cloned() else {
+        return;
+    };
     let requests = make(resources, "requests");
     for (name, amount) in limits {
         set(requests, &name, amount);
@@ -443,7 +450,9 @@ fn stateful_set(spec: &mut Object) {
 }
 
 fn job(object: &mut Object) {
-    let meta = |name: &str| object.get("metadata").and_then(|m| m.get(name)).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let meta = |name: &str| {
+        object.get("metadata").and_then(|m| m.get(name)).and_then(Value::as_str).unwrap_or_default().to_owned()
+    };
     let (uid, name) = (meta("uid"), meta("name"));
     with_spec(object, |spec| {
         if !spec.contains_key("completions") && !spec.contains_key("parallelism") {

@@ -92,7 +92,9 @@ pub(super) fn definition(c: &mut Check, value: &Value, old: Option<&Value>) {
     }
     let plural = c.needs(&spec["names"], "spec.names", "plural");
     let kind = c.needs(&spec["names"], "spec.names", "kind");
-    for (name, word) in [("plural", plural), ("kind", &kind.to_lowercase()), ("singular", text(spec, "/names/singular"))] {
+    for (name, word) in
+        [("plural", plural), ("kind", &kind.to_lowercase()), ("singular", text(spec, "/names/singular"))]
+    {
         if !word.is_empty() {
             c.holds(&join("spec.names", name), word, names::dns_label);
         }
@@ -133,7 +135,11 @@ pub(super) fn definition(c: &mut Check, value: &Value, old: Option<&Value>) {
         for (at, version) in list(old, "/status/storedVersions").iter().enumerate() {
             if !versions.iter().any(|v| v.get("name") == Some(version)) {
                 let field = super::element("status", "storedVersions", at);
-                c.invalid(&field, version.clone(), "missing from spec.versions; must be present to ensure stored objects remain readable");
+                c.invalid(
+                    &field,
+                    version.clone(),
+                    "missing from spec.versions; must be present to ensure stored objects remain readable",
+                );
             }
         }
     }

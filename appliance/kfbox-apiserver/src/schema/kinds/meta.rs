@@ -9,7 +9,9 @@ const MAX_ANNOTATIONS: usize = 256 << 10;
 
 /// Reviews and the like, which are answered and never stored.
 pub(super) fn has_none(group: &str, kind: &str) -> bool {
-    group.starts_with("authentication.") || group.starts_with("authorization.") || matches!(kind, "Eviction" | "Binding" | "Scale" | "TokenRequest")
+    group.starts_with("authentication.")
+        || group.starts_with("authorization.")
+        || matches!(kind, "Eviction" | "Binding" | "Scale" | "TokenRequest")
 }
 
 pub(super) fn check(c: &mut Check, group: &str, kind: &str, value: &Value) {
@@ -22,7 +24,9 @@ pub(super) fn check(c: &mut Check, group: &str, kind: &str, value: &Value) {
     } else {
         let rule = match (group, kind) {
             ("", "Namespace" | "Service") => names::dns_label,
-            ("rbac.authorization.k8s.io", _) | ("apiregistration.k8s.io", _) | ("networking.k8s.io", "IPAddress") => names::path_segment,
+            ("rbac.authorization.k8s.io", _) | ("apiregistration.k8s.io", _) | ("networking.k8s.io", "IPAddress") => {
+                names::path_segment
+            }
             _ => names::dns_subdomain,
         };
         c.holds("metadata.name", name, rule);
@@ -65,13 +69,19 @@ fn owners(c: &mut Check, metadata: &Value) {
         let path = element("metadata", "ownerReferences", at);
         for name in ["apiVersion", "kind", "name", "uid"] {
             if text(owner, &format!("/{name}")).is_empty() {
-                c.invalid(&join(&path, name), text(owner, &format!("/{name}")), if name == "apiVersion" { "version must not be empty" } else { "must not be empty" });
+                c.invalid(
+                    &join(&path, name),
+                    text(owner, &format!("/{name}")),
+                    if name == "apiVersion" { "version must not be empty" } else { "must not be empty" },
+                );
             }
         }
         if owner.get("controller") == Some(&Value::Bool(true)) {
             let name = text(owner, "/name");
             if let Some(first) = controller {
-                let detail = format!("Only one reference can have Controller set to true. Found \"true\" in references for {first} and {name}");
+                let detail = format!(
+                    "Only one reference can have Controller set to true. Found \"true\" in references for {first} and {name}"
+                );
                 c.invalid("metadata.ownerReferences", metadata["ownerReferences"].clone(), &detail);
             }
             controller = Some(name);

@@ -61,7 +61,9 @@ pub fn validate_builtin(group: &str, version: &str, kind: &str, value: &Value, o
         ("scheduling.k8s.io", "PriorityClass") => policy::priority_class(c, value, old),
         ("coordination.k8s.io", "Lease") => policy::lease(c, value),
         ("", "ResourceQuota") => policy::quota(c, value),
-        ("admissionregistration.k8s.io", "MutatingWebhookConfiguration" | "ValidatingWebhookConfiguration") => policy::webhooks(c, value),
+        ("admissionregistration.k8s.io", "MutatingWebhookConfiguration" | "ValidatingWebhookConfiguration") => {
+            policy::webhooks(c, value)
+        }
         ("apiextensions.k8s.io", "CustomResourceDefinition") => config::definition(c, value, old),
         _ => {}
     }
@@ -199,7 +201,10 @@ impl Check {
                     self.required(&join(&path, "values"), "must be specified when `operator` is 'In' or 'NotIn'");
                 }
                 "Exists" | "DoesNotExist" if !values.is_empty() => {
-                    self.forbidden(&join(&path, "values"), "may not be specified when `operator` is 'Exists' or 'DoesNotExist'");
+                    self.forbidden(
+                        &join(&path, "values"),
+                        "may not be specified when `operator` is 'Exists' or 'DoesNotExist'",
+                    );
                 }
                 "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
                 other => self.invalid(&join(&path, "operator"), other, "not a valid selector operator"),

@@ -44,7 +44,9 @@ fn update(c: &mut Check, new: &Value, old: &Value) {
         (Some(now), Some(was)) if now > was => {
             c.invalid("spec.activeDeadlineSeconds", now, "must be less than or equal to previous value");
         }
-        (None, Some(_)) => c.invalid("spec.activeDeadlineSeconds", Value::Null, "must not update from a positive integer to nil value"),
+        (None, Some(_)) => {
+            c.invalid("spec.activeDeadlineSeconds", Value::Null, "must not update from a positive integer to nil value")
+        }
         _ => {}
     }
     put_back("activeDeadlineSeconds");
@@ -114,10 +116,15 @@ fn pod_spec(c: &mut Check, spec: &Value, path: &str) {
     c.one_of(spec, path, "restartPolicy", &["Always", "OnFailure", "Never"]);
     c.one_of(spec, path, "dnsPolicy", &["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"]);
     if text(spec, "/dnsPolicy") == "None" && list(spec, "/dnsConfig/nameservers").is_empty() {
-        c.required(&join(path, "dnsConfig.nameservers"), "must provide at least one DNS nameserver when `dnsPolicy` is None");
+        c.required(
+            &join(path, "dnsConfig.nameservers"),
+            "must provide at least one DNS nameserver when `dnsPolicy` is None",
+        );
     }
     c.at_least(spec, path, "terminationGracePeriodSeconds", 0);
-    if let Some(seconds) = spec.get("activeDeadlineSeconds").and_then(Value::as_i64).filter(|s| !(1..=i64::from(i32::MAX)).contains(s)) {
+    if let Some(seconds) =
+        spec.get("activeDeadlineSeconds").and_then(Value::as_i64).filter(|s| !(1..=i64::from(i32::MAX)).contains(s))
+    {
         c.invalid(&join(path, "activeDeadlineSeconds"), seconds, "must be between 1 and 2147483647, inclusive");
     }
     for name in ["serviceAccountName", "nodeName", "priorityClassName", "runtimeClassName"] {
@@ -140,12 +147,20 @@ fn pod_spec(c: &mut Check, spec: &Value, path: &str) {
             c.holds(&join(&path, "key"), key, names::qualified);
         }
         if key.is_empty() && operator != "Exists" {
-            c.invalid(&join(&path, "operator"), operator, "operator must be Exists when `key` is empty, which means \"match all values and all keys\"");
+            c.invalid(
+                &join(&path, "operator"),
+                operator,
+                "operator must be Exists when `key` is empty, which means \"match all values and all keys\"",
+            );
         }
         c.one_of(toleration, &path, "operator", &["Equal", "Exists", "Lt", "Gt"]);
         c.one_of(toleration, &path, "effect", &["NoSchedule", "PreferNoSchedule", "NoExecute"]);
         if toleration.get("tolerationSeconds").is_some() && text(toleration, "/effect") != "NoExecute" {
-            c.invalid(&join(&path, "effect"), text(toleration, "/effect"), "effect must be 'NoExecute' when `tolerationSeconds` is set");
+            c.invalid(
+                &join(&path, "effect"),
+                text(toleration, "/effect"),
+                "effect must be 'NoExecute' when `tolerationSeconds` is set",
+            );
         }
     }
     let security = spec.get("securityContext").unwrap_or(&Value::Null);
@@ -153,7 +168,11 @@ fn pod_spec(c: &mut Check, spec: &Value, path: &str) {
     for (at, alias) in list(spec, "/hostAliases").iter().enumerate() {
         let path = element(path, "hostAliases", at);
         if text(alias, "/ip").parse::<std::net::IpAddr>().is_err() {
-            c.invalid(&join(&path, "ip"), text(alias, "/ip"), "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)");
+            c.invalid(
+                &join(&path, "ip"),
+                text(alias, "/ip"),
+                "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
+            );
         }
     }
     for (at, secret) in list(spec, "/imagePullSecrets").iter().enumerate() {
@@ -165,7 +184,9 @@ fn pod_spec(c: &mut Check, spec: &Value, path: &str) {
 
 fn ids(c: &mut Check, security: &Value, path: &str, fields: &[&str]) {
     for name in fields {
-        if let Some(id) = security.get(name).and_then(Value::as_i64).filter(|id| !(0..=i64::from(i32::MAX)).contains(id)) {
+        if let Some(id) =
+            security.get(name).and_then(Value::as_i64).filter(|id| !(0..=i64::from(i32::MAX)).contains(id))
+        {
             c.invalid(&join(path, name), id, "must be between 0 and 2147483647, inclusive");
         }
     }
@@ -204,7 +225,8 @@ fn volume_source(c: &mut Check, kind: &str, source: &Value, path: &str) {
             if host_path.split('/').any(|part| part == "..") {
                 c.invalid(&join(path, "path"), host_path, "must not contain '..'");
             }
-            let kinds = ["DirectoryOrCreate", "Directory", "FileOrCreate", "File", "Socket", "CharDevice", "BlockDevice"];
+            let kinds =
+                ["DirectoryOrCreate", "Directory", "FileOrCreate", "File", "Socket", "CharDevice", "BlockDevice"];
             c.one_of(source, path, "type", &kinds);
         }
         "persistentVolumeClaim" => drop(c.needs(source, path, "claimName")),
@@ -231,7 +253,11 @@ fn volume_source(c: &mut Check, kind: &str, source: &Value, path: &str) {
                         let path = join(&path, kind);
                         c.needs(inner, &path, "path");
                         if inner.get("expirationSeconds").and_then(Value::as_i64).is_some_and(|s| s < 600) {
-                            c.invalid(&join(&path, "expirationSeconds"), inner["expirationSeconds"].clone(), "may not specify a duration less than 10 minutes");
+                            c.invalid(
+                                &join(&path, "expirationSeconds"),
+                                inner["expirationSeconds"].clone(),
+                                "may not specify a duration less than 10 minutes",
+                            );
                         }
                     }
                 }
@@ -292,7 +318,11 @@ fn container(c: &mut Check, one: &Value, path: &str, kind: &str, volumes: &HashS
         relative(c, &join(&path, "subPath"), text(mount, "/subPath"));
         relative(c, &join(&path, "subPathExpr"), text(mount, "/subPathExpr"));
         if !text(mount, "/subPath").is_empty() && !text(mount, "/subPathExpr").is_empty() {
-            c.invalid(&join(&path, "subPathExpr"), text(mount, "/subPathExpr"), "subPathExpr and subPath are mutually exclusive");
+            c.invalid(
+                &join(&path, "subPathExpr"),
+                text(mount, "/subPathExpr"),
+                "subPathExpr and subPath are mutually exclusive",
+            );
         }
     }
     let sidecar = kind == "initContainers" && text(one, "/restartPolicy") == "Always";
@@ -300,7 +330,9 @@ fn container(c: &mut Check, one: &Value, path: &str, kind: &str, volumes: &HashS
         let Some(probe) = one.get(name) else { continue };
         let path = join(path, name);
         match kind {
-            "initContainers" if !sidecar => c.forbidden(&path, "may not be set for init containers without restartPolicy=Always"),
+            "initContainers" if !sidecar => {
+                c.forbidden(&path, "may not be set for init containers without restartPolicy=Always")
+            }
             "ephemeralContainers" => c.forbidden(&path, "cannot be set for an Ephemeral Container"),
             _ => check_probe(c, probe, &path, name == "readinessProbe"),
         }
@@ -315,8 +347,14 @@ fn container(c: &mut Check, one: &Value, path: &str, kind: &str, volumes: &HashS
     let security = one.get("securityContext").unwrap_or(&Value::Null);
     let security_path = join(path, "securityContext");
     ids(c, security, &security_path, &["runAsUser", "runAsGroup"]);
-    if security.get("privileged") == Some(&Value::Bool(true)) && security.get("allowPrivilegeEscalation") == Some(&Value::Bool(false)) {
-        c.invalid(&security_path, security.clone(), "cannot set `allowPrivilegeEscalation` to false and `privileged` to true");
+    if security.get("privileged") == Some(&Value::Bool(true))
+        && security.get("allowPrivilegeEscalation") == Some(&Value::Bool(false))
+    {
+        c.invalid(
+            &security_path,
+            security.clone(),
+            "cannot set `allowPrivilegeEscalation` to false and `privileged` to true",
+        );
     }
 }
 
@@ -347,7 +385,11 @@ fn env(c: &mut Check, one: &Value, path: &str) {
         let path = element(path, "env", at);
         let name = c.needs(variable, &path, "name");
         if name.contains('=') || name.chars().any(|ch| !(' '..='~').contains(&ch)) {
-            c.invalid(&join(&path, "name"), name, "a valid environment variable name must consist only of printable ASCII characters other than '='");
+            c.invalid(
+                &join(&path, "name"),
+                name,
+                "a valid environment variable name must consist only of printable ASCII characters other than '='",
+            );
         }
         let Some(source) = variable.get("valueFrom") else { continue };
         let path = join(&path, "valueFrom");
@@ -389,7 +431,8 @@ fn resources(c: &mut Check, resources: &Value, path: &str) {
     for list in ["limits", "requests"] {
         for (name, amount) in members(resources, &format!("/{list}")) {
             let field = entry(path, list, name);
-            let standard = matches!(name.as_str(), "cpu" | "memory" | "ephemeral-storage") || name.starts_with("hugepages-");
+            let standard =
+                matches!(name.as_str(), "cpu" | "memory" | "ephemeral-storage") || name.starts_with("hugepages-");
             if !standard && !name.contains('/') {
                 c.invalid(&field, name.as_str(), "must be a standard resource for containers");
             } else {
@@ -406,12 +449,22 @@ fn resources(c: &mut Check, resources: &Value, path: &str) {
             if list == "requests" {
                 match limit.and_then(quantity::of) {
                     Some(limit_number) if !is_overcommittable(name) && amount_number != limit_number => {
-                        c.invalid(&field, amount.clone(), &format!("must be equal to {name} limit of {}", plain(limit)));
+                        c.invalid(
+                            &field,
+                            amount.clone(),
+                            &format!("must be equal to {name} limit of {}", plain(limit)),
+                        );
                     }
                     Some(limit_number) if amount_number > limit_number => {
-                        c.invalid(&field, amount.clone(), &format!("must be less than or equal to {name} limit of {}", plain(limit)));
+                        c.invalid(
+                            &field,
+                            amount.clone(),
+                            &format!("must be less than or equal to {name} limit of {}", plain(limit)),
+                        );
                     }
-                    None if !is_overcommittable(name) => c.required(&entry(path, "limits", name), "Limit must be set for non overcommitable resources"),
+                    None if !is_overcommittable(name) => {
+                        c.required(&entry(path, "limits", name), "Limit must be set for non overcommitable resources")
+                    }
                     _ => {}
                 }
             }

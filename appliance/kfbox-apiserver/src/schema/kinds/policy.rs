@@ -13,10 +13,18 @@ pub(super) fn role(c: &mut Check, kind: &str, value: &Value) {
         }
         if !list(rule, "/nonResourceURLs").is_empty() {
             if kind == "Role" {
-                c.invalid(&join(&path, "nonResourceURLs"), rule["nonResourceURLs"].clone(), "namespaced rules cannot apply to non-resource URLs");
+                c.invalid(
+                    &join(&path, "nonResourceURLs"),
+                    rule["nonResourceURLs"].clone(),
+                    "namespaced rules cannot apply to non-resource URLs",
+                );
             }
             if !list(rule, "/apiGroups").is_empty() || !list(rule, "/resources").is_empty() {
-                c.invalid(&join(&path, "nonResourceURLs"), rule["nonResourceURLs"].clone(), "rules cannot apply to both regular resources and non-resource URLs");
+                c.invalid(
+                    &join(&path, "nonResourceURLs"),
+                    rule["nonResourceURLs"].clone(),
+                    "rules cannot apply to both regular resources and non-resource URLs",
+                );
             }
             continue;
         }
@@ -50,10 +58,18 @@ pub(super) fn binding(c: &mut Check, kind: &str, value: &Value, old: Option<&Val
             }
             "User" | "Group" => {
                 if text(subject, "/apiGroup") != "rbac.authorization.k8s.io" {
-                    c.push(FieldError::not_supported(&join(&path, "apiGroup"), &subject["apiGroup"], &["rbac.authorization.k8s.io"]));
+                    c.push(FieldError::not_supported(
+                        &join(&path, "apiGroup"),
+                        &subject["apiGroup"],
+                        &["rbac.authorization.k8s.io"],
+                    ));
                 }
             }
-            _ => c.push(FieldError::not_supported(&join(&path, "kind"), &subject["kind"], &["ServiceAccount", "User", "Group"])),
+            _ => c.push(FieldError::not_supported(
+                &join(&path, "kind"),
+                &subject["kind"],
+                &["ServiceAccount", "User", "Group"],
+            )),
         }
     }
     if let Some(old) = old
@@ -80,7 +96,10 @@ const HIGHEST_USER_PRIORITY: i64 = 1_000_000_000;
 pub(super) fn priority_class(c: &mut Check, value: &Value, old: Option<&Value>) {
     let (name, priority) = (text(value, "/metadata/name"), value.get("value").and_then(Value::as_i64).unwrap_or(0));
     if name.starts_with("system-") {
-        if !matches!((name, priority), ("system-node-critical", 2_000_001_000) | ("system-cluster-critical", 2_000_000_000)) {
+        if !matches!(
+            (name, priority),
+            ("system-node-critical", 2_000_001_000) | ("system-cluster-critical", 2_000_000_000)
+        ) {
             c.forbidden("metadata.name", "priority class names with 'system-' prefix are reserved for system use only");
         }
     } else if priority > HIGHEST_USER_PRIORITY {

@@ -71,7 +71,9 @@ pub(super) fn service(c: &mut Check, value: &Value, old: Option<&Value>) {
         let field = element("spec", "externalIPs", at);
         match parsed {
             Err(_) => c.invalid(&field, address, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"),
-            Ok(ip) if ip.is_loopback() => c.invalid(&field, address, "may not be in the loopback range (127.0.0.0/8, ::1/128)"),
+            Ok(ip) if ip.is_loopback() => {
+                c.invalid(&field, address, "may not be in the loopback range (127.0.0.0/8, ::1/128)")
+            }
             Ok(ip) if ip.is_unspecified() => c.invalid(&field, address, "may not be unspecified (0.0.0.0 or ::)"),
             Ok(_) => {}
         }
@@ -106,11 +108,15 @@ fn endpoint_address(c: &mut Check, field: &str, address: &str) {
     match address.parse::<IpAddr>() {
         Err(_) => c.invalid(field, address, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"),
         Ok(ip) if ip.is_unspecified() => c.invalid(field, address, "may not be unspecified (0.0.0.0 or ::)"),
-        Ok(ip) if ip.is_loopback() => c.invalid(field, address, "may not be in the loopback range (127.0.0.0/8, ::1/128)"),
+        Ok(ip) if ip.is_loopback() => {
+            c.invalid(field, address, "may not be in the loopback range (127.0.0.0/8, ::1/128)")
+        }
         Ok(IpAddr::V4(ip)) if ip.is_link_local() => {
             c.invalid(field, address, "may not be in the link-local range (169.254.0.0/16, fe80::/10)");
         }
-        Ok(ip) if ip.is_multicast() => c.invalid(field, address, "may not be in the multicast range (224.0.0.0/24, ff02::/10)"),
+        Ok(ip) if ip.is_multicast() => {
+            c.invalid(field, address, "may not be in the multicast range (224.0.0.0/24, ff02::/10)")
+        }
         Ok(_) => {}
     }
 }
@@ -191,12 +197,20 @@ pub(super) fn network_policy(c: &mut Check, value: &Value) {
                     }
                     let range = text(block, "/cidr");
                     if !formats::cidr(range) {
-                        c.invalid(&join(&path, "ipBlock.cidr"), range, "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)");
+                        c.invalid(
+                            &join(&path, "ipBlock.cidr"),
+                            range,
+                            "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)",
+                        );
                     }
                     for (at, except) in list(block, "/except").iter().enumerate() {
                         if !except.as_str().is_some_and(formats::cidr) {
                             let field = element(&join(&path, "ipBlock"), "except", at);
-                            c.invalid(&field, except.clone(), "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)");
+                            c.invalid(
+                                &field,
+                                except.clone(),
+                                "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)",
+                            );
                         }
                     }
                 }

@@ -46,7 +46,10 @@ pub(super) fn claim(c: &mut Check, value: &Value, old: Option<&Value>) {
         out
     };
     if frame(spec) != frame(was) {
-        c.forbidden("spec", "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims");
+        c.forbidden(
+            "spec",
+            "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims",
+        );
     }
     let amount = |spec: &Value| spec.pointer("/resources/requests/storage").and_then(quantity::of);
     if let (Some(now), Some(before)) = (amount(spec), amount(was))
@@ -76,7 +79,10 @@ pub(super) fn volume(c: &mut Check, value: &Value, old: Option<&Value>) {
     }
     c.one_of(spec, "spec", "persistentVolumeReclaimPolicy", &["Delete", "Recycle", "Retain"]);
     let sources = |spec: &Value| -> Vec<(String, Value)> {
-        members(spec, "").filter(|(name, _)| !VOLUME_FIELDS.contains(&name.as_str())).map(|(n, v)| (n.clone(), v.clone())).collect()
+        members(spec, "")
+            .filter(|(name, _)| !VOLUME_FIELDS.contains(&name.as_str()))
+            .map(|(n, v)| (n.clone(), v.clone()))
+            .collect()
     };
     match sources(spec).as_slice() {
         [] => c.required("spec", "must specify a volume type"),

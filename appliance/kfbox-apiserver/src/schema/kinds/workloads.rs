@@ -69,7 +69,11 @@ fn rolling(c: &mut Check, strategy: Option<&Value>, path: &str, kinds: &[&str]) 
     c.count_or_percent(&join(&at, "maxSurge"), surge);
     let zero = |v: Option<&Value>| v.is_some_and(|v| v == 0 || v == "0%");
     if zero(unavailable) && zero(surge) {
-        c.invalid(&join(&at, "maxUnavailable"), unavailable.cloned().unwrap_or(Value::Null), "may not be 0 when `maxSurge` is 0");
+        c.invalid(
+            &join(&at, "maxUnavailable"),
+            unavailable.cloned().unwrap_or(Value::Null),
+            "may not be 0 when `maxSurge` is 0",
+        );
     }
 }
 
@@ -157,7 +161,11 @@ pub(super) fn job(c: &mut Check, value: &Value, old: Option<&Value>) {
         c.selector(Some(selector), "spec.selector");
         let labels = spec.pointer("/template/metadata/labels");
         if !selects(selector, labels) {
-            c.invalid("spec.template.metadata.labels", labels.cloned().unwrap_or_default(), "`selector` does not match template `labels`");
+            c.invalid(
+                "spec.template.metadata.labels",
+                labels.cloned().unwrap_or_default(),
+                "`selector` does not match template `labels`",
+            );
         }
     }
     let Some(old) = old else { return };
@@ -212,7 +220,8 @@ fn is_schedule(text: &str) -> bool {
         return matches!(text, "@yearly" | "@annually" | "@monthly" | "@weekly" | "@daily" | "@midnight" | "@hourly")
             || text.strip_prefix("@every ").is_some_and(super::super::formats::duration);
     }
-    let fields: Vec<&str> = text.split_whitespace().filter(|f| !f.starts_with("TZ=") && !f.starts_with("CRON_TZ=")).collect();
+    let fields: Vec<&str> =
+        text.split_whitespace().filter(|f| !f.starts_with("TZ=") && !f.starts_with("CRON_TZ=")).collect();
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '*' | '/' | ',' | '-' | '?');
     fields.len() == 5 && fields.iter().all(|f| f.chars().all(allowed))
 }

@@ -5,6 +5,8 @@
 
 mod cache;
 mod cluster_roles;
+#[cfg(test)]
+mod cluster_tests;
 mod context;
 mod cron_jobs;
 mod daemon_sets;

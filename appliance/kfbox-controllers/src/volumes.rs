@@ -243,3 +243,8 @@ async fn volume(context: Arc<Context>, name: String) -> Result<Outcome, WriteErr
     write::status_of(client, &caches.volumes, &*volume, &old, &status).await?;
     Ok(Outcome::Done)
 }
+
+#[cfg(test)]
+pub fn is_bound_claim(claim: &PersistentVolumeClaim) -> bool {
+    bind::is_bound(claim)
+}

@@ -1,5 +1,5 @@
-//! The objects that every cluster starts with. Made where they are missing, at each start; what an administrator
-//! changed stays, but for the default roles, whose upkeep is [`policy`]'s.
+//! The objects that every cluster starts with. Made where they are missing, at each start and every half minute; what an
+//! administrator changed stays, but for the default roles, whose upkeep is [`policy`]'s.
 
 use crate::{
     auth::policy,

@@ -1,6 +1,6 @@
 //! Upkeep, little and often: compaction of the log, and the end of Events after an hour.
 
-use crate::{handle::own_call, server::Core, verbs};
+use crate::{bootstrap, handle::own_call, server::Core, verbs};
 use std::{sync::Arc, time::Duration};
 
 const EVERY: Duration = Duration::from_secs(30);
@@ -24,6 +24,10 @@ pub fn start(core: &Arc<Core>) {
                 shutdown.cancelled().await;
                 return Ok(());
             };
+            // What nobody may do without comes back, as upstream's reconcilers see to.
+            if let Err(error) = bootstrap::ensure(&core).await {
+                tracing::warn!(%error, "the cluster's own objects were not restored");
+            }
             expire_events(&core, chrono::Utc::now().timestamp() - EVENTS_LAST).await;
             if let Err(error) = core.store.compact().await {
                 // A full disk passes; the log only stays longer.

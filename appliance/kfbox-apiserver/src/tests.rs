@@ -16,6 +16,7 @@ use std::path::Path;
 mod custom;
 mod objects;
 mod reads;
+mod wire;
 
 pub struct World {
     pub server: ApiServer,

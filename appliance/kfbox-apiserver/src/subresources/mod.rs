@@ -1,5 +1,6 @@
 //! Subresources, and the virtual resources that are only ever created.
 
+mod forward;
 mod pod;
 mod proxy;
 mod scale;

@@ -2,7 +2,7 @@
 //! as a Status on the error channel before the socket closes. Assumptions: the client speaks one of the `channel.k8s.io`
 //! subprotocols; SPDY itself, which clients before 1.29 use, is refused with a hint.
 
-use super::{pod, spdy};
+use super::{forward, pod, spdy};
 use crate::{
     convert,
     kubelet::{ExecSession, Exit, Streams, TerminalSize},
@@ -270,18 +270,42 @@ pub async fn port_forward(call: &Arc<Call>, parts: Parts) -> Result<Response, Ap
             pod["status"]["phase"].as_str().unwrap_or("Unknown")
         )));
     }
-    let (upgrade, protocol) = upgrade(parts, &[spdy::TUNNEL]).await?;
-    if protocol.is_none() {
-        return Err(ApiError::bad_request(format!("port-forward needs the WebSocket subprotocol {}", spdy::TUNNEL)));
+    let (upgrade, protocol) = upgrade(parts, &[spdy::TUNNEL, "v4.channel.k8s.io"]).await?;
+    let Some(protocol) = protocol else {
+        let why = format!("port-forward needs the WebSocket subprotocol {} or v4.channel.k8s.io", spdy::TUNNEL);
+        return Err(ApiError::bad_request(why));
+    };
+    let ports = forwarded_ports(call)?;
+    if protocol != spdy::TUNNEL && ports.is_empty() {
+        return Err(ApiError::bad_request("query parameter \"ports\" is required"));
     }
     let kubelet = call.core.kubelet()?;
     let (namespace, name) = (call.namespace().to_owned(), call.target.name.clone());
     let shutdown = call.core.shutdown.clone();
     let tasks = call.core.tasks.clone();
     Ok(respond(upgrade, move |socket| async move {
+        let serve = async {
+            if protocol == spdy::TUNNEL {
+                spdy::serve(socket, kubelet, namespace, name, tasks).await;
+            } else {
+                forward::serve(socket, kubelet, namespace, name, ports).await;
+            }
+        };
         tokio::select! {
-            () = spdy::serve(socket, kubelet, namespace, name, tasks) => {}
+            () = serve => {}
             () = shutdown.cancelled() => {}
         }
     }))
+}
+
+/// `ports=80&ports=443` or `ports=80,443`.
+fn forwarded_ports(call: &Call) -> Result<Vec<u16>, ApiError> {
+    let numbers = call.query.all("ports").flat_map(|p| p.split(',')).filter(|p| !p.is_empty());
+    let ports: Vec<u16> = numbers
+        .map(|p| p.parse().map_err(|_| ApiError::bad_request(format!("unable to parse {p:?} as a port"))))
+        .collect::<Result<_, _>>()?;
+    if ports.len() > forward::PORTS {
+        return Err(ApiError::bad_request(format!("at most {} ports at once", forward::PORTS)));
+    }
+    Ok(ports)
 }

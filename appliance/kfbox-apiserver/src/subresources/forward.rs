@@ -1,0 +1,124 @@
+//! Port-forward without SPDY, as kube-rs and the Python client do it: one WebSocket, two channels a port (data, error),
+//! each opened by the server with the port's number (upstream's `v4.channel.k8s.io` for port-forward).
+
+use crate::kubelet::{Duplex, Kubelet};
+use axum::extract::ws::{Message, WebSocket};
+use bytes::Bytes;
+use futures::{SinkExt as _, StreamExt as _};
+use std::sync::Arc;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    sync::mpsc,
+};
+
+/// Channels are one byte: two a port.
+pub const PORTS: usize = 100;
+
+/// Chunks queued for one port, and for the client by all ports.
+const QUEUE: usize = 64;
+
+const CHUNK: usize = 32 << 10;
+
+fn frame(channel: usize, data: &[u8]) -> Message {
+    let mut frame = Vec::with_capacity(1 + data.len());
+    frame.push(u8::try_from(channel).unwrap_or(u8::MAX));
+    frame.extend_from_slice(data);
+    Message::binary(frame)
+}
+
+pub async fn serve(socket: WebSocket, kubelet: Arc<dyn Kubelet>, namespace: String, pod: String, ports: Vec<u16>) {
+    let (mut sink, mut source) = socket.split();
+    let (out, mut outgoing) = mpsc::channel::<Message>(QUEUE);
+    let mut inputs = Vec::new();
+    let mut forwards = Vec::new();
+    for (index, port) in ports.into_iter().enumerate() {
+        let (input, queue) = mpsc::channel::<Bytes>(QUEUE);
+        inputs.push(input);
+        forwards.push(forward(kubelet.clone(), namespace.clone(), pod.clone(), port, index, queue, out.clone()));
+    }
+    drop(out);
+    let reading = async {
+        while let Some(Ok(message)) = source.next().await {
+            match message {
+                Message::Binary(data) => {
+                    let Some((channel, _)) = data.split_first() else { continue };
+                    // Nothing is read from error channels.
+                    if channel % 2 == 0
+                        && let Some(input) = inputs.get(usize::from(channel / 2))
+                    {
+                        drop(input.send(data.slice(1..)).await);
+                    }
+                }
+                Message::Close(_) => break,
+                _ => {}
+            }
+        }
+    };
+    let writing = async {
+        while let Some(message) = outgoing.recv().await {
+            if sink.send(message).await.is_err() {
+                return;
+            }
+        }
+        drop(sink.send(Message::Close(None)).await);
+    };
+    let forwarding = async {
+        futures::future::join_all(forwards).await;
+        // The writer ends by itself once the last sender is gone.
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = reading => {}
+        () = writing => {}
+        () = forwarding => {}
+    }
+}
+
+async fn forward(
+    kubelet: Arc<dyn Kubelet>,
+    namespace: String,
+    pod: String,
+    port: u16,
+    index: usize,
+    queue: mpsc::Receiver<Bytes>,
+    out: mpsc::Sender<Message>,
+) {
+    let (data, error) = (index * 2, index * 2 + 1);
+    for channel in [data, error] {
+        if out.send(frame(channel, &port.to_le_bytes())).await.is_err() {
+            return;
+        }
+    }
+    match kubelet.port_forward(&namespace, &pod, port).await {
+        Ok(connection) => copy(connection, queue, &out, data).await,
+        Err(why) => {
+            let why = format!("error forwarding port {port} to pod {pod}: {why}");
+            drop(out.send(frame(error, why.as_bytes())).await);
+        }
+    }
+}
+
+async fn copy(connection: Box<dyn Duplex>, mut queue: mpsc::Receiver<Bytes>, out: &mpsc::Sender<Message>, channel: usize) {
+    let (mut from_pod, mut to_pod) = tokio::io::split(connection);
+    let up = async {
+        while let Some(chunk) = queue.recv().await {
+            if to_pod.write_all(&chunk).await.is_err() {
+                break;
+            }
+        }
+        // The pod's answer may still be on its way.
+        std::future::pending::<()>().await;
+    };
+    let down = async {
+        let mut chunk = vec![0; CHUNK];
+        while let Ok(read) = from_pod.read(&mut chunk).await {
+            if read == 0 || out.send(frame(channel, &chunk[..read])).await.is_err() {
+                break;
+            }
+        }
+    };
+    tokio::select! {
+        () = up => {}
+        () = down => {}
+    }
+}

@@ -70,13 +70,12 @@ def read_back(credentials: dict, run_id: str) -> str:
         aws_access_key_id=credentials["accessKey"],
         aws_secret_access_key=credentials["secretKey"],
     )
-    for bucket in s3.list_buckets()["Buckets"]:
-        for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket["Name"]):
-            for found in page.get("Contents", []):
-                if run_id in found["Key"] and found["Key"].endswith("/measurements"):
-                    body = s3.get_object(Bucket=bucket["Name"], Key=found["Key"])["Body"].read().decode()
-                    print(f"    s3://{bucket['Name']}/{found['Key']}")
-                    return body
+    bucket, prefix = credentials["bucket"], credentials["prefix"]
+    for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+        for found in page.get("Contents", []):
+            if run_id in found["Key"] and found["Key"].endswith("/measurements"):
+                print(f"    s3://{bucket}/{found['Key']}")
+                return s3.get_object(Bucket=bucket, Key=found["Key"])["Body"].read().decode()
     sys.exit("the artifact of the run was not found in the store")
 
 
@@ -91,7 +90,11 @@ def main() -> None:
 
     client = kfp.Client(host=args.host, existing_token=args.token, namespace=args.namespace or "kubeflow")
     run = client.create_run_from_pipeline_func(
-        first_pipeline, arguments={"rows": 100}, namespace=args.namespace, experiment_name="first-steps"
+        first_pipeline,
+        arguments={"rows": 100},
+        namespace=args.namespace,
+        experiment_name="first-steps",
+        enable_caching=False,  # a second quickstart shows the steps at work again
     )
     print(f"    run {run.run_id}")
     state = watch(client, run.run_id, args.timeout)

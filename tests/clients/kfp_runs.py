@@ -114,7 +114,7 @@ def main() -> None:
 
     case = args.case
     if case == "two-steps":
-        result = finish(create(two_steps))
+        result = finish(create(two_steps, enable_caching=False))
     elif case == "failing":
         result = finish(create(failing))
     elif case == "missing-image":

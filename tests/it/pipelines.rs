@@ -38,11 +38,15 @@ fn a_dataset_goes_from_step_to_step_and_its_lineage_is_recorded() -> anyhow::Res
 c = json.loads(sys.argv[1])
 s3 = boto3.client('s3', endpoint_url=c['endpoint'], region_name=c['region'],
                   aws_access_key_id=c['accessKey'], aws_secret_access_key=c['secretKey'])
-for bucket in s3.list_buckets()['Buckets']:
-    for page in s3.get_paginator('list_objects_v2').paginate(Bucket=bucket['Name']):
-        for found in page.get('Contents', []):
-            if sys.argv[2] in found['Key'] and found['Key'].endswith('/data'):
-                print(s3.get_object(Bucket=bucket['Name'], Key=found['Key'])['Body'].read().decode())";
+for page in s3.get_paginator('list_objects_v2').paginate(Bucket=c['bucket'], Prefix=c['prefix']):
+    for found in page.get('Contents', []):
+        if sys.argv[2] in found['Key'] and found['Key'].endswith('/data'):
+            print(s3.get_object(Bucket=c['bucket'], Key=found['Key'])['Body'].read().decode())
+try:
+    s3.list_objects_v2(Bucket=c['bucket'], Prefix='v2/artifacts/')
+    sys.exit('the neighbours could be listed')
+except s3.exceptions.ClientError as error:
+    assert error.response['Error']['Code'] == 'AccessDenied', error";
     let output = run(std::process::Command::new(Python::Clients.program())
         .args(["-c", script, &credentials.to_string(), run_id]))?
     .ok()?;

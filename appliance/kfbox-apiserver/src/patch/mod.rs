@@ -48,6 +48,13 @@ pub fn json(object: &Value, patch: &Value) -> Result<Value, PatchError> {
                 return Err(PatchError::TooLarge(format!("copy operations of the patch exceed {MAX_COPIED} bytes")));
             }
         }
+        // As upstream's library has it, and as clients that add the first finalizer rely on: what is absent equals null.
+        if let json_patch::PatchOperation::Test(test) = operation
+            && test.value.is_null()
+            && out.pointer(test.path.as_str()).is_none()
+        {
+            continue;
+        }
         json_patch::patch(&mut out, std::slice::from_ref(operation))
             .map_err(|error| PatchError::Unprocessable(error.to_string()))?;
     }

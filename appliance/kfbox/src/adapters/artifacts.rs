@@ -3,7 +3,7 @@
 use futures::{StreamExt, TryStreamExt, future::BoxFuture};
 use kfbox_base::BoxError;
 use kfbox_objects::{Error, Objects};
-use kfbox_pipelines::ports::{ArtifactStore, ByteStream, ObjectInfo, StoreError};
+use kfbox_pipelines::{ArtifactStore, ByteStream, ObjectInfo, StoreError};
 
 pub struct Artifacts(pub Objects);
 

@@ -25,7 +25,7 @@ fn table(status: &Status) -> String {
         status.resident_bytes as f64 / f64::from(1 << 20),
     );
     let mut components = Table::new();
-    components.load_preset(presets::NOTHING).set_header(["COMPONENT", "STATE", "READY AFTER", "MESSAGE"]);
+    components.load_style(presets::NOTHING).set_header(["COMPONENT", "STATE", "READY AFTER", "MESSAGE"]);
     for c in &status.components {
         let state = match c.state {
             State::Starting => "starting",
@@ -37,7 +37,7 @@ fn table(status: &Status) -> String {
     }
     text.push_str(&format!("{components}\n\n"));
     let mut addresses = Table::new();
-    addresses.load_preset(presets::NOTHING);
+    addresses.load_style(presets::NOTHING);
     for (name, address) in &status.addresses {
         addresses.add_row([name, address]);
     }

@@ -62,7 +62,7 @@ async fn follow(client: &Client, path: &str, request: &ImageRequest) -> anyhow::
 
 fn table(rows: &[ImageRow]) -> Table {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_header(["IMAGE", "ID", "SIZE", "CREATED"]);
+    table.load_style(presets::NOTHING).set_header(["IMAGE", "ID", "SIZE", "CREATED"]);
     for row in rows {
         let id: String = row.id.trim_start_matches("sha256:").chars().take(12).collect();
         let size = format!("{:.1} MiB", row.size_bytes as f64 / f64::from(1 << 20));

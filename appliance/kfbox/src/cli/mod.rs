@@ -15,6 +15,9 @@ use crate::{
     config::{BoxOptions, DEFAULT_DATA_DIR, UpOptions},
     failure::Failure,
 };
+pub use doctor::missing as missing_requirements;
+pub use up::report;
+
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use std::{path::PathBuf, process::ExitCode};
 

@@ -28,6 +28,7 @@ pub async fn credentials(data_dir: PathBuf, namespace: Option<String>, json: boo
         println!("export AWS_DEFAULT_REGION={}", found.region);
         println!("export AWS_ACCESS_KEY_ID={}", found.access_key);
         println!("export AWS_SECRET_ACCESS_KEY={}", found.secret_key);
+        println!("# Your part of the store: s3://{}/{}", found.bucket, found.prefix);
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -165,7 +165,8 @@ fn late(timeout: Duration) -> anyhow::Error {
     .into()
 }
 
-fn report(status: &Status, what: &str) {
+/// What a person needs to know once the box is ready.
+pub fn report(status: &Status, what: &str) {
     println!("\nkfbox {what}\n");
     println!("  Open      {}", status.url);
     println!("  User      {}", status.user);

@@ -29,7 +29,7 @@ pub async fn run(data_dir: PathBuf, command: UserCommand) -> anyhow::Result<Exit
         UserCommand::List => {
             let users: Vec<Value> = client.get("/v1/users").await?;
             let mut table = Table::new();
-            table.load_preset(presets::NOTHING).set_header(["USER", "STATE"]);
+            table.load_style(presets::NOTHING).set_header(["USER", "STATE"]);
             for user in users {
                 let state = if user["disabled"] == true { "disabled" } else { "active" };
                 table.add_row([user["email"].as_str().unwrap_or_default(), state]);

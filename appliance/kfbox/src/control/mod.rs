@@ -4,7 +4,7 @@
 mod client;
 mod server;
 
-pub use client::{Client, Lines};
+pub use client::Client;
 pub use server::{Backend, Control, serve};
 
 use kfbox_base::readiness::ComponentStatus;
@@ -84,6 +84,9 @@ pub struct S3Credentials {
     pub region: String,
     pub access_key: String,
     pub secret_key: String,
+    pub bucket: String,
+    /// The part of the bucket that is the namespace's own; nothing else may be listed, read or written.
+    pub prefix: String,
 }
 
 /// `POST /v1/stop`.

@@ -57,6 +57,7 @@ struct Inner {
     tasks: Tasks,
     password: Mutex<Option<String>>,
     backend: OnceLock<Arc<dyn Backend>>,
+    backend_set: tokio::sync::Notify,
 }
 
 impl Control {
@@ -79,6 +80,7 @@ impl Control {
                 tasks,
                 password: Mutex::default(),
                 backend: OnceLock::new(),
+                backend_set: tokio::sync::Notify::new(),
             }),
         }
     }
@@ -94,6 +96,7 @@ impl Control {
 
     pub fn set_backend(&self, backend: Arc<dyn Backend>) {
         let _ = self.inner.backend.set(backend);
+        self.inner.backend_set.notify_waiters();
     }
 
     fn backend(&self) -> Result<&Arc<dyn Backend>, Failed> {
@@ -196,13 +199,16 @@ async fn watch(State(control): State<Control>) -> Response {
     let shutdown = control.inner.tasks.shutdown();
     lines(async_stream::stream! {
         loop {
+            // Asked for before looking, so that a change in between is not missed.
+            let backend_set = control.inner.backend_set.notified();
+            tokio::pin!(backend_set);
+            backend_set.as_mut().enable();
+            changes.mark_unchanged();
             yield control.status();
-            // Readiness of the whole also waits for the back end, which is set right after the last component.
-            let soon = tokio::time::sleep(std::time::Duration::from_millis(100));
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 changed = changes.changed() => if changed.is_err() { return },
-                () = soon => {}
+                () = backend_set => {}
             }
         }
     })

@@ -1,0 +1,60 @@
+//! Tokens across the two issuers: the cluster takes the gateway's, the gateway takes the cluster's.
+
+use async_trait::async_trait;
+use futures::future::BoxFuture;
+use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
+use kfbox_apiserver::auth::TokenAuthenticator;
+use kfbox_base::{BoxError, UserInfo};
+use kfbox_gateway::{Gateway, TokenReviewer};
+use kube::api::{Api, PostParams};
+
+/// The gateway's tokens at the Kubernetes API.
+pub struct GatewayTokens(pub Gateway);
+
+#[async_trait]
+impl TokenAuthenticator for GatewayTokens {
+    async fn authenticate(&self, token: &str, audiences: &[String]) -> Result<Option<UserInfo>, BoxError> {
+        // They are made for this box; a review for another audience is not about them.
+        Ok(if audiences.is_empty() { self.0.verify_bearer(token) } else { None })
+    }
+}
+
+/// Service-account tokens at the gateway, by TokenReview.
+pub struct ClusterTokens {
+    reviews: Api<TokenReview>,
+}
+
+impl ClusterTokens {
+    pub fn new(client: kube::Client) -> Self {
+        Self { reviews: Api::all(client) }
+    }
+}
+
+impl TokenReviewer for ClusterTokens {
+    fn review<'a>(
+        &'a self,
+        token: &'a str,
+        audiences: &'a [String],
+    ) -> BoxFuture<'a, Result<Option<UserInfo>, BoxError>> {
+        Box::pin(async move {
+            let review = TokenReview {
+                spec: TokenReviewSpec {
+                    token: token.to_owned(),
+                    audiences: (!audiences.is_empty()).then(|| audiences.to_vec()),
+                },
+                ..TokenReview::default()
+            };
+            let status = self.reviews.create(&PostParams::default(), &review).await?.status.unwrap_or_default();
+            if status.authenticated != Some(true) {
+                return Ok(None);
+            }
+            let user = status.user.unwrap_or_default();
+            Ok(Some(UserInfo {
+                username: user.username.unwrap_or_default(),
+                uid: user.uid.unwrap_or_default(),
+                groups: user.groups.unwrap_or_default(),
+                extra: user.extra.unwrap_or_default(),
+            }))
+        })
+    }
+}

@@ -1,0 +1,11 @@
+//! Where row-2 crates meet: each file implements a trait of one crate over the others. No logic of its own lives here.
+
+pub mod artifacts;
+pub mod authorizer;
+pub mod dashboard;
+pub mod identity;
+pub mod kubelet;
+pub mod lineage;
+pub mod metadata_access;
+pub mod namespaces;
+pub mod pod_identity;

@@ -11,6 +11,8 @@ mod schedule;
 mod spec;
 mod store;
 mod task_api;
+#[cfg(test)]
+mod tests;
 mod time;
 mod view;
 

@@ -310,10 +310,10 @@ impl Actor<'_> {
             self.core.announce(&self.run.id, &self.run.namespace, self.run.state);
         }
         for answer in self.acknowledge.drain(..) {
-            drop(answer.send(Some(())));
+            _ = answer.send(Some(()));
         }
         for (answer, assignment) in self.begin.drain(..) {
-            drop(answer.send(Some(assignment)));
+            _ = answer.send(Some(assignment));
         }
         Ok(())
     }
@@ -503,7 +503,10 @@ impl Actor<'_> {
     fn request(&mut self, request: Request) {
         match request {
             Request::Begin { task, attempt, answer } => {
-                let Some(assignment) = self.assignment(&task, attempt) else { return drop(answer.send(None)) };
+                let Some(assignment) = self.assignment(&task, attempt) else {
+                    _ = answer.send(None);
+                    return;
+                };
                 if self.attempt(&task, attempt).is_some_and(|t| t.state == State::Pending) {
                     self.change(&task, |t| {
                         // The pod runs, whatever became of the call that created it.
@@ -513,7 +516,7 @@ impl Actor<'_> {
                 }
                 self.begin.push((answer, assignment));
             }
-            Request::Scope { task, attempt, answer } => drop(answer.send(self.assignment(&task, attempt))),
+            Request::Scope { task, attempt, answer } => _ = answer.send(self.assignment(&task, attempt)),
             Request::Report { task, attempt, report, answer } => self.report(&task, attempt, report, answer),
         }
     }
@@ -545,7 +548,10 @@ impl Actor<'_> {
     }
 
     fn report(&mut self, id: &str, attempt: u32, report: Report, answer: oneshot::Sender<Option<()>>) {
-        let Some(task) = self.attempt(id, attempt).cloned() else { return drop(answer.send(None)) };
+        let Some(task) = self.attempt(id, attempt).cloned() else {
+            _ = answer.send(None);
+            return;
+        };
         if task.state.is_final() || self.is_canceling() {
             // Said before, and stored before.
             return self.acknowledge.push(answer);

@@ -10,6 +10,8 @@ pub(crate) mod plan;
 pub(crate) mod pod;
 mod resolve;
 mod steps;
+#[cfg(test)]
+mod tests;
 mod watch;
 
 pub(crate) use actor::{Assignment, Report, Request};

@@ -343,6 +343,29 @@ fn scheduling(parts: &mut Parts, scope: &Scope<'_>, settings: &ExecutorConfig) -
         }
         parts.spec.insert("nodeSelector".into(), labels);
     }
+    let (mut required, mut preferred) = (Vec::new(), Vec::new());
+    let mut whole = None;
+    for term in &settings.node_affinity {
+        if let Some(from) = &term.node_affinity_json {
+            whole = scope.object(from, "the node affinity")?.or(whole);
+            continue;
+        }
+        let selector = json!({"matchExpressions": term.match_expressions, "matchFields": term.match_fields});
+        match term.weight {
+            Some(weight) => preferred.push(json!({"weight": weight, "preference": selector})),
+            None => required.push(selector),
+        }
+    }
+    let mut affinity = whole.unwrap_or_else(|| json!({}));
+    if !required.is_empty() {
+        affinity["requiredDuringSchedulingIgnoredDuringExecution"] = json!({"nodeSelectorTerms": required});
+    }
+    if !preferred.is_empty() {
+        affinity["preferredDuringSchedulingIgnoredDuringExecution"] = json!(preferred);
+    }
+    if affinity.as_object().is_some_and(|a| !a.is_empty()) {
+        parts.spec.insert("affinity".into(), json!({"nodeAffinity": affinity}));
+    }
     let mut tolerations = Vec::new();
     for toleration in &settings.tolerations {
         if let Some(from) = &toleration.toleration_json {

@@ -229,7 +229,7 @@ mod tests {
         let directory = out.len() as u32;
         out.extend(b"PK\x01\x02\x14\0\x14\0\0\0\x08\0\0\0\0\0");
         sizes(&mut out);
-        out.extend([0u8; 16]);
+        out.extend([0u8; 14]);
         out.extend(name.as_bytes());
         let size = out.len() as u32 - directory;
         out.extend(b"PK\x05\x06\0\0\0\0\x01\0\x01\0");

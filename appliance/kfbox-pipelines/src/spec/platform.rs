@@ -95,7 +95,7 @@ pub struct ExecutorConfig {
     #[serde(default)]
     pub generic_ephemeral_volume: Vec<Value>,
     #[serde(default)]
-    pub node_affinity: Vec<Value>,
+    pub node_affinity: Vec<NodeAffinity>,
     #[serde(default)]
     pub pod_affinity: Vec<Value>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -207,6 +207,29 @@ pub struct Toleration {
     pub toleration_seconds: Option<Value>,
     #[serde(default)]
     pub toleration_json: Option<InputParameter>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NodeAffinity {
+    #[serde(default)]
+    pub match_expressions: Vec<Requirement>,
+    #[serde(default)]
+    pub match_fields: Vec<Requirement>,
+    /// With a weight the term is preferred, without one required.
+    #[serde(default)]
+    pub weight: Option<i32>,
+    #[serde(default)]
+    pub node_affinity_json: Option<InputParameter>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Requirement {
+    pub key: String,
+    pub operator: String,
+    #[serde(default)]
+    pub values: Vec<String>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize, Serialize)]

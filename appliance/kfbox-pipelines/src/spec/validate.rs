@@ -386,7 +386,6 @@ fn check_executor(label: &str, config: &ExecutorConfig) -> Result<(), SpecError>
     let at = format!("the Kubernetes settings of {label}");
     for (used, feature) in [
         (!config.generic_ephemeral_volume.is_empty(), "a generic ephemeral volume"),
-        (!config.node_affinity.is_empty(), "node affinity"),
         (!config.pod_affinity.is_empty(), "pod affinity"),
         (!config.init_containers.is_empty(), "init containers"),
     ] {
@@ -528,7 +527,7 @@ schemaVersion: 2.1.0
         let complete = check(serde_json::json!({"text": "x"})).unwrap();
         assert_eq!(Value::Object(complete), serde_json::json!({"text": "x", "n": 3}));
         assert!(check(serde_json::json!({})).unwrap_err().to_string().contains("text"));
-        assert!(check(serde_json::json!({"text": "x", "z": 1})).unwrap_err().to_string().contains("it has text, n"));
+        assert!(check(serde_json::json!({"text": "x", "z": 1})).unwrap_err().to_string().contains("no such parameter; it has "));
         assert!(check(serde_json::json!({"text": "x", "n": 1.5})).unwrap_err().to_string().contains("an integer"));
     }
 }

@@ -16,12 +16,8 @@ use crate::schema::{Schema, reachable, resources, type_index, types_of_group};
 
 pub use protobuf::v2_protobuf;
 
-/// What client-go asks for in `Accept` when it wants [`v2_protobuf`].
-pub const V2_PROTOBUF_ACCEPT: [&str; 2] = [
-    "application/com.github.proto-openapi.spec.v2@v1.0+protobuf",
-    "application/com.github.proto-openapi.spec.v2.v1.0+protobuf",
-];
-/// The `Content-Type` of the answer, without the `@` that Go's own media type parser refuses.
+/// The `Content-Type` of [`v2_protobuf`]. Clients ask for it with `spec.v2@v1.0`, an `@` that Go's own parser of media
+/// types refuses in an answer.
 pub const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
 
 /// A served version of a custom resource.

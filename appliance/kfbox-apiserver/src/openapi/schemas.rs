@@ -33,16 +33,16 @@ fn link(link: &Link, format: Format) -> Object {
     }
 }
 
-fn property(property: &Property, builtin: bool, format: Format) -> Value {
+fn property(property: &Property, format: Format) -> Value {
     let mut out = link(&property.link, format);
     // OpenAPI v3 ignores what stands beside a reference.
     if format == Format::V3 && out.contains_key("$ref") {
         out = Object::from_iter([("allOf".to_owned(), json!([out]))]);
     }
-    if format == Format::V3 || !builtin {
-        if let Some(default) = &property.default {
-            out.insert("default".to_owned(), default.as_ref().clone());
-        }
+    if format == Format::V3
+        && let Some(default) = &property.default
+    {
+        out.insert("default".to_owned(), default.as_ref().clone());
     }
     let words: Vec<&str> = [(MERGE, "merge"), (REPLACE, "replace"), (RETAIN_KEYS, "retainKeys")]
         .into_iter()
@@ -61,8 +61,8 @@ fn property(property: &Property, builtin: bool, format: Format) -> Value {
     Value::Object(out)
 }
 
-fn properties(node: &Node, builtin: bool, format: Format) -> Object {
-    node.properties.iter().map(|p| (p.name.to_string(), property(p, builtin, format))).collect()
+fn properties(node: &Node, format: Format) -> Object {
+    node.properties.iter().map(|p| (p.name.to_string(), property(p, format))).collect()
 }
 
 fn node(node: &Node, format: Format) -> Object {
@@ -95,7 +95,7 @@ fn node(node: &Node, format: Format) -> Object {
         put("format", word.as_ref().into());
     }
     if !node.properties.is_empty() {
-        put("properties", Value::Object(properties(node, true, format)));
+        put("properties", Value::Object(properties(node, format)));
     }
     if !node.required.is_empty() {
         put("required", node.required.iter().map(|name| Value::from(name.as_ref())).collect());

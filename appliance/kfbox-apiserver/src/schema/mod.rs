@@ -20,13 +20,15 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-pub use builtin::{Resource, builtin, resources, type_kinds};
+pub use builtin::{builtin, resources, type_kinds};
 pub(crate) use builtin::{builtin_node, reachable, type_index, type_name, type_of_kind, types_of_group};
 pub(crate) use check::canonical as canonical_json;
 pub use check::validate;
 pub use crd::{from_crd, from_crd_version};
 pub use default::default;
-pub use field::{FieldError, Reason};
+pub use field::FieldError;
+#[cfg(test)]
+use field::Reason;
 pub use kinds::validate_builtin;
 pub use prune::prune;
 pub use typed_defaults::default_builtin;

@@ -239,10 +239,8 @@ fn volume_source(c: &mut Check, kind: &str, source: &Value, path: &str) {
             paths(c, source, path);
         }
         "downwardAPI" => paths(c, source, path),
-        "emptyDir" => {
-            if source.get("sizeLimit").and_then(quantity::of).is_some_and(|n| n < 0) {
-                c.invalid(&join(path, "sizeLimit"), source["sizeLimit"].clone(), "must be greater than or equal to 0");
-            }
+        "emptyDir" if source.get("sizeLimit").and_then(quantity::of).is_some_and(|n| n < 0) => {
+            c.invalid(&join(path, "sizeLimit"), source["sizeLimit"].clone(), "must be greater than or equal to 0");
         }
         "projected" => {
             for (at, part) in list(source, "/sources").iter().enumerate() {

@@ -239,13 +239,14 @@ fn data(stream: u32, fin: bool, data: &[u8]) -> Bytes {
     frame.into()
 }
 
-/// Accepts a stream. Our header blocks are empty: a zlib stream of stored blocks, which needs no deflater.
+/// Accepts a stream. Our header blocks are empty: a zlib stream of stored blocks, which needs no deflater. The empty block
+/// at the end is zlib's sync flush, without which Go's inflater waits for more.
 fn reply(stream: u32, first: bool) -> Bytes {
     let mut body = stream.to_be_bytes().to_vec();
     if first {
         body.extend_from_slice(&[0x78, 0x01]);
     }
-    body.extend_from_slice(&[0x00, 0x04, 0x00, 0xfb, 0xff, 0, 0, 0, 0]);
+    body.extend_from_slice(&[0x00, 0x04, 0x00, 0xfb, 0xff, 0, 0, 0, 0, 0x00, 0x00, 0x00, 0xff, 0xff]);
     control(SYN_REPLY, &body)
 }
 

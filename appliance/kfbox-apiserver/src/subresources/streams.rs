@@ -95,18 +95,24 @@ pub async fn exec(call: &Arc<Call>, parts: Parts) -> Result<Response, ApiError> 
     }
     let (upgrade, protocol) = upgrade(parts, &PROTOCOLS).await?;
     let kubelet = call.core.kubelet()?;
-    let (namespace, name) = (call.namespace(), &*call.target.name);
-    let session = if attaching {
-        kubelet.attach(namespace, name, &container, streams).await
-    } else {
-        kubelet.exec(namespace, name, &container, command, streams).await
-    };
-    let session = session.map_err(pod::kubelet_error)?;
+    let (namespace, name) = (call.namespace().to_owned(), call.target.name.clone());
     let shutdown = call.core.shutdown.clone();
-    let protocol = protocol.unwrap_or_default();
+    let dialect = Dialect::of(&protocol.unwrap_or_default());
     Ok(respond(upgrade, move |socket| async move {
+        let serve = async {
+            let session = if attaching {
+                kubelet.attach(&namespace, &name, &container, streams).await
+            } else {
+                kubelet.exec(&namespace, &name, &container, command, streams).await
+            };
+            match session {
+                Ok(session) => carry(socket, session, dialect).await,
+                // Told on the error channel: a refused upgrade would send kubectl looking for SPDY.
+                Err(error) => finish(&mut socket.split().0, dialect, &Exit::Failed(error.to_string())).await,
+            }
+        };
         tokio::select! {
-            () = carry(socket, session, Dialect::of(&protocol)) => {}
+            () = serve => {}
             () = shutdown.cancelled() => {}
         }
     }))

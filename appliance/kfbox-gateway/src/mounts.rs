@@ -28,7 +28,8 @@ impl Mounts {
         self.add(prefix, false, router)
     }
 
-    /// The component sees the path without the prefix, as `/pipeline/apis/…` of Kubeflow's gateway is served.
+    /// The component sees the path without the prefix, as `/pipeline/apis/…` of Kubeflow's gateway is served. The bare
+    /// prefix is not the component's: `/pipeline` is a page, which the next shorter prefix has.
     #[must_use]
     pub fn stripped(self, prefix: &str, router: Router) -> Self {
         self.add(prefix, true, router)
@@ -45,7 +46,8 @@ impl Mounts {
     pub(crate) async fn call(&self, mut request: Request) -> Response {
         let path = request.uri().path();
         let found = self.mounts.iter().find(|m| {
-            path.strip_prefix(m.prefix.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+            let rest = path.strip_prefix(m.prefix.as_str());
+            rest.is_some_and(|rest| (rest.is_empty() && !m.strip) || (rest.starts_with('/') && (rest != "/" || !m.strip)))
         });
         let Some(mount) = found else {
             return crate::guard::problem(StatusCode::NOT_FOUND, "not_found", "there is nothing at this path");
@@ -64,10 +66,9 @@ impl Mounts {
 
 fn without_prefix(uri: &Uri, prefix: &str) -> Option<Uri> {
     let rest = uri.path().strip_prefix(prefix)?;
-    let path = if rest.is_empty() { "/" } else { rest };
     let text = match uri.query() {
-        Some(query) => format!("{path}?{query}"),
-        None => path.to_owned(),
+        Some(query) => format!("{rest}?{query}"),
+        None => rest.to_owned(),
     };
     let mut parts = uri.clone().into_parts();
     parts.path_and_query = Some(text.parse::<PathAndQuery>().ok()?);
@@ -93,8 +94,8 @@ mod tests {
         assert_eq!(ask(&mounts, "/apis/v1?x=1").await.1, "apis /apis/v1?x=1");
         assert_eq!(ask(&mounts, "/apisx").await.1, "pages /apisx");
         assert_eq!(ask(&mounts, "/pipeline/apis/v1?x=1").await.1, "kfp /apis/v1?x=1");
-        assert_eq!(ask(&mounts, "/pipeline").await.1, "kfp /");
-        assert_eq!(ask(&mounts, "/pipeline?x=2").await.1, "kfp /?x=2");
+        assert_eq!(ask(&mounts, "/pipeline").await.1, "pages /pipeline");
+        assert_eq!(ask(&mounts, "/pipeline/?x=2").await.1, "pages /pipeline/?x=2");
         assert_eq!(ask(&Mounts::new(), "/x").await.0, StatusCode::NOT_FOUND);
     }
 }

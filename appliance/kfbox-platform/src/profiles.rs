@@ -6,6 +6,9 @@
 
 pub mod plan;
 
+#[cfg(test)]
+mod cluster_tests;
+
 use crate::setup::{Namespaced, applied};
 use futures::StreamExt as _;
 use k8s_openapi::{

@@ -13,7 +13,7 @@ use kube::{
 use parking_lot::RwLock;
 use serde::de::DeserializeOwned;
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashSet, VecDeque},
     convert::Infallible,
     fmt::Debug,
     pin::pin,
@@ -56,9 +56,38 @@ impl<'a, K> Change<'a, K> {
 type Handler<K> = Box<dyn Fn(&Change<'_, K>) + Send + Sync>;
 
 pub struct Cache<K> {
-    objects: RwLock<BTreeMap<Key, Arc<K>>>,
+    objects: RwLock<Objects<K>>,
     handlers: RwLock<Vec<Handler<K>>>,
     synced: watch::Sender<bool>,
+}
+
+/// Writes under way when an object is deleted are far fewer than this.
+const REMEMBERED: usize = 4096;
+
+struct Objects<K> {
+    present: BTreeMap<Key, Arc<K>>,
+    /// Uids that were lately deleted: the answer to an earlier write may come after, and must not bring them back.
+    gone: HashSet<String>,
+    gone_order: VecDeque<String>,
+}
+
+impl<K> Default for Objects<K> {
+    fn default() -> Self {
+        Self { present: BTreeMap::new(), gone: HashSet::new(), gone_order: VecDeque::new() }
+    }
+}
+
+impl<K: Kind> Objects<K> {
+    fn remember(&mut self, uid: &str) {
+        if self.gone.insert(uid.to_owned()) {
+            self.gone_order.push_back(uid.to_owned());
+        }
+        if self.gone_order.len() > REMEMBERED
+            && let Some(oldest) = self.gone_order.pop_front()
+        {
+            self.gone.remove(&oldest);
+        }
+    }
 }
 
 impl<K: Kind> Default for Cache<K> {
@@ -74,27 +103,33 @@ impl<K: Kind> Cache<K> {
     }
 
     pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
-        self.objects.read().get(&(namespace.to_owned(), name.to_owned())).cloned()
+        self.objects.read().present.get(&(namespace.to_owned(), name.to_owned())).cloned()
     }
 
     pub fn all(&self) -> Vec<Arc<K>> {
-        self.objects.read().values().cloned().collect()
+        self.objects.read().present.values().cloned().collect()
     }
 
     pub fn in_namespace(&self, namespace: &str) -> Vec<Arc<K>> {
         let start = (namespace.to_owned(), String::new());
         let objects = self.objects.read();
-        objects.range(start..).take_while(|(key, _)| key.0 == namespace).map(|(_, object)| object.clone()).collect()
+        objects
+            .present
+            .range(start..)
+            .take_while(|(key, _)| key.0 == namespace)
+            .map(|(_, object)| object.clone())
+            .collect()
     }
 
     /// Takes an object as the server answered it to a write. The watch brings it too, perhaps later.
     pub fn learn(&self, object: K) -> Arc<K> {
         let object = Arc::new(lean(object));
         let mut objects = self.objects.write();
-        match objects.get(&key(&*object)) {
+        match objects.present.get(&key(&*object)) {
+            _ if objects.gone.contains(uid(&*object)) => {}
             Some(known) if version(&**known) >= version(&*object) => {}
             _ => {
-                objects.insert(key(&*object), object.clone());
+                objects.present.insert(key(&*object), object.clone());
             }
         }
         object
@@ -111,12 +146,12 @@ impl<K: Kind> Cache<K> {
         let old = {
             let mut objects = self.objects.write();
             let key = key(&*object);
-            match objects.get(&key) {
+            match objects.present.get(&key) {
                 // A write of ours taught us a later version; its own event follows.
                 Some(known) if version(&**known) > version(&*object) => return,
                 known => {
                     let old = known.cloned();
-                    objects.insert(key, object.clone());
+                    objects.present.insert(key, object.clone());
                     old
                 }
             }
@@ -128,10 +163,11 @@ impl<K: Kind> Cache<K> {
         let old = {
             let mut objects = self.objects.write();
             let key = key(object);
-            match objects.get(&key) {
+            objects.remember(uid(object));
+            match objects.present.get(&key) {
                 // The name was taken again by an object we created.
                 Some(known) if uid(&**known) != uid(object) && version(&**known) > version(object) => return,
-                _ => objects.remove(&key),
+                _ => objects.present.remove(&key),
             }
         };
         if let Some(old) = old {
@@ -168,7 +204,12 @@ impl<K: Kind> Cache<K> {
                 Some(Ok(watcher::Event::InitDone)) => {
                     let gone: Vec<Arc<K>> = {
                         let objects = self.objects.read();
-                        objects.iter().filter(|(key, _)| !listed.contains(*key)).map(|(_, o)| o.clone()).collect()
+                        objects
+                            .present
+                            .iter()
+                            .filter(|(key, _)| !listed.contains(*key))
+                            .map(|(_, o)| o.clone())
+                            .collect()
                     };
                     for object in gone {
                         self.deleted(&object);
@@ -246,6 +287,8 @@ mod tests {
         assert_eq!(cache.get("n", "a").unwrap().metadata.uid.as_deref(), Some("2"));
         cache.remove(&object("a", "2", "13"));
         assert!(cache.get("n", "a").is_none());
+        cache.learn(object("a", "2", "13"));
+        assert!(cache.get("n", "a").is_none(), "a late answer brings nothing back");
         let v = |s: &str| Some(s.to_owned());
         assert_eq!(*seen.lock(), [(None, v("5")), (v("9"), v("9")), (v("12"), None)]);
     }

@@ -41,6 +41,7 @@ impl World {
     }
 
     async fn open(dir: Arc<tempfile::TempDir>) -> Self {
+        kfbox_base::telemetry::init("warn,kfbox_controllers=debug", false).unwrap();
         let tasks = Tasks::new();
         let server = ApiServer::open(kfbox_apiserver::Config::new(dir.path().join("data")), &tasks).await.unwrap();
         let client = server.client();

@@ -12,8 +12,7 @@ pub use storage::claim_names;
 use crate::{
     cache,
     context::{Context, Registered},
-    pods,
-    write::{self, WriteError},
+    pods, write,
 };
 use futures::{StreamExt, stream::FuturesUnordered};
 use jiff::Timestamp;
@@ -240,8 +239,8 @@ async fn run(context: Arc<Context>, shared: Arc<Shared>) -> Result<(), Infallibl
                     drop(state);
                     if !known {
                         context.events.warning(&*pod, COMPONENT, "FailedScheduling", why.clone());
-                        let context = context.clone();
-                        binding.push(Box::pin(async move { tell(&context, &pod, why).await }));
+                        let (context, shared) = (context.clone(), shared.clone());
+                        binding.push(Box::pin(async move { tell(&context, &shared, &pod, why).await }));
                     }
                 }
             }
@@ -305,24 +304,25 @@ async fn select_node(context: &Context, claims: &[Arc<PersistentVolumeClaim>], n
     }
 }
 
-/// Writes the pod's condition `PodScheduled`.
-async fn tell(context: &Context, pod: &Pod, why: String) {
-    let mut conditions = pod.status.as_ref().and_then(|s| s.conditions.clone()).unwrap_or_default();
-    conditions.retain(|c| c.type_ != "PodScheduled");
-    conditions.push(PodCondition {
+/// Writes the pod's condition `PodScheduled`; other conditions are others'.
+async fn tell(context: &Context, shared: &Shared, pod: &Pod, why: String) {
+    let condition = PodCondition {
         type_: "PodScheduled".into(),
         status: "False".into(),
         reason: Some("Unschedulable".into()),
         message: Some(why),
         last_transition_time: Some(Time(Timestamp::now())),
         ..PodCondition::default()
-    });
+    };
     let (namespace, name) = cache::key(pod);
-    let body = json!({ "metadata": { "resourceVersion": pod.metadata.resource_version }, "status": { "conditions": conditions } });
+    let body = json!({ "metadata": { "uid": pod.metadata.uid }, "status": { "conditions": [condition] } });
     let api = Api::<Pod>::namespaced(context.client.clone(), &namespace);
-    if let Err(error) = api.patch_status(&name, &PatchParams::default(), &Patch::Merge(body)).await {
-        let error = WriteError::from(error);
+    if let Err(error) = api.patch_status(&name, &PatchParams::default(), &Patch::Strategic(body)).await {
         tracing::debug!(%error, "a pod could not be told why it waits");
+        // Told at the next look.
+        if let Some((_, _, told)) = shared.state.lock().stuck.get_mut(pod.metadata.uid.as_deref().unwrap_or_default()) {
+            told.clear();
+        }
     }
 }
 

@@ -171,6 +171,16 @@ pub fn noted(job: &Job, own: &[Arc<Pod>]) -> Vec<Arc<Pod>> {
         .collect()
 }
 
+/// Whether the pod has ended in a way that counts, and the status does not know yet.
+fn is_unseen(job: &Job, spec: &JobSpec, status: &JobStatus, completed: &BTreeSet<i32>, pod: &Pod) -> bool {
+    let (good, bad) = uncounted(status);
+    let uid = pod.metadata.uid.clone().unwrap_or_default();
+    let known = good.contains(&uid)
+        || bad.contains(&uid)
+        || (is_indexed(spec) && index_of(pod).is_some_and(|i| completed.contains(&i)));
+    tracked(pod) && !known && (succeeded(pod) || (failed(spec, pod) && policy::judge(job, pod) != Verdict::Ignore))
+}
+
 struct Target {
     kind: &'static str,
     reason: String,
@@ -296,7 +306,9 @@ pub fn decide(job: &Job, own: &[Arc<Pod>], namespace_pods: &[Arc<Pod>], now: Tim
             plan.delete.extend(active.drain(..excess));
         }
         let waiting = if replaces_failed_only(spec) { terminating } else { 0 };
-        let missing = wanted.saturating_sub(active.len() + waiting).min(BURST);
+        // A pod that ended after the count was taken is neither active nor counted: its own news brings us back.
+        let unseen = own.iter().any(|p| is_unseen(job, spec, &status, &completed, p));
+        let missing = if unseen { 0 } else { wanted.saturating_sub(active.len() + waiting).min(BURST) };
         if missing > 0 {
             match pause(spec, own, now) {
                 Some(pause) => plan.again = Some(pause),

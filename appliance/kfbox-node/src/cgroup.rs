@@ -73,7 +73,9 @@ impl Hierarchies {
         } else {
             (self.v1_dir("memory", cgroup), "memory.oom_control")
         };
-        dir.and_then(|dir| fs::read_to_string(dir.join(file)).ok()).and_then(|text| value(&text, "oom_kill")).unwrap_or(0)
+        dir.and_then(|dir| fs::read_to_string(dir.join(file)).ok())
+            .and_then(|text| value(&text, "oom_kill"))
+            .unwrap_or(0)
     }
 
     pub fn processes(&self, cgroup: &str) -> Vec<i32> {

@@ -6,6 +6,7 @@ pub mod cgroup;
 pub mod dns;
 pub mod images;
 pub mod network;
+pub mod node;
 pub mod oci;
 pub mod pod;
 pub mod process;
@@ -15,3 +16,7 @@ pub mod sandbox;
 pub mod services;
 pub mod shim;
 pub mod volumes;
+
+pub use node::{LogOptions, LogStream, Node, NodeConfig, NodeError, PodUsage};
+pub use runtime::{ExecSession, TerminalSize};
+pub use shim::frames::Outcome;

@@ -1,5 +1,8 @@
 //! Processes by descriptor: signals that cannot hit a later process with the same number.
-#![expect(unsafe_code, reason = "pidfd system calls have no wrapper in nix, and watching a descriptor asks for a promise")]
+#![expect(
+    unsafe_code,
+    reason = "pidfd system calls have no wrapper in nix, and watching a descriptor asks for a promise"
+)]
 
 use crate::shim::records::ProcessRef;
 use std::{

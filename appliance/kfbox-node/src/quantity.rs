@@ -21,7 +21,11 @@ fn scaled(text: &str, times: f64) -> Option<i64> {
     let exact: f64 = number.parse().ok()?;
     // A relative slack keeps 0.1 * 1000 from rounding up to 101.
     let product = exact * factor * times;
-    let rounded = if (product - product.round()).abs() < 1e-6 * product.abs().max(1e-9) { product.round() } else { product.ceil() };
+    let rounded = if (product - product.round()).abs() < 1e-6 * product.abs().max(1e-9) {
+        product.round()
+    } else {
+        product.ceil()
+    };
     // Saturates, which is right for the capacities compared here.
     Some(rounded as i64)
 }
@@ -40,10 +44,9 @@ fn split(text: &str) -> Option<(&str, f64)> {
             return plain(number).then(|| (number, 10_f64.powi(power)));
         }
     }
-    let valid = text.split_once(['e', 'E']).map_or_else(
-        || plain(text),
-        |(mantissa, exponent)| plain(mantissa) && exponent.parse::<i16>().is_ok(),
-    );
+    let valid = text
+        .split_once(['e', 'E'])
+        .map_or_else(|| plain(text), |(mantissa, exponent)| plain(mantissa) && exponent.parse::<i16>().is_ok());
     valid.then_some((text, 1.0))
 }
 

@@ -8,7 +8,9 @@ use crate::{
     process::{PidFd, readable},
     shim::{
         frames::{self, Channel, Decoder, ExecRequest, Outcome},
-        records::{self, ATTACH_SOCKET, EXIT, Exit, LOCK, Notice, SHIM_CONFIG, STARTED, ShimConfig, Started},
+        records::{
+            self, ATTACH_SOCKET, EXIT, Exit, LOCK, Notice, ProcessRef, SHIM_CONFIG, STARTED, ShimConfig, Started,
+        },
         timestamp,
     },
 };
@@ -131,7 +133,9 @@ pub enum Found {
     NeverRan,
     Container(Handle),
     /// It ran, and nobody knows how it ended.
-    Lost { started: Started },
+    Lost {
+        started: Started,
+    },
 }
 
 #[derive(Clone)]
@@ -261,15 +265,25 @@ impl Runtime {
 
     /// Ends whatever is left of a container and removes its traces from the kernel.
     pub async fn clear(&self, config: &ShimConfig) {
+        // Held before they are told to end, so that their end can be awaited.
+        let left: Vec<PidFd> = self
+            .hierarchies
+            .processes(&config.cgroup)
+            .into_iter()
+            .filter_map(|pid| PidFd::open(ProcessRef::of(pid).ok()?))
+            .collect();
+        for process in &left {
+            let _ = process.signal(libc::SIGKILL);
+        }
+        for process in &left {
+            let _ = process.ended().await;
+        }
         let (hierarchies, root, config) = (self.hierarchies.clone(), self.runtime_root.clone(), config.clone());
-        let cleared = tokio::task::spawn_blocking(move || {
-            for pid in hierarchies.processes(&config.cgroup) {
-                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
-            }
+        let removed = tokio::task::spawn_blocking(move || {
             let _ = hierarchies.remove(&config.cgroup);
             let _ = fs::remove_dir_all(root.join(&config.id));
         });
-        let _ = cleared.await;
+        let _ = removed.await;
     }
 
     /// Runs one more process in a running container.

@@ -276,10 +276,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let run = dir.path().canonicalize().unwrap();
         let _unmount = Unmount(run.clone());
-        let pod = Pod {
-            metadata: ObjectMeta { name: Some("my-pod".into()), ..Default::default() },
-            ..Pod::default()
-        };
+        let pod = Pod { metadata: ObjectMeta { name: Some("my-pod".into()), ..Default::default() }, ..Pod::default() };
         let (made, shm) = namespaces(&pod, &run, None).unwrap();
         assert!(is_namespace(made.ipc.as_deref().unwrap()) && is_mount_point(&shm));
         let inode = |p: &Path| std::os::unix::fs::MetadataExt::ino(&fs::metadata(p).unwrap());

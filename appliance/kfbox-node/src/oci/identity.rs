@@ -111,10 +111,8 @@ pub fn identity(
 ) -> Result<Identity, IdentityError> {
     let run_as_user = container.and_then(|c| c.run_as_user).or_else(|| pod.and_then(|p| p.run_as_user));
     let run_as_group = container.and_then(|c| c.run_as_group).or_else(|| pod.and_then(|p| p.run_as_group));
-    let non_root = container
-        .and_then(|c| c.run_as_non_root)
-        .or_else(|| pod.and_then(|p| p.run_as_non_root))
-        .unwrap_or(false);
+    let non_root =
+        container.and_then(|c| c.run_as_non_root).or_else(|| pod.and_then(|p| p.run_as_non_root)).unwrap_or(false);
     let (image_name, image_group) = image_user.split_once(':').unwrap_or((image_user, ""));
 
     let numeric = |id: i64| u32::try_from(id).ok();

@@ -221,11 +221,8 @@ fn namespaces(input: &Input<'_>) -> Vec<Value> {
     if !input.pod.host_pid.unwrap_or(false) {
         all.push(json!({ "type": "pid" }));
     }
-    let shared = [
-        ("network", &input.namespaces.network),
-        ("ipc", &input.namespaces.ipc),
-        ("uts", &input.namespaces.uts),
-    ];
+    let shared =
+        [("network", &input.namespaces.network), ("ipc", &input.namespaces.ipc), ("uts", &input.namespaces.uts)];
     for (kind, path) in shared {
         if let Some(path) = path {
             all.push(json!({ "type": kind, "path": path }));
@@ -243,14 +240,17 @@ fn sysctls(pod: &PodSpec) -> serde_json::Map<String, Value> {
 }
 
 fn mounts(input: &Input<'_>, privileged: bool) -> Vec<Value> {
-    let mount = |target: &str, kind: &str, source: &str, options: &[&str]| {
-        json!({ "destination": target, "type": kind, "source": source, "options": options })
-    };
+    let mount = |target: &str, kind: &str, source: &str, options: &[&str]| json!({ "destination": target, "type": kind, "source": source, "options": options });
     let sys_mode = if privileged { "rw" } else { "ro" };
     let mut all = vec![
         mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
         mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
-        mount("/dev/pts", "devpts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
+        mount(
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        ),
         mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
         mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", sys_mode]),
         mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", sys_mode]),
@@ -343,12 +343,8 @@ mod tests {
 
     #[test]
     fn volumes_are_mounted_parents_first_and_replace_the_runtimes_own() {
-        let bind = |target: &str| Bind {
-            source: "/v".into(),
-            target: target.into(),
-            read_only: false,
-            propagation: None,
-        };
+        let bind =
+            |target: &str| Bind { source: "/v".into(), target: target.into(), read_only: false, propagation: None };
         let binds = [bind("/data/deep"), bind("/data"), bind("/dev/shm")];
         let value = build(&Container::default(), &PodSpec::default(), &Identity::default(), &binds);
         let targets: Vec<&str> =

@@ -47,15 +47,13 @@ pub fn request(container: &Container, name: &str) -> Option<i64> {
 
 pub fn qos(spec: &PodSpec) -> QosClass {
     let containers = || spec.containers.iter().chain(spec.init_containers.iter().flatten());
-    let any = containers().any(|c| {
-        ["cpu", "memory"].iter().any(|name| request(c, name).is_some() || limit(c, name).is_some())
-    });
+    let any = containers()
+        .any(|c| ["cpu", "memory"].iter().any(|name| request(c, name).is_some() || limit(c, name).is_some()));
     if !any {
         return QosClass::BestEffort;
     }
-    let guaranteed = containers().all(|c| {
-        ["cpu", "memory"].iter().all(|name| limit(c, name).is_some() && request(c, name) == limit(c, name))
-    });
+    let guaranteed = containers()
+        .all(|c| ["cpu", "memory"].iter().all(|name| limit(c, name).is_some() && request(c, name) == limit(c, name)));
     if guaranteed { QosClass::Guaranteed } else { QosClass::Burstable }
 }
 
@@ -74,7 +72,8 @@ pub fn oom_score_adj(spec: &PodSpec, container: &Container, memory_capacity: i64
 
 /// The OCI `linux.resources` object.
 pub fn resources(container: &Container, pids_limit: Option<i64>, privileged: bool) -> Value {
-    let shares = request(container, "cpu").map_or(MIN_SHARES, |milli| (milli * 1024 / 1000).clamp(MIN_SHARES, MAX_SHARES));
+    let shares =
+        request(container, "cpu").map_or(MIN_SHARES, |milli| (milli * 1024 / 1000).clamp(MIN_SHARES, MAX_SHARES));
     let mut cpu = json!({ "shares": shares });
     if let Some(milli) = limit(container, "cpu") {
         cpu["quota"] = json!((milli * PERIOD_MICROSECONDS / 1000).max(1000));

@@ -43,7 +43,10 @@ const GATED: &[(&str, &[&str])] = &[
     ("CAP_SYS_PTRACE", &["kcmp", "pidfd_getfd"]),
     ("CAP_SYS_RAWIO", &["ioperm", "iopl"]),
     ("CAP_SYS_TIME", &["clock_adjtime", "clock_settime", "settimeofday", "stime"]),
-    ("CAP_SYS_NICE", &["get_mempolicy", "mbind", "set_mempolicy", "set_mempolicy_home_node", "move_pages", "migrate_pages"]),
+    (
+        "CAP_SYS_NICE",
+        &["get_mempolicy", "mbind", "set_mempolicy", "set_mempolicy_home_node", "move_pages", "migrate_pages"],
+    ),
     ("CAP_BPF", &["bpf"]),
     ("CAP_PERFMON", &["perf_event_open"]),
     ("CAP_DAC_READ_SEARCH", &["open_by_handle_at"]),
@@ -125,9 +128,11 @@ mod tests {
     use super::*;
 
     fn refuses(profile: &Value, call: &str) -> bool {
-        profile["syscalls"].as_array().unwrap().iter().any(|rule| {
-            rule["args"].is_null() && rule["names"].as_array().unwrap().iter().any(|name| name == call)
-        })
+        profile["syscalls"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|rule| rule["args"].is_null() && rule["names"].as_array().unwrap().iter().any(|name| name == call))
     }
 
     #[test]

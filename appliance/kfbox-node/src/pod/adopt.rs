@@ -109,7 +109,9 @@ fn from_api(record: &mut Record, known: &ContainerStatus) -> u32 {
         failure: None,
     };
     if let Some(end) = &state.terminated {
-        let text = |time: &Option<k8s_openapi::apimachinery::pkg::apis::meta::v1::Time>| time.as_ref().map(|t| t.0.to_string());
+        let text = |time: &Option<k8s_openapi::apimachinery::pkg::apis::meta::v1::Time>| {
+            time.as_ref().map(|t| t.0.to_string())
+        };
         let finished = text(&end.finished_at).unwrap_or_else(timestamp::now_string);
         record.state = State::Ended(Ended {
             id: id(&end.container_id),
@@ -156,8 +158,7 @@ fn ended(dirs: &PodDirs, pod: &Pod, record: &Record, attempt: u32, id: String, e
     let spec = pod.spec.as_ref();
     let container =
         spec.and_then(|s| super::record::containers(s).map(|(_, c)| c).find(|c| c.name == record.name)).cloned();
-    let message =
-        exit.failure.clone().or_else(|| termination_message(dirs, container.as_ref(), attempt, &exit));
+    let message = exit.failure.clone().or_else(|| termination_message(dirs, container.as_ref(), attempt, &exit));
     Ended { id, reason: reason(&exit).into(), message, exit }
 }
 
@@ -204,7 +205,8 @@ fn log_tail(path: &Path) -> String {
         return String::new();
     }
     let text = String::from_utf8_lossy(&bytes);
-    let mut lines: Vec<&str> = text.lines().skip(usize::from(from > 0)).filter_map(|l| l.splitn(4, ' ').nth(3)).collect();
+    let mut lines: Vec<&str> =
+        text.lines().skip(usize::from(from > 0)).filter_map(|l| l.splitn(4, ' ').nth(3)).collect();
     if lines.len() > MAX_LOG_LINES {
         lines.drain(..lines.len() - MAX_LOG_LINES);
     }
@@ -240,6 +242,7 @@ pub async fn tear_down(ctx: &Arc<Context>, uid: &str) {
     if let Err(error) = ctx.network.detach(uid).await {
         tracing::warn!(pod = uid, %error, "the pod's network could not be removed");
     }
+    ctx.layers.lock().remove(uid);
     let (dirs, cgroup, hierarchies) = (ctx.dirs(uid), ctx.cgroup(uid), ctx.runtime.hierarchies.clone());
     let work = move || {
         for pid in hierarchies.children(&cgroup).iter().flat_map(|c| hierarchies.processes(&format!("{cgroup}/{c}"))) {
@@ -297,7 +300,8 @@ mod tests {
     fn the_end_of_a_log_is_its_text() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("0.log");
-        let lines: Vec<String> = (0..200).map(|n| format!("2026-01-01T00:00:00.000000000Z stderr F line {n}")).collect();
+        let lines: Vec<String> =
+            (0..200).map(|n| format!("2026-01-01T00:00:00.000000000Z stderr F line {n}")).collect();
         fs::write(&path, lines.join("\n")).unwrap();
         let tail = log_tail(&path);
         assert!(tail.starts_with("line 120\n") && tail.ends_with("line 199\n"), "{tail}");

@@ -2,13 +2,20 @@
 
 use super::events::Events;
 use crate::{
-    images::ImageStore, network::Network, oci::capabilities::Available, pod::downward::Surroundings, runtime::Runtime,
-    sandbox::DnsConfig, services::Directory, volumes::PodDirs,
+    images::ImageStore,
+    network::Network,
+    oci::capabilities::Available,
+    pod::downward::Surroundings,
+    runtime::{Handle, Runtime},
+    sandbox::DnsConfig,
+    services::Directory,
+    volumes::PodDirs,
 };
 use k8s_openapi::api::core::v1::Service;
 use kfbox_base::Tasks;
 use kube::{Client, ResourceExt};
-use std::{net::IpAddr, path::PathBuf, sync::Arc};
+use parking_lot::Mutex;
+use std::{collections::HashMap, net::IpAddr, path::PathBuf, sync::Arc};
 use tokio::sync::broadcast;
 
 use super::objects::Kind;
@@ -16,7 +23,11 @@ use super::objects::Kind;
 /// An object that pods may depend on has changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
-    Object { kind: Kind, namespace: String, name: String },
+    Object {
+        kind: Kind,
+        namespace: String,
+        name: String,
+    },
     /// A claim, a volume or the like: whoever waits may look again.
     Storage,
     /// Changes were missed.
@@ -45,6 +56,10 @@ pub struct Context {
     pub available: Available,
     pub log_max_bytes: u64,
     pub log_max_files: u32,
+    /// Running containers, by pod uid and name, for those who join them.
+    pub handles: Mutex<HashMap<(String, String), Handle>>,
+    /// Layers that pods have mounted as volumes, by pod uid.
+    pub layers: Mutex<HashMap<String, Vec<PathBuf>>>,
 }
 
 impl Context {

@@ -63,8 +63,16 @@ impl Events {
     }
 
     /// About a pod, or one of its containers.
-    pub fn pod(&self, pod: &Pod, container: Option<&str>, level: Level, reason: &'static str, message: impl Into<String>) {
-        let init = |name: &str| pod.spec.iter().flat_map(|s| s.init_containers.iter().flatten()).any(|c| c.name == name);
+    pub fn pod(
+        &self,
+        pod: &Pod,
+        container: Option<&str>,
+        level: Level,
+        reason: &'static str,
+        message: impl Into<String>,
+    ) {
+        let init =
+            |name: &str| pod.spec.iter().flat_map(|s| s.init_containers.iter().flatten()).any(|c| c.name == name);
         let field_path = container.map(|name| {
             let list = if init(name) { "initContainers" } else { "containers" };
             format!("spec.{list}{{{name}}}")

@@ -96,6 +96,10 @@ pub async fn prepare(ctx: &Arc<Context>, pod: &Arc<Pod>) -> Result<Prepared, Pre
     let (network, objects, tokens, claims, images) =
         tokio::try_join!(network, objects, tokens, claims, image_volumes(ctx, pod))?;
 
+    let layers: Vec<PathBuf> = images.values().flatten().cloned().collect();
+    if !layers.is_empty() {
+        ctx.layers.lock().insert(uid.clone(), layers);
+    }
     let ip = if host_network { ctx.host_ip } else { Some(IpAddr::V4(network.ip)) };
     let (dirs, around, dns) = (ctx.dirs(&uid), ctx.surroundings(ip), ctx.dns.clone());
     let pod = pod.clone();
@@ -199,13 +203,7 @@ pub async fn ensure_image(
     }
 }
 
-fn pull_failed(
-    ctx: &Context,
-    pod: &Pod,
-    container: Option<&str>,
-    name: &str,
-    error: &PullError,
-) -> ImageFailure {
+fn pull_failed(ctx: &Context, pod: &Pod, container: Option<&str>, name: &str, error: &PullError) -> ImageFailure {
     let message = format!("Failed to pull image \"{name}\": {error}");
     ctx.events.pod(pod, container, Level::Warning, "Failed", message);
     ctx.events.pod(pod, container, Level::Warning, "Failed", "Error: ErrImagePull");
@@ -343,11 +341,7 @@ pub async fn launch(ctx: &Arc<Context>, launch: Launch) -> Result<Launched, Laun
     }
 }
 
-fn write_and_start(
-    ctx: &Context,
-    launch: &Launch,
-    variables: &Variables,
-) -> Result<Handle, LaunchFailure> {
+fn write_and_start(ctx: &Context, launch: &Launch, variables: &Variables) -> Result<Handle, LaunchFailure> {
     let Launch { pod, container, attempt, prepared, image, layers } = launch;
     let spec = pod.spec.as_ref().ok_or_else(|| LaunchFailure::create(&"the pod has no spec"))?;
     let dirs = ctx.dirs(uid(pod));
@@ -366,11 +360,12 @@ fn write_and_start(
     let accounts = Accounts::read(layers);
     let identity =
         identity(spec.security_context.as_ref(), container.security_context.as_ref(), &defaults.user, &accounts)?;
-    let mut binds = volumes::binds(container, &prepared.volumes, &dirs, variables).map_err(|e| LaunchFailure::config(&e))?;
-    let read_only =
-        container.security_context.as_ref().and_then(|c| c.read_only_root_filesystem).unwrap_or(false);
+    let mut binds =
+        volumes::binds(container, &prepared.volumes, &dirs, variables).map_err(|e| LaunchFailure::config(&e))?;
+    let read_only = container.security_context.as_ref().and_then(|c| c.read_only_root_filesystem).unwrap_or(false);
     let targets: [&str; 3] = ["/etc/hosts", "/etc/hostname", "/etc/resolv.conf"];
-    let own = targets.iter().zip(&prepared.files).map(|(target, source)| (PathBuf::from(target), source.clone(), read_only));
+    let own =
+        targets.iter().zip(&prepared.files).map(|(target, source)| (PathBuf::from(target), source.clone(), read_only));
     let message_path = container.termination_message_path.as_deref().filter(|p| !p.is_empty());
     let message = termination_log(&dir);
     fs::write(&message, "").map_err(file(&message))?;

@@ -174,14 +174,8 @@ mod tests {
     }
 
     fn ended(code: i32) -> State {
-        let exit = Exit {
-            code,
-            signal: None,
-            oom_killed: false,
-            started_at: None,
-            finished_at: String::new(),
-            failure: None,
-        };
+        let exit =
+            Exit { code, signal: None, oom_killed: false, started_at: None, finished_at: String::new(), failure: None };
         State::Ended(Ended { id: "x".into(), exit, reason: String::new(), message: None })
     }
 
@@ -249,9 +243,13 @@ mod tests {
 
     #[test]
     fn policies_decide_about_restarts() {
-        for (policy, code, restarts) in
-            [("Always", 0, true), ("Always", 1, true), ("OnFailure", 0, false), ("OnFailure", 1, true), ("Never", 1, false)]
-        {
+        for (policy, code, restarts) in [
+            ("Always", 0, true),
+            ("Always", 1, true),
+            ("OnFailure", 0, false),
+            ("OnFailure", 1, true),
+            ("Never", 1, false),
+        ] {
             let spec = spec(&[], &["a"], policy);
             let mut records = fresh(&spec);
             records[0].state = ended(code);

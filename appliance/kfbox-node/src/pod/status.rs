@@ -8,8 +8,8 @@ use super::{
 use crate::oci::resources;
 use k8s_openapi::{
     api::core::v1::{
-        ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, HostIP,
-        Pod, PodCondition, PodIP, PodSpec, PodStatus,
+        ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
+        HostIP, Pod, PodCondition, PodIP, PodSpec, PodStatus,
     },
     apimachinery::pkg::apis::meta::v1::Time,
     jiff::Timestamp,
@@ -44,11 +44,8 @@ pub fn status(
     let spec = pod.spec.as_ref().unwrap_or(&empty);
     let old = pod.status.as_ref();
     let of_kind = |init: bool| -> Option<Vec<ContainerStatus>> {
-        let list: Vec<ContainerStatus> = records
-            .iter()
-            .filter(|r| (r.kind != Kind::Main) == init)
-            .map(|r| container(spec, r))
-            .collect();
+        let list: Vec<ContainerStatus> =
+            records.iter().filter(|r| (r.kind != Kind::Main) == init).map(|r| container(spec, r)).collect();
         (!list.is_empty()).then_some(list)
     };
     let phase = phase(spec, records, outcome);
@@ -75,9 +72,9 @@ pub fn phase(spec: &PodSpec, records: &[Record], outcome: &Outcome) -> &'static 
     let ran = |r: &Record| r.latest_end().is_some() || r.running();
     let mains: Vec<&Record> = records.iter().filter(|r| r.kind == Kind::Main).collect();
     let mut phase = "Running";
-    let init_failed = records.iter().any(|r| {
-        r.kind == Kind::Init && policy == "Never" && r.latest_end().is_some_and(|end| end.exit.code != 0)
-    });
+    let init_failed = records
+        .iter()
+        .any(|r| r.kind == Kind::Init && policy == "Never" && r.latest_end().is_some_and(|end| end.exit.code != 0));
     if init_failed {
         phase = "Failed";
     } else if mains.is_empty() || mains.iter().any(|r| !ran(r)) {
@@ -117,7 +114,9 @@ fn conditions(
 ) -> Vec<PodCondition> {
     let terminal = matches!(phase, "Failed" | "Succeeded");
     let initialized = records.iter().all(|r| match r.kind {
-        Kind::Init => r.succeeded() || records.iter().any(|m| m.kind == Kind::Main && (m.running() || m.ended().is_some())),
+        Kind::Init => {
+            r.succeeded() || records.iter().any(|m| m.kind == Kind::Main && (m.running() || m.ended().is_some()))
+        }
         Kind::Sidecar => r.started || terminal,
         Kind::Main => true,
     }) || phase == "Succeeded";
@@ -147,7 +146,10 @@ fn conditions(
         .map(|gate| gate.condition_type.as_str())
         .collect();
     let (ready_reason, ready_message) = if containers_ready && !open_gates.is_empty() {
-        (Some("ReadinessGatesNotReady"), Some(format!("the status of pod readiness gate {open_gates:?} is not \"True\"")))
+        (
+            Some("ReadinessGatesNotReady"),
+            Some(format!("the status of pod readiness gate {open_gates:?} is not \"True\"")),
+        )
     } else {
         (containers_reason, containers_message.clone())
     };
@@ -168,11 +170,15 @@ fn conditions(
         }
     };
     let completed = (phase == "Succeeded").then_some("PodCompleted");
-    let init_message =
-        (!initialized).then(|| format!("containers with incomplete status: [{}]", not_done.join(" ")));
+    let init_message = (!initialized).then(|| format!("containers with incomplete status: [{}]", not_done.join(" ")));
     vec![
         make("PodReadyToStartContainers", outcome.sandboxed && !terminal, None, None),
-        make("Initialized", initialized, completed.or((!initialized).then_some("ContainersNotInitialized")), init_message),
+        make(
+            "Initialized",
+            initialized,
+            completed.or((!initialized).then_some("ContainersNotInitialized")),
+            init_message,
+        ),
         make("Ready", containers_ready && open_gates.is_empty(), ready_reason, ready_message),
         make("ContainersReady", containers_ready, containers_reason, containers_message),
         make("PodScheduled", true, None, None),
@@ -180,8 +186,7 @@ fn conditions(
 }
 
 fn container(spec: &PodSpec, record: &Record) -> ContainerStatus {
-    let declared =
-        spec.containers.iter().chain(spec.init_containers.iter().flatten()).find(|c| c.name == record.name);
+    let declared = spec.containers.iter().chain(spec.init_containers.iter().flatten()).find(|c| c.name == record.name);
     let id = match &record.state {
         State::Running { id, .. } => Some(id),
         State::Ended(ended) => Some(&ended.id),

@@ -8,7 +8,9 @@ use super::{
     fds,
     frames::Channel,
     log::{Log, Stream},
-    records::{self, ATTACH_SOCKET, EXIT, Exit, LOCK, Notice, Overlay, ProcessRef, SHIM_CONFIG, STARTED, ShimConfig, Started},
+    records::{
+        self, ATTACH_SOCKET, EXIT, Exit, LOCK, Notice, Overlay, ProcessRef, SHIM_CONFIG, STARTED, ShimConfig, Started,
+    },
     timestamp,
 };
 use crate::cgroup::Hierarchies;
@@ -221,7 +223,11 @@ fn start(dir: &Path, config: &ShimConfig, container: &mut Container) -> Result<(
     let path = dir.join(STARTED);
     records::write(&path, &started).map_err(|source| ShimError::File { what: "cannot write", path, source })?;
     // Relative, because a socket's path may be no longer than 107 bytes.
-    std::env::set_current_dir(dir).map_err(|source| ShimError::File { what: "cannot enter", path: dir.into(), source })?;
+    std::env::set_current_dir(dir).map_err(|source| ShimError::File {
+        what: "cannot enter",
+        path: dir.into(),
+        source,
+    })?;
     let _ = fs::remove_file(ATTACH_SOCKET);
     let clients = Clients::listen(Path::new(ATTACH_SOCKET)).map_err(|source| ShimError::File {
         what: "cannot listen on",
@@ -305,10 +311,8 @@ struct Ready {
 }
 
 fn wait(signals: &SignalFd, running: &Running, input: bool, room: bool) -> Result<Ready, ShimError> {
-    let mut polled = vec![
-        PollFd::new(signals.as_fd(), PollFlags::POLLIN),
-        PollFd::new(running.clients.fd(), PollFlags::POLLIN),
-    ];
+    let mut polled =
+        vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN), PollFd::new(running.clients.fd(), PollFlags::POLLIN)];
     polled.extend(running.outputs.iter().map(|(fd, _)| PollFd::new(fd.as_fd(), PollFlags::POLLIN)));
     let first_client = polled.len();
     for client in &running.clients.clients {

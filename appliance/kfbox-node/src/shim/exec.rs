@@ -82,7 +82,8 @@ fn start(request: &ExecRequest) -> Result<Process, ShimError> {
         .bundle()
         .clone();
     let spec = Spec::load(bundle.join("config.json")).map_err(|error| ShimError::Container(describe(&error)))?;
-    let mut process = spec.process().clone().ok_or_else(|| ShimError::Container("the container has no process".into()))?;
+    let mut process =
+        spec.process().clone().ok_or_else(|| ShimError::Container("the container has no process".into()))?;
     process.set_args(Some(request.args.clone())).set_terminal(Some(request.tty)).set_rlimits(None);
     let seccomp = spec.linux().as_ref().and_then(|linux| linux.seccomp().clone());
     if seccomp.is_some() {

@@ -54,10 +54,7 @@ mod tests {
         for seconds in [0_u64, 951_782_400, 1_709_164_799, 1_709_164_800, 1_735_689_599, 4_102_444_799, 1_772_323_199] {
             let ours = format(Duration::new(seconds, 7_000_042));
             let theirs = chrono::DateTime::from_timestamp(i64::try_from(seconds).unwrap(), 7_000_042).unwrap();
-            assert_eq!(
-                std::str::from_utf8(&ours).unwrap(),
-                theirs.to_rfc3339_opts(chrono::SecondsFormat::Nanos, true)
-            );
+            assert_eq!(std::str::from_utf8(&ours).unwrap(), theirs.to_rfc3339_opts(chrono::SecondsFormat::Nanos, true));
         }
     }
 }

@@ -31,7 +31,10 @@ pub enum ContentError {
 
 /// Whether a volume is filled from objects.
 pub fn is_content(volume: &Volume) -> bool {
-    volume.config_map.is_some() || volume.secret.is_some() || volume.downward_api.is_some() || volume.projected.is_some()
+    volume.config_map.is_some()
+        || volume.secret.is_some()
+        || volume.downward_api.is_some()
+        || volume.projected.is_some()
 }
 
 /// Whether it may hold secrets, and so belongs in memory.
@@ -67,7 +70,13 @@ pub fn payload(
         let default = mode(source.default_mode);
         secret(name, source.items.as_deref(), source.optional, default, objects, &mut files)?;
     } else if let Some(source) = &volume.downward_api {
-        downward_files(pod, around, source.items.as_deref().unwrap_or_default(), mode(source.default_mode), &mut files)?;
+        downward_files(
+            pod,
+            around,
+            source.items.as_deref().unwrap_or_default(),
+            mode(source.default_mode),
+            &mut files,
+        )?;
     } else if let Some(projected) = &volume.projected {
         let default = mode(projected.default_mode);
         for source in projected.sources.iter().flatten() {

@@ -165,8 +165,11 @@ pub fn fill(
             .map_err(|source| VolumeError::Content { volume: volume.name.clone(), source })?;
         if let Some(payload) = payload {
             let path = dirs.volume(volume);
-            changed |= atomic::write(&path, &payload, group)
-                .map_err(|source| VolumeError::File { volume: volume.name.clone(), path, source })?;
+            changed |= atomic::write(&path, &payload, group).map_err(|source| VolumeError::File {
+                volume: volume.name.clone(),
+                path,
+                source,
+            })?;
         }
     }
     Ok(changed)
@@ -191,9 +194,7 @@ pub async fn resolve_claims(client: &Client, pod: &Pod) -> Result<BTreeMap<Strin
         let name = name.ok_or_else(|| VolumeError::Unbound(claim_name.clone()))?;
         let volumes: Api<PersistentVolume> = Api::all(client.clone());
         let spec = volumes.get_opt(&name).await?.and_then(|v| v.spec);
-        let path = spec.and_then(|s| {
-            s.host_path.map(|h| h.path).or_else(|| s.local.map(|l| l.path))
-        });
+        let path = spec.and_then(|s| s.host_path.map(|h| h.path).or_else(|| s.local.map(|l| l.path)));
         let path = path.ok_or_else(|| VolumeError::Unsupported {
             volume: volume.name.clone(),
             reason: format!("PersistentVolume {name} is neither hostPath nor local"),
@@ -411,9 +412,7 @@ pub fn unmount_below(folder: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
     use k8s_openapi::{
-        api::core::v1::{
-            EmptyDirVolumeSource, HostPathVolumeSource, PodSecurityContext, PodSpec, VolumeMount,
-        },
+        api::core::v1::{EmptyDirVolumeSource, HostPathVolumeSource, PodSecurityContext, PodSpec, VolumeMount},
         apimachinery::pkg::api::resource::Quantity,
     };
     use std::os::unix::fs::MetadataExt;

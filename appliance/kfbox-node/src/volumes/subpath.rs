@@ -57,7 +57,9 @@ pub fn open(root: &Path, sub: &str) -> Result<OwnedFd, SubPathError> {
         walked.push(name);
         at = match openat2(&root_fd, &walked, path_only().resolve(inside)) {
             Err(Errno::ENOENT) => {
-                mkdirat(&at, name, mode).or_else(|e| if e == Errno::EEXIST { Ok(()) } else { Err(e) }).map_err(failed)?;
+                mkdirat(&at, name, mode)
+                    .or_else(|e| if e == Errno::EEXIST { Ok(()) } else { Err(e) })
+                    .map_err(failed)?;
                 openat2(&root_fd, &walked, path_only().resolve(inside)).map_err(failed)?
             }
             found => found.map_err(failed)?,

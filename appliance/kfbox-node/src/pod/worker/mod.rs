@@ -4,26 +4,21 @@
 //! Invariant: everything that takes time is a job whose end is an event, so that the pod is never deaf; jobs end with
 //! the worker. Nothing is polled.
 
+mod containers;
+mod end;
+
 use super::{
-    adopt,
-    check::{Action, Target, check},
     context::{Change, Context},
     events::Level,
     launch::{self, ImageFailure, Launch, LaunchFailure, Launched, PrepareError, Prepared},
     objects::{self, References},
     plan::{BackOff, plan},
-    probe::{Probing, Verdict, Which},
+    probe::{Probing, Which},
     publish::Publisher,
-    record::{self, CRASH_LOOP, Ended, Kind, Record, State, full_name, uid},
+    record::{self, CRASH_LOOP, Record, State, full_name, uid},
     status::{self, Outcome},
-    stop::{self, StopRequest},
 };
-use crate::{
-    images::Image,
-    runtime::Handle,
-    shim::records::{Exit, Started},
-    volumes::Tokens,
-};
+use crate::{images::Image, runtime::Handle, shim::records::Exit, volumes::Tokens};
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use std::{
@@ -278,6 +273,13 @@ impl Worker {
             self.stop(&name, None, "Killing");
         }
         let mut wake = [plan.wake, deadline].into_iter().flatten().min();
+        if self.prepared.is_none() && !self.live.is_empty() {
+            // Taken over, but what they stand on could not be made out yet.
+            match self.retry.get(SANDBOX) {
+                Some(at) if *at > now => wake = Some(wake.map_or(*at, |other| other.min(*at))),
+                _ => self.prepare(),
+            }
+        }
         for (name, delay) in plan.looping {
             self.show_looping(&name, delay);
         }
@@ -375,8 +377,7 @@ impl Worker {
                     async move {
                         let image = container.image.unwrap_or_default();
                         let policy = container.image_pull_policy;
-                        let result =
-                            launch::ensure_image(&ctx, &pod, Some(&name), &image, policy.as_deref()).await;
+                        let result = launch::ensure_image(&ctx, &pod, Some(&name), &image, policy.as_deref()).await;
                         Event::Image { name, result }
                     }
                     .boxed(),
@@ -488,383 +489,6 @@ impl Worker {
 
     fn renew_after(&mut self, tokens: &Tokens) {
         self.token_renewal = tokens.renew_after.map(|after| Instant::now() + after);
-    }
-
-    fn on_launched(&mut self, name: &str, result: Result<Launched, LaunchFailure>) {
-        match result {
-            Ok(Launched::Running(handle, started)) => {
-                *self.attempts.entry(name.into()).or_insert(0) += 1;
-                self.retry.remove(name);
-                self.count_restart(name);
-                self.on_running(name, handle, &started, true);
-            }
-            Ok(Launched::Ended(handle, exit)) => {
-                *self.attempts.entry(name.into()).or_insert(0) += 1;
-                self.count_restart(name);
-                let id = handle.id.clone();
-                if exit.failure.is_some() {
-                    self.publish_failure(name, &exit);
-                }
-                self.forget_end(name);
-                self.on_ended(name, &id, exit, Duration::ZERO);
-            }
-            Err(failure) => {
-                let message = format!("Error: {}", failure.message);
-                self.ctx.events.pod(&self.pod, Some(name), Level::Warning, "Failed", message);
-                self.wait(name, failure.reason, Some(failure.message));
-                self.retry.insert(name.into(), Instant::now() + RETRY_FIRST * 5);
-            }
-        }
-    }
-
-    /// A container that could not be started is seen waiting with the reason, then ended.
-    fn publish_failure(&mut self, name: &str, exit: &Exit) {
-        self.wait(name, "RunContainerError", exit.failure.clone());
-        self.publish();
-    }
-
-    fn forget_end(&mut self, name: &str) {
-        if let Some(record) = self.record(name)
-            && let State::Ended(ended) = &record.state
-        {
-            record.last = Some(ended.clone());
-        }
-    }
-
-    fn count_restart(&mut self, name: &str) {
-        if let Some(record) = self.record(name)
-            && record.latest_end().is_some()
-        {
-            record.restarts += 1;
-        }
-    }
-
-    fn on_running(&mut self, name: &str, handle: Handle, started: &Started, fresh: bool) {
-        let Some(container) = self.container(name) else { return };
-        self.forget_end(name);
-        let post_start = container.lifecycle.as_ref().and_then(|l| l.post_start.as_ref()).and_then(Action::of_hook);
-        let probing = Probing::new(&container, Instant::now());
-        let id = handle.id.clone();
-        if let Some(record) = self.record(name) {
-            record.state = State::Running { id: id.clone(), since: started.started_at.clone() };
-            record.started = false;
-            record.ready = false;
-        }
-        let (mut waiting, waited, waited_id) = (handle.clone(), name.to_owned(), id.clone());
-        self.jobs.push(
-            async move {
-                let exit = waiting.ended().await;
-                Event::Exited { name: waited, id: waited_id, exit }
-            }
-            .boxed(),
-        );
-        self.live.insert(name.into(), Live { handle, since: Instant::now(), probing, stopping: None });
-        match post_start {
-            Some(action) if fresh => {
-                let (ctx, name) = (self.ctx.clone(), name.to_owned());
-                let target = self.target(&id, container);
-                self.jobs.push(
-                    async move {
-                        // No limit upstream either: the container is not started until its hook is done.
-                        let result = check(&ctx.runtime, &target, &action, Duration::MAX).await;
-                        Event::PostStart { name, id, result }
-                    }
-                    .boxed(),
-                );
-            }
-            _ => self.begin_probes(name),
-        }
-    }
-
-    fn target(&self, id: &str, container: Container) -> Target {
-        Target { id: id.into(), container, ip: self.prepared.as_ref().and_then(|p| p.ip) }
-    }
-
-    fn on_post_start(&mut self, name: &str, id: &str, result: Result<(), String>) {
-        if self.live.get(name).is_none_or(|live| live.handle.id != id) {
-            return;
-        }
-        match result {
-            Ok(()) => self.begin_probes(name),
-            Err(why) => {
-                let message = format!("PostStartHook failed: {why}");
-                self.ctx.events.pod(&self.pod, Some(name), Level::Warning, "FailedPostStartHook", message);
-                self.stop(name, None, "FailedPostStartHook");
-            }
-        }
-    }
-
-    fn begin_probes(&mut self, name: &str) {
-        let Some(live) = self.live.get(name) else { return };
-        let (started, ready) = (live.probing.started(), live.probing.ready());
-        if let Some(record) = self.record(name) {
-            record.started = started;
-            record.ready = started && ready;
-        }
-        self.probe(name);
-    }
-
-    /// Starts every probe of a container that is due next and not under way.
-    fn probe(&mut self, name: &str) {
-        let Some(container) = self.container(name) else { return };
-        let Some(live) = self.live.get_mut(name) else { return };
-        if live.stopping.is_some() {
-            return;
-        }
-        let id = live.handle.id.clone();
-        let due = live.probing.take_due(Instant::now());
-        for (which, action, at, timeout) in due {
-            let target = self.target(&id, container.clone());
-            let (ctx, name, id) = (self.ctx.clone(), name.to_owned(), id.clone());
-            self.jobs.push(
-                async move {
-                    tokio::time::sleep_until(at).await;
-                    let result = check(&ctx.runtime, &target, &action, timeout).await;
-                    Event::Probe { name, id, which, result }
-                }
-                .boxed(),
-            );
-        }
-    }
-
-    fn on_probe(&mut self, name: &str, id: &str, which: Which, result: Result<(), String>) {
-        let Some(live) = self.live.get_mut(name) else { return };
-        if live.handle.id != id || live.stopping.is_some() {
-            return;
-        }
-        let verdict = live.probing.answered(which, result.is_ok(), Instant::now());
-        let (started, ready) = (live.probing.started(), live.probing.ready());
-        if let Some(record) = self.record(name) {
-            record.started = started;
-            record.ready = started && ready;
-        }
-        if let (Err(why), true) = (&result, verdict != Verdict::Quiet) {
-            let message = format!("{} probe failed: {why}", which.name());
-            self.ctx.events.pod(&self.pod, Some(name), Level::Warning, "Unhealthy", message);
-        }
-        if let Verdict::Kill(grace) = verdict {
-            let message = format!("Container {name} failed {} probe, will be restarted", which.name().to_lowercase());
-            self.ctx.events.pod(&self.pod, Some(name), Level::Normal, "Killing", message);
-            self.stop(name, grace, "");
-        } else {
-            self.probe(name);
-        }
-    }
-
-    fn on_exited(&mut self, name: &str, id: &str, exit: Exit) {
-        let Some(live) = self.live.remove(name) else { return };
-        if live.handle.id != id {
-            self.live.insert(name.into(), live);
-            return;
-        }
-        self.on_ended(name, id, exit, live.since.elapsed());
-    }
-
-    fn on_ended(&mut self, name: &str, id: &str, exit: Exit, ran: Duration) {
-        let dirs = self.ctx.dirs(uid(&self.pod));
-        let attempt = self.attempts.get(name).map_or(0, |next| next.saturating_sub(1));
-        let container = self.container(name);
-        let message = exit.failure.clone().or_else(|| adopt::termination_message(&dirs, container.as_ref(), attempt, &exit));
-        let reason = record::reason(&exit).to_owned();
-        self.back_off.ended(name, ran, Instant::now());
-        if let Some(record) = self.record(name) {
-            record.started = false;
-            record.ready = false;
-            record.state = State::Ended(Ended { id: id.into(), exit, reason, message });
-        }
-        let (data, name) = (dirs.data, name.to_owned());
-        self.jobs.push(
-            async move {
-                let work = move || adopt::discard(&data, &name, attempt);
-                let _ = tokio::task::spawn_blocking(work).await;
-                Event::Finished
-            }
-            .boxed(),
-        );
-    }
-
-    fn grace(&self) -> Duration {
-        let seconds = if self.gone {
-            Some(0)
-        } else {
-            self.pod
-                .metadata
-                .deletion_grace_period_seconds
-                .or_else(|| self.pod.spec.as_ref().and_then(|s| s.termination_grace_period_seconds))
-        };
-        Duration::from_secs(seconds.and_then(|s| u64::try_from(s).ok()).unwrap_or(30))
-    }
-
-    /// Work first, then sidecars, the last to have started first.
-    fn stop_all(&mut self) {
-        let mains: Vec<String> = self
-            .records
-            .iter()
-            .filter(|r| r.kind != Kind::Sidecar && self.live.contains_key(&r.name))
-            .map(|r| r.name.clone())
-            .collect();
-        let names = if mains.is_empty() {
-            let last = self.records.iter().rev().find(|r| self.live.contains_key(&r.name));
-            last.map(|r| r.name.clone()).into_iter().collect()
-        } else {
-            mains
-        };
-        for name in names {
-            self.stop(&name, None, "Killing");
-        }
-    }
-
-    fn stop(&mut self, name: &str, grace: Option<Duration>, why: &'static str) {
-        let grace = grace.unwrap_or_else(|| self.grace());
-        let Some(container) = self.container(name) else { return };
-        let Some(live) = self.live.get_mut(name) else { return };
-        let until = Instant::now() + grace;
-        if let Some(deadline) = &live.stopping {
-            // A second request may only shorten the time.
-            deadline.send_if_modified(|at| {
-                let shorter = until < *at;
-                if shorter {
-                    *at = until;
-                }
-                shorter
-            });
-            return;
-        }
-        let (deadline, limit) = watch::channel(until);
-        live.stopping = Some(deadline);
-        let handle = live.handle.clone();
-        if let Some(record) = self.record(name) {
-            record.ready = false;
-        }
-        if why == "Killing" {
-            self.ctx.events.pod(&self.pod, Some(name), Level::Normal, "Killing", format!("Stopping container {name}"));
-        }
-        let target = self.target(&handle.id, container);
-        let (ctx, pod) = (self.ctx.clone(), self.pod.clone());
-        let request = StopRequest { handle, target, limit, hook: !self.gone };
-        self.jobs.push(
-            async move {
-                stop::stop(&ctx, &pod, request).await;
-                Event::Finished
-            }
-            .boxed(),
-        );
-    }
-
-    fn publish(&mut self) {
-        if self.gone {
-            return;
-        }
-        let around = self.ctx.surroundings(self.prepared.as_ref().and_then(|p| p.ip).or_else(|| self.old_ip()));
-        if self.outcome.start_time.is_none() {
-            let old = self.pod.status.as_ref().and_then(|s| s.start_time.clone());
-            self.outcome.start_time = Some(old.unwrap_or_else(status::now));
-        }
-        let status = status::status(
-            &self.pod,
-            &self.records,
-            &around,
-            &self.outcome,
-            self.publisher.previous(),
-            status::now(),
-        );
-        self.publisher.publish(status);
-    }
-
-    fn old_ip(&self) -> Option<std::net::IpAddr> {
-        self.pod.status.as_ref()?.pod_ip.as_ref()?.parse().ok()
-    }
-
-    /// Nothing runs, and nothing will.
-    fn settled(&mut self) -> bool {
-        let over = self.outcome.finished || self.deleted() || self.outcome.reason.is_some();
-        if !over || !self.live.is_empty() || self.preparing || self.launching.values().any(|step| *step == Step::Launch) {
-            return false;
-        }
-        if !self.outcome.finished {
-            self.outcome.finished = true;
-            self.end_what_waits();
-            self.publish();
-        }
-        true
-    }
-
-    /// A pod stopped before its containers ran still says how each ended.
-    fn end_what_waits(&mut self) {
-        for record in &mut self.records {
-            if let (State::Waiting { .. }, Some(last)) = (&record.state, &record.last) {
-                record.state = State::Ended(last.clone());
-                record.last = None;
-            }
-        }
-    }
-
-    /// Frees what a finished pod holds. True when the pod itself is gone.
-    async fn bury(&mut self) -> bool {
-        let deleted = self.deleted();
-        let uid = uid(&self.pod).to_owned();
-        if self.outcome.sandboxed || self.prepared.is_some() || deleted {
-            self.prepared = None;
-            adopt::tear_down(&self.ctx, &uid).await;
-            self.outcome.sandboxed = false;
-            self.token_renewal = None;
-            self.publish();
-        }
-        if !deleted {
-            return false;
-        }
-        if !self.gone {
-            self.publisher.flush().await;
-            self.publisher.delete(&self.ctx, &self.pod).await;
-        }
-        adopt::remove(&self.ctx, &uid).await;
-        true
-    }
-
-    /// Takes over what an earlier daemon left running, and what happened since.
-    async fn adopt(&mut self) {
-        let found = adopt::adopt(&self.ctx, &self.pod, &mut self.records).await;
-        self.attempts = found.attempts;
-        // A daemon that ended in between may have left the sandbox of a pod that is finished.
-        self.outcome.sandboxed = self.ctx.dirs(uid(&self.pod)).run.exists();
-        self.outcome.start_time = self.pod.status.as_ref().and_then(|s| s.start_time.clone());
-        let phase = self.pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default();
-        if matches!(phase, "Succeeded" | "Failed") {
-            // Final, whatever else is found.
-            self.outcome.finished = true;
-            self.outcome.reason = self.pod.status.as_ref().and_then(|s| s.reason.clone());
-            self.outcome.message = self.pod.status.as_ref().and_then(|s| s.message.clone());
-        }
-        if !found.running.is_empty() {
-            // What running containers hold is made anew idempotently: paths and namespaces stay the same.
-            match launch::prepare(&self.ctx, &self.pod).await {
-                Ok(prepared) => self.on_prepared(Ok(prepared)),
-                Err(error) => self.on_prepared(Err(error)),
-            }
-        }
-        for (name, handle, started) in found.running {
-            self.on_running(&name, handle, &started, false);
-            self.begin_adopted(&name);
-        }
-    }
-
-    /// A container that was ready before the daemon went is taken to be so still, until its probe says otherwise.
-    fn begin_adopted(&mut self, name: &str) {
-        let was = |pod: &Pod| {
-            let status = pod.status.as_ref()?;
-            let all = status.container_statuses.iter().flatten().chain(status.init_container_statuses.iter().flatten());
-            all.into_iter().find(|s| s.name == name).map(|s| (s.started.unwrap_or(false), s.ready))
-        };
-        if let Some((started, ready)) = was(&self.pod)
-            && let Some(live) = self.live.get_mut(name)
-        {
-            live.probing.assume(started, ready);
-            let (started, ready) = (live.probing.started(), live.probing.ready());
-            if let Some(record) = self.record(name) {
-                record.started = started;
-                record.ready = started && ready;
-            }
-        }
     }
 }
 

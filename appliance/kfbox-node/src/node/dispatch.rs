@@ -1,0 +1,201 @@
+//! Watches the pods of this node, and the objects that they use, and gives each pod a task.
+
+use super::{Node, NodeError};
+use crate::pod::{
+    adopt,
+    context::{Change, Context},
+    objects::Kind,
+    record::{full_name, uid},
+    worker::{Wanted, Worker},
+};
+use futures::{StreamExt, TryStreamExt};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret};
+use kfbox_base::{Component, Tasks};
+use kube::{
+    Api, Resource, ResourceExt,
+    runtime::{
+        WatchStreamExt,
+        watcher::{self, Event, watcher},
+    },
+};
+use std::{
+    collections::{HashMap, HashSet},
+    fmt::Debug,
+    fs,
+    sync::Arc,
+};
+use tokio::sync::{mpsc, watch};
+
+/// Tasks that ended and are not yet forgotten; more than one node's pods never wait.
+const ENDED: usize = 256;
+
+pub fn run(node: &Arc<Node>, tasks: &Tasks, component: Component) {
+    follow::<ConfigMap>(&node.ctx, "configmaps", |object| object_change(Kind::ConfigMap, object));
+    follow::<Secret>(&node.ctx, "secrets", |object| object_change(Kind::Secret, object));
+    follow::<PersistentVolumeClaim>(&node.ctx, "claims", |_| Change::Storage);
+    follow::<PersistentVolume>(&node.ctx, "volumes", |_| Change::Storage);
+    let (node, shutdown) = (node.clone(), tasks.shutdown());
+    tasks.essential("node-pods", async move {
+        tokio::select! {
+            result = dispatch(node, component) => result,
+            () = shutdown.cancelled() => Ok(()),
+        }
+    });
+}
+
+fn object_change<K: ResourceExt>(kind: Kind, object: &K) -> Change {
+    Change::Object { kind, namespace: object.namespace().unwrap_or_default(), name: object.name_any() }
+}
+
+/// Tells the pods' tasks of changes. Nothing is kept here: whoever is concerned reads the object.
+fn follow<K>(ctx: &Arc<Context>, what: &str, change: fn(&K) -> Change)
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + serde::de::DeserializeOwned + Send + Sync + 'static,
+{
+    let api: Api<K> = Api::all(ctx.client.clone());
+    let (ctx, shutdown) = (ctx.clone(), ctx.tasks.shutdown());
+    ctx.tasks.clone().essential(format!("node-{what}"), async move {
+        let mut events = watcher(api, watcher::Config::default()).default_backoff().boxed();
+        let mut listed = false;
+        loop {
+            let event = tokio::select! {
+                event = events.next() => event,
+                () = shutdown.cancelled() => return Ok::<_, NodeError>(()),
+            };
+            let change = match event {
+                Some(Ok(Event::Apply(object) | Event::Delete(object))) => change(&object),
+                Some(Ok(Event::InitDone)) => {
+                    // The first list is no news; a later one may hide some.
+                    if !std::mem::replace(&mut listed, true) {
+                        continue;
+                    }
+                    Change::Unknown
+                }
+                Some(Ok(Event::Init | Event::InitApply(_))) => continue,
+                Some(Err(error)) => {
+                    tracing::debug!(%error, "a watch of the node was interrupted");
+                    continue;
+                }
+                None => return Ok(()),
+            };
+            // Nobody may be listening.
+            let _ = ctx.changes.send(change);
+        }
+    });
+}
+
+struct Dispatcher {
+    node: Arc<Node>,
+    workers: HashMap<String, watch::Sender<Wanted>>,
+    ended: mpsc::Sender<String>,
+}
+
+async fn dispatch(node: Arc<Node>, component: Component) -> Result<(), NodeError> {
+    // Containers get the services in their environment, so these come first.
+    let _ = node.ctx.directory.services.wait_until_ready().await;
+    let api: Api<Pod> = Api::all(node.ctx.client.clone());
+    let config = watcher::Config::default().fields(&format!("spec.nodeName={}", node.config.node_name));
+    let mut events = watcher(api, config).default_backoff().boxed();
+    let (sender, mut ended) = mpsc::channel(ENDED);
+    let mut dispatcher = Dispatcher { node, workers: HashMap::new(), ended: sender };
+    let mut listed: HashSet<String> = HashSet::new();
+    loop {
+        tokio::select! {
+            event = events.try_next() => match event {
+                Ok(Some(Event::Init)) => listed.clear(),
+                Ok(Some(Event::InitApply(pod))) => {
+                    listed.insert(uid(&pod).to_owned());
+                    dispatcher.apply(pod);
+                }
+                Ok(Some(Event::InitDone)) => {
+                    dispatcher.drop_unlisted(&listed);
+                    dispatcher.remove_orphans(&listed);
+                    component.ready();
+                }
+                Ok(Some(Event::Apply(pod))) => dispatcher.apply(pod),
+                Ok(Some(Event::Delete(pod))) => dispatcher.gone(pod),
+                Ok(None) => return Ok(()),
+                Err(error) => tracing::debug!(%error, "the watch of pods was interrupted"),
+            },
+            Some(uid) = ended.recv() => {
+                dispatcher.workers.remove(&uid);
+            }
+        }
+    }
+}
+
+impl Dispatcher {
+    fn apply(&mut self, pod: Pod) {
+        let assigned = pod.spec.as_ref().and_then(|s| s.node_name.as_deref());
+        if assigned != Some(self.node.config.node_name.as_str()) {
+            return;
+        }
+        let pod = Arc::new(pod);
+        let key = (pod.namespace().unwrap_or_default(), pod.name_any());
+        self.node.pods.lock().insert(key, pod.clone());
+        let uid = uid(&pod).to_owned();
+        match self.workers.get(&uid) {
+            Some(worker) => {
+                worker.send_replace(Wanted::Pod(pod));
+            }
+            None => self.start(uid, Wanted::Pod(pod)),
+        }
+    }
+
+    fn start(&mut self, uid: String, wanted: Wanted) {
+        let name = format!("pod/{}", full_name(wanted.pod()));
+        let (sender, receiver) = watch::channel(wanted);
+        let worker = Worker::new(self.node.ctx.clone(), receiver);
+        let (ended, key) = (self.ended.clone(), uid.clone());
+        self.node.ctx.tasks.spawn(name, async move {
+            worker.run().await;
+            let _ = ended.send(key).await;
+        });
+        self.workers.insert(uid, sender);
+    }
+
+    fn gone(&mut self, pod: Pod) {
+        let pod = Arc::new(pod);
+        let key = (pod.namespace().unwrap_or_default(), pod.name_any());
+        let mut pods = self.node.pods.lock();
+        if pods.get(&key).is_some_and(|known| uid(known) == uid(&pod)) {
+            pods.remove(&key);
+        }
+        drop(pods);
+        if let Some(worker) = self.workers.get(uid(&pod)) {
+            worker.send_replace(Wanted::Gone(pod));
+        }
+    }
+
+    /// Pods that went while the watch was interrupted.
+    fn drop_unlisted(&mut self, listed: &HashSet<String>) {
+        self.node.pods.lock().retain(|_, pod| listed.contains(uid(pod)));
+        for (uid, worker) in &self.workers {
+            if !listed.contains(uid) {
+                let pod = worker.borrow().pod().clone();
+                worker.send_replace(Wanted::Gone(pod));
+            }
+        }
+    }
+
+    /// Folders of pods that nobody knows any more: they went while the daemon was away.
+    fn remove_orphans(&self, listed: &HashSet<String>) {
+        let ctx = &self.node.ctx;
+        let mut found: HashSet<String> = HashSet::new();
+        for folder in [ctx.data_dir.join("pods"), ctx.run_dir.join("pods")] {
+            let names = fs::read_dir(folder).into_iter().flatten().flatten();
+            found.extend(names.filter_map(|entry| entry.file_name().into_string().ok()));
+        }
+        found.extend(ctx.network.pods());
+        for uid in found {
+            if listed.contains(&uid) || self.workers.contains_key(&uid) {
+                continue;
+            }
+            let ctx = ctx.clone();
+            self.node.ctx.tasks.spawn(format!("orphan/{uid}"), async move {
+                tracing::info!(pod = %uid, "removing what is left of a pod that is gone");
+                adopt::remove_orphan(&ctx, &uid).await;
+            });
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! The node: it starts what the machine needs, keeps one task for each pod bound to it, and answers what the API server
+//! asks about running containers.
+//!
+//! Guarantee: after a kill of the daemon, [`Node::start`] takes over every container that still runs, and learns how the
+//! others ended.
+//! Upstream: <https://kubernetes.io/docs/concepts/architecture/nodes/>
+
+mod dispatch;
+mod logs;
+mod machine;
+mod register;
+mod reset;
+mod sessions;
+
+pub use crate::runtime::{ExecSession, TerminalSize};
+pub use logs::{LogOptions, LogStream};
+pub use sessions::PodUsage;
+
+use crate::{
+    cgroup::Hierarchies,
+    dns,
+    images::{Collected, ImageConfig, ImageStore, StoreError},
+    network::{Network, NetworkConfig, NetworkError},
+    oci::capabilities::Available,
+    pod::{context::Context, events::Events},
+    runtime::Runtime,
+    sandbox, services,
+    shim::records::{self, SHIM_CONFIG, ShimConfig},
+    volumes::is_mount_point,
+};
+use k8s_openapi::api::core::v1::Pod;
+use kfbox_base::{Readiness, Tasks};
+use kube::Client;
+use nix::mount::{MsFlags, mount};
+use parking_lot::Mutex;
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    fs, io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use tokio::sync::broadcast;
+
+/// Changes of objects that a pod's task may lag behind before it looks at everything anew.
+const CHANGES: usize = 1024;
+
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    /// Volumes, logs and container state go to `pods/`, images to `images/`.
+    pub data_dir: PathBuf,
+    /// `/run/kfbox/INSTANCE`: gets a tmpfs of its own.
+    pub run_dir: PathBuf,
+    /// Names the cgroup parent; tells two boxes on one machine apart.
+    pub instance: String,
+    pub node_name: String,
+    /// The program whose hidden subcommand is `shim`.
+    pub shim_executable: PathBuf,
+    pub network: NetworkConfig,
+    pub dns: dns::DnsConfig,
+    pub images: ImageConfig,
+    /// What pods with the `Default` DNS policy get.
+    pub host_resolv: PathBuf,
+    /// Shown as the node's address. None: the bridge's, at which pods reach the host.
+    pub address: Option<IpAddr>,
+    pub labels: BTreeMap<String, String>,
+    /// Bytes at which a container's log is rotated, and files kept; as the kubelet's defaults.
+    pub log_max_bytes: u64,
+    pub log_max_files: u32,
+}
+
+impl NodeConfig {
+    /// The defaults for everything that has one.
+    pub fn new(
+        data_dir: PathBuf,
+        run_dir: PathBuf,
+        instance: &str,
+        shim_executable: PathBuf,
+        network: NetworkConfig,
+    ) -> Self {
+        Self {
+            data_dir,
+            run_dir,
+            instance: instance.into(),
+            node_name: instance.into(),
+            shim_executable,
+            network,
+            dns: dns::DnsConfig::default(),
+            images: ImageConfig::default(),
+            host_resolv: "/etc/resolv.conf".into(),
+            address: None,
+            labels: BTreeMap::new(),
+            log_max_bytes: 10 << 20,
+            log_max_files: 5,
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    #[error("{path}: {source}", path = path.display())]
+    File {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error(transparent)]
+    Images(#[from] StoreError),
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    #[error(transparent)]
+    Dns(#[from] dns::DnsServerError),
+    #[error("cannot register the node: {0}")]
+    Register(#[from] kube::Error),
+    #[error("pods \"{0}\" not found")]
+    NoPod(String),
+    #[error("container {container} is not valid for pod {pod}")]
+    NoContainer { container: String, pod: String },
+    #[error("container \"{container}\" in pod \"{pod}\" is waiting to start: {reason}")]
+    Waiting { container: String, pod: String, reason: String },
+    #[error("container \"{container}\" in pod \"{pod}\" is not running")]
+    NotRunning { container: String, pod: String },
+    #[error("previous terminated container \"{container}\" in pod \"{pod}\" not found")]
+    NoPrevious { container: String, pod: String },
+    #[error("cannot connect to port {port} of the pod: {source}")]
+    Port {
+        port: u16,
+        #[source]
+        source: io::Error,
+    },
+    #[error(transparent)]
+    Runtime(#[from] crate::runtime::RuntimeError),
+}
+
+pub(crate) fn at(path: &Path) -> impl FnOnce(io::Error) -> NodeError {
+    let path = path.to_path_buf();
+    move |source| NodeError::File { path, source }
+}
+
+pub struct Node {
+    ctx: Arc<Context>,
+    config: NodeConfig,
+    /// The pods of this node by namespace and name, as last seen.
+    pods: Mutex<HashMap<(String, String), Arc<Pod>>>,
+}
+
+impl Node {
+    /// Prepares the machine, registers the node and starts to run its pods.
+    pub async fn start(
+        config: NodeConfig,
+        client: Client,
+        tasks: &Tasks,
+        readiness: &Readiness,
+    ) -> Result<Arc<Self>, NodeError> {
+        let component = readiness.component("node");
+        for folder in [config.data_dir.join("pods"), config.run_dir.clone()] {
+            use std::os::unix::fs::DirBuilderExt;
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(at(&folder))?;
+        }
+        if !is_mount_point(&config.run_dir) {
+            let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+            mount(Some("kfbox"), &config.run_dir, Some("tmpfs"), flags, Some("mode=0700"))
+                .map_err(|e| at(&config.run_dir)(e.into()))?;
+        }
+        let images_dir = config.data_dir.join("images");
+        let image_config = config.images.clone();
+        let opened = tokio::task::spawn_blocking(move || ImageStore::open(&images_dir, image_config));
+        let network = Network::start(config.network.clone(), tasks).await?;
+        let images = match opened.await {
+            Ok(store) => store?,
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        };
+        let directory = services::run(client.clone(), network.clone(), tasks, readiness);
+        dns::run(config.dns.clone(), directory.clone(), &network, tasks, readiness).await?;
+
+        let address = config.address.unwrap_or(IpAddr::V4(network.gateway()));
+        let machine = machine::Machine::of(&config.data_dir);
+        let (changes, _) = broadcast::channel(CHANGES);
+        let ctx = Arc::new(Context {
+            runtime: Runtime {
+                shim_executable: config.shim_executable.clone(),
+                runtime_root: config.run_dir.join("containers"),
+                hierarchies: Arc::new(Hierarchies::detect()),
+                tasks: tasks.clone(),
+            },
+            images,
+            dns: sandbox::DnsConfig {
+                service: Some(IpAddr::V4(network.config().dns_ip)),
+                domain: config.dns.domain.clone(),
+                host_resolv: config.host_resolv.clone(),
+            },
+            network,
+            directory,
+            events: Events::start(client.clone(), tasks, &config.node_name),
+            changes,
+            data_dir: config.data_dir.clone(),
+            run_dir: config.run_dir.clone(),
+            cgroup_root: config.instance.clone(),
+            host_ip: Some(address),
+            node_name: config.node_name.clone(),
+            cpu_milli: machine.cpus * 1000,
+            memory_bytes: machine.memory_bytes,
+            storage_bytes: machine.storage_bytes,
+            available: Available::of_this_process(),
+            log_max_bytes: config.log_max_bytes,
+            log_max_files: config.log_max_files,
+            handles: Mutex::default(),
+            layers: Mutex::default(),
+            client,
+            tasks: tasks.clone(),
+        });
+        register::run(&ctx, &config, machine, tasks).await?;
+        let node = Arc::new(Self { ctx, config, pods: Mutex::default() });
+        dispatch::run(&node, tasks, component);
+        Ok(node)
+    }
+
+    pub fn images(&self) -> &ImageStore {
+        &self.ctx.images
+    }
+
+    /// Frees what no image and no container needs.
+    pub async fn collect_images(&self) -> Result<Collected, StoreError> {
+        let mut in_use: HashSet<PathBuf> = self.ctx.layers.lock().values().flatten().cloned().collect();
+        let running: Vec<PathBuf> = self.ctx.handles.lock().values().map(|handle| handle.dir.clone()).collect();
+        for dir in running {
+            if let Ok(config) = records::read::<ShimConfig>(&dir.join(SHIM_CONFIG)) {
+                in_use.extend(config.overlay.into_iter().flat_map(|overlay| overlay.lower));
+            }
+        }
+        self.ctx.images.gc(&in_use).await
+    }
+
+    pub fn network(&self) -> &Network {
+        &self.ctx.network
+    }
+
+    pub fn config(&self) -> &NodeConfig {
+        &self.config
+    }
+
+    fn pod(&self, namespace: &str, name: &str) -> Result<Arc<Pod>, NodeError> {
+        let key = (namespace.to_owned(), name.to_owned());
+        self.pods.lock().get(&key).cloned().ok_or_else(|| NodeError::NoPod(name.into()))
+    }
+
+    /// Ends every container of an instance and removes all that it made on this machine but its data. The daemon must
+    /// not run.
+    pub async fn reset(config: &NodeConfig) -> Result<(), NodeError> {
+        reset::reset(config).await
+    }
+}

@@ -121,7 +121,10 @@ def main() -> None:
             browser.wait_for_text("Succeeded")
             seen["run_page"] = browser.text()
             # A dataset comes from somewhere: the first step, its outputs and its log.
-            browser.click("[data-node=write-dataset]")
+            browser.click("svg.graph a[aria-label*=write-dataset]")
+            browser.wait_for_text("OUTPUT ARTIFACTS")
+            browser.screenshot(picture("run-step"))
+            browser.click("[data-tab=log]")
             seen["step"] = browser.wait_for_text("wrote the dataset")
             browser.screenshot(picture("run"))
             browser.open(args.url + "/")

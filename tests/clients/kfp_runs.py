@@ -131,7 +131,10 @@ def main() -> None:
         while client.get_run(run_id).state != "RUNNING" and time.monotonic() < deadline:
             time.sleep(0.2)
         client.terminate_run(run_id)
-        result = finish(run_id)
+        # The SDK's own wait does not know that a cancelled run has ended.
+        while (run := client.get_run(run_id)).state != "CANCELED" and time.monotonic() < deadline:
+            time.sleep(0.2)
+        result = describe(run)
     elif case == "upload":
         name = f"uploaded-{time.time_ns()}"
         with tempfile.TemporaryDirectory() as folder:

@@ -34,7 +34,7 @@ spec:
 ---
 apiVersion: v1
 kind: Service
-metadata: {name: speaker, namespace: NAMESPACE}
+metadata: {name: voice, namespace: NAMESPACE}
 spec: {selector: {app: speaker}, ports: [{port: 80, targetPort: 8000}]}
 ";
 
@@ -67,7 +67,7 @@ fn kubectl_applies_gets_describes_reads_logs_executes_and_deletes() -> anyhow::R
     assert!(log.starts_with("hello from a config map speaker\n"), "{log}");
 
     // By name through DNS, Service and address translation, from inside the pod itself (a hairpin).
-    let fetch = "import urllib.request; print(urllib.request.urlopen('http://speaker/text').read().decode())";
+    let fetch = "import urllib.request; print(urllib.request.urlopen('http://voice/text').read().decode())";
     let fetched = b.kubectl(&[&["exec", "speaker"], &n[..], &["--", "python3", "-c", fetch]].concat())?.ok()?.stdout;
     assert_eq!(fetched.trim(), "hello from a config map");
     let code = b.kubectl(&[&["exec", "speaker"], &n[..], &["--", "sh", "-c", "exit 7"]].concat())?;

@@ -16,7 +16,7 @@ use kfbox_dashboard::{
 };
 use kfbox_pipelines::{ApiError, Code, LogRange, Pipelines};
 use serde_json::{Value, json};
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 use tokio_stream::wrappers::BroadcastStream;
 use tower::ServiceExt;
 
@@ -182,7 +182,20 @@ impl Data for DashboardData {
             ]})
             .to_string(),
         };
-        self.list(user, "runs", query, &filter, summary).await
+        let mut page = self.list(user, "runs", query, &filter, summary).await?;
+        // A run names its experiment by id; the experiment knows its name and namespace.
+        let mut experiments: BTreeMap<String, (String, String)> = BTreeMap::new();
+        for run in &mut page.items {
+            if !experiments.contains_key(&run.experiment) {
+                let found = self.get(user, &format!("experiments/{}", segment(&run.experiment)?), &[]).await?;
+                let named = (text(&found["display_name"]), text(&found["namespace"]));
+                experiments.insert(run.experiment.clone(), named);
+            }
+            if let Some((name, namespace)) = experiments.get(&run.experiment) {
+                (run.experiment, run.namespace) = (name.clone(), namespace.clone());
+            }
+        }
+        Ok(page)
     }
 
     async fn run(&self, user: &UserInfo, id: &str) -> Result<RunDetail, DataError> {
@@ -220,7 +233,7 @@ impl Data for DashboardData {
     async fn node(&self, user: &UserInfo, run: &str, node: &str) -> Result<NodeDetail, DataError> {
         let detail = self.pipelines.node_detail(user, run, node).await.map_err(failed)?;
         let task = detail.node;
-        let artifacts = |all: std::collections::BTreeMap<String, Vec<kfbox_pipelines::ArtifactView>>, readable: bool| {
+        let artifacts = |all: BTreeMap<String, Vec<kfbox_pipelines::ArtifactView>>, readable: bool| {
             let mut views = Vec::new();
             for (output, list) in all {
                 for (n, artifact) in list.into_iter().enumerate() {

@@ -70,7 +70,10 @@ pub(crate) async fn install(client: &Client, config: &Config, component: &Compon
     component.progress("installing roles");
     apply_cluster(client, &namespace(names::KUBEFLOW_NAMESPACE)).await?;
     for role in cluster_roles() {
-        apply_cluster(client, &role).await?;
+        // The embedded API server and upstream's manifests bring these roles as aggregations: those stay theirs.
+        if !is_aggregated(client, &role).await? {
+            apply_cluster(client, &role).await?;
+        }
     }
     apply_cluster(client, &administrators()).await?;
     if let Some(profile) = &config.default_profile {
@@ -78,6 +81,14 @@ pub(crate) async fn install(client: &Client, config: &Config, component: &Compon
         first_profile(client, profile).await?;
     }
     Ok(())
+}
+
+async fn is_aggregated(client: &Client, role: &ClusterRole) -> Result<bool, SetupError> {
+    let name = role.metadata.name.as_deref().unwrap_or_default();
+    let existing = Api::<ClusterRole>::all(client.clone()).get_opt(name).await;
+    let existing =
+        existing.map_err(|source| SetupError::Apply { what: format!("ClusterRole {name}"), source: Box::new(source) })?;
+    Ok(existing.is_some_and(|r| r.aggregation_rule.is_some()))
 }
 
 async fn apply_cluster<K>(client: &Client, object: &K) -> Result<(), SetupError>

@@ -4,18 +4,18 @@ use crate::{Config, DefaultProfile, start};
 use futures::StreamExt as _;
 use k8s_openapi::api::{
     core::v1::{Namespace, ResourceQuota, ServiceAccount},
-    rbac::v1::RoleBinding,
+    rbac::v1::{ClusterRole, RoleBinding},
 };
 use kfbox_api::{
     Profile,
-    names::{annotation, label},
+    names::{self, annotation, label},
     profile::ProfileSpec,
 };
 use kfbox_apiserver::ApiServer;
 use kfbox_base::{Readiness, Tasks, readiness::State};
 use kube::{
     Api, Client, ResourceExt as _,
-    api::{DeleteParams, Patch, PatchParams, PostParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
     runtime::{WatchStreamExt as _, watcher},
 };
 use serde::de::DeserializeOwned;
@@ -116,6 +116,15 @@ async fn the_first_profile_gets_all_it_needs_and_keeps_it() {
     }
     let owner = w.within::<RoleBinding>(FIRST).get("namespaceAdmin").await.unwrap();
     assert_eq!((owner.role_ref.name.as_str(), owner.subjects.unwrap()[0].name.as_str()), ("kubeflow-admin", OWNER));
+
+    // The roles that the cluster aggregates are left to it.
+    for role in w.all::<ClusterRole>().list(&ListParams::default()).await.unwrap() {
+        let applied = role.managed_fields().iter().any(|f| f.manager.as_deref() == Some(names::FIELD_MANAGER));
+        assert!(!(applied && role.aggregation_rule.is_some()), "{}", role.name_any());
+    }
+    for name in [names::role::ADMIN, names::role::EDIT, names::role::VIEW] {
+        w.all::<ClusterRole>().get(name).await.unwrap();
+    }
 
     // What is deleted or changed comes back.
     let first = w.within::<ServiceAccount>(FIRST).get("default-editor").await.unwrap().uid();

@@ -24,7 +24,8 @@ pub enum Outcome {
 #[derive(Clone, Copy)]
 pub struct Signals(SigSet);
 
-const HANDED_ON: [Signal; 6] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
+const HANDED_ON: [Signal; 6] =
+    [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
 
 /// Call before any thread starts. Process 1 ignores signals it has no handler for, but not ones that it holds back.
 pub fn hold_signals() -> Signals {
@@ -36,8 +37,10 @@ pub fn hold_signals() -> Signals {
 
 /// Runs the command to its end. The standard library resets the child's signal mask.
 pub fn run(command: &[String], signals: Signals) -> io::Result<Outcome> {
-    let (program, arguments) = command.split_first().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the command is empty"))?;
-    let child = Command::new(program).args(arguments).env_remove("KFBOX_TASK_TOKEN").env_remove("KFBOX_TASK_URL").spawn()?;
+    let (program, arguments) =
+        command.split_first().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the command is empty"))?;
+    let child =
+        Command::new(program).args(arguments).env_remove("KFBOX_TASK_TOKEN").env_remove("KFBOX_TASK_URL").spawn()?;
     let pid = Pid::from_raw(i32::try_from(child.id()).map_err(io::Error::other)?);
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         while let Ok(signal) = signals.0.wait() {
@@ -54,7 +57,9 @@ fn wait(child: Child, pid: Pid) -> io::Result<Outcome> {
     drop(child);
     loop {
         match waitpid(None, None) {
-            Ok(WaitStatus::Exited(of, code)) if of == pid => return Ok(Outcome::Exited(u8::try_from(code & 0xff).unwrap_or(u8::MAX))),
+            Ok(WaitStatus::Exited(of, code)) if of == pid => {
+                return Ok(Outcome::Exited(u8::try_from(code & 0xff).unwrap_or(u8::MAX)));
+            }
             Ok(WaitStatus::Signaled(of, signal, _)) if of == pid => return Ok(Outcome::Signaled(signal as i32)),
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => return Err(error.into()),

@@ -107,7 +107,9 @@ impl Client {
                     return Ok(body);
                 }
                 Try::Done(410, _) => return Err(HttpError::Gone),
-                Try::Done(status @ (408 | 429 | 500..=599), body) => io::Error::other(format!("HTTP {status}: {}", message(&body))),
+                Try::Done(status @ (408 | 429 | 500..=599), body) => {
+                    io::Error::other(format!("HTTP {status}: {}", message(&body)))
+                }
                 Try::Done(status, body) => return Err(HttpError::Refused { status, message: message(&body) }),
                 Try::Local(error) => return Err(HttpError::Local(error)),
                 Try::Passing(error) => error,
@@ -140,14 +142,23 @@ impl Client {
         Err(last)
     }
 
-    fn exchange(&self, method: &str, path: &str, body: Option<(u64, &mut dyn Read)>, into: &mut Option<&mut dyn Write>) -> Try {
+    fn exchange(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<(u64, &mut dyn Read)>,
+        into: &mut Option<&mut dyn Write>,
+    ) -> Try {
         let mut stream = match self.connect() {
             Ok(stream) => stream,
             Err(error) => return Try::Passing(error),
         };
         let size = body.as_ref().map_or(0, |(size, _)| *size);
         let kind = if method == "POST" { "application/json" } else { "application/octet-stream" };
-        let mut head = format!("{method} {}{path} HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer {}\r\nConnection: close\r\n", self.base, self.host, self.token);
+        let mut head = format!(
+            "{method} {}{path} HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer {}\r\nConnection: close\r\n",
+            self.base, self.host, self.token
+        );
         if body.is_some() {
             head.push_str(&format!("Content-Type: {kind}\r\nContent-Length: {size}\r\n"));
         }
@@ -177,7 +188,12 @@ fn send(stream: &mut TcpStream, from: &mut dyn Read, size: u64) -> Result<(), Tr
     while left > 0 {
         let want = usize::try_from(left).unwrap_or(chunk.len()).min(chunk.len());
         match from.read(&mut chunk[..want]) {
-            Ok(0) => return Err(Try::Local(io::Error::new(io::ErrorKind::UnexpectedEof, "the file became shorter while it was uploaded"))),
+            Ok(0) => {
+                return Err(Try::Local(io::Error::new(
+                    io::ErrorKind::UnexpectedEof,
+                    "the file became shorter while it was uploaded",
+                )));
+            }
             Ok(n) => {
                 stream.write_all(&chunk[..n]).map_err(Try::Passing)?;
                 left -= n as u64;

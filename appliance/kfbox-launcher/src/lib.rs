@@ -114,7 +114,8 @@ pub fn main() -> ExitCode {
 
 fn run(client: &Client, signals: child::Signals) -> u8 {
     let task = match client.get_json("").map_err(Failure::from).and_then(|v| {
-        serde_json::from_value::<Task>(v).map_err(|e| Failure::Unfit(format!("the daemon's answer cannot be read; is it of another version? {e}")))
+        serde_json::from_value::<Task>(v)
+            .map_err(|e| Failure::Unfit(format!("the daemon's answer cannot be read; is it of another version? {e}")))
     }) {
         Ok(task) => task,
         Err(error) => {
@@ -150,8 +151,10 @@ fn attempt(client: &Client, task: &Task, signals: child::Signals) -> Result<(Out
         transfer::fetch(client, index, input)?;
     }
     prepare(&task.outputs)?;
-    let outcome = child::run(&task.command, signals)
-        .map_err(Failure::file(format!("the command {} cannot be started", task.command.first().map_or("", String::as_str))))?;
+    let outcome = child::run(&task.command, signals).map_err(Failure::file(format!(
+        "the command {} cannot be started",
+        task.command.first().map_or("", String::as_str)
+    )))?;
     let report = match outcome {
         Outcome::Exited(0) => collect(client, &task.outputs)?,
         Outcome::Exited(code) => json!({"succeeded": false, "exitCode": code}),
@@ -165,7 +168,8 @@ fn prepare(outputs: &Outputs) -> Result<(), Failure> {
     let files = outputs.parameters.values().chain(outputs.artifacts.iter().map(|a| &a.path)).chain([&outputs.file]);
     for file in files {
         if let Some(folder) = Path::new(file).parent() {
-            fs::create_dir_all(folder).map_err(Failure::file(format!("the folder {} cannot be created", folder.display())))?;
+            fs::create_dir_all(folder)
+                .map_err(Failure::file(format!("the folder {} cannot be created", folder.display())))?;
         }
     }
     Ok(())
@@ -180,7 +184,10 @@ fn read_value(path: &str) -> Result<Option<String>, Failure> {
     let mut content = Vec::new();
     file.take(MAX_VALUE + 1).read_to_end(&mut content).map_err(Failure::file(format!("{path} cannot be read")))?;
     if content.len() as u64 > MAX_VALUE {
-        return Err(Failure::Unfit(format!("{path} is larger than {} MiB; a parameter is a value, write data to an artifact", MAX_VALUE >> 20)));
+        return Err(Failure::Unfit(format!(
+            "{path} is larger than {} MiB; a parameter is a value, write data to an artifact",
+            MAX_VALUE >> 20
+        )));
     }
     String::from_utf8(content).map(Some).map_err(|_| Failure::Unfit(format!("{path} is not UTF-8 text")))
 }
@@ -189,7 +196,9 @@ fn read_value(path: &str) -> Result<Option<String>, Failure> {
 fn collect(client: &Client, outputs: &Outputs) -> Result<Value, Failure> {
     let metadata = match read_value(&outputs.file)? {
         None => Value::Null,
-        Some(text) => serde_json::from_str(&text).map_err(|e| Failure::Unfit(format!("{} is no JSON: {e}", outputs.file)))?,
+        Some(text) => {
+            serde_json::from_str(&text).map_err(|e| Failure::Unfit(format!("{} is no JSON: {e}", outputs.file)))?
+        }
     };
     let mut parameters = BTreeMap::new();
     for (name, path) in &outputs.parameters {
@@ -201,7 +210,11 @@ fn collect(client: &Client, outputs: &Outputs) -> Result<Value, Failure> {
         }
     }
     for output in &outputs.artifacts {
-        let told = metadata.get("artifacts").and_then(|a| a.get(&output.name)).and_then(|l| l.get("artifacts")).and_then(|l| l.get(0));
+        let told = metadata
+            .get("artifacts")
+            .and_then(|a| a.get(&output.name))
+            .and_then(|l| l.get("artifacts"))
+            .and_then(|l| l.get(0));
         let text = |names: [&str; 2]| names.iter().find_map(|n| told?.get(n)?.as_str()).filter(|t| !t.is_empty());
         let uri = text(["uri", "uri"]).unwrap_or(&output.uri);
         let custom = text(["custom_path", "customPath"]);

@@ -40,7 +40,11 @@ fn is_below(path: &str) -> bool {
 /// Fetches one input artifact.
 pub fn fetch(client: &Client, index: usize, input: &Input) -> Result<(), Failure> {
     let Some(files) = &input.files else {
-        say!("input {} at {} is not in this box's store and is not fetched; the step gets its address only", input.name, input.uri);
+        say!(
+            "input {} at {} is not in this box's store and is not fetched; the step gets its address only",
+            input.name,
+            input.uri
+        );
         return Ok(());
     };
     let Some(target) = &input.path else { return Ok(()) };
@@ -49,7 +53,8 @@ pub fn fetch(client: &Client, index: usize, input: &Input) -> Result<(), Failure
         // The step that should have made it wrote nothing, which is allowed; reading it then fails with its name.
         say!("input {} at {} is empty: the step before wrote nothing there", input.name, input.uri);
         if let Some(folder) = target.parent() {
-            fs::create_dir_all(folder).map_err(Failure::file(format!("the folder {} cannot be created", folder.display())))?;
+            fs::create_dir_all(folder)
+                .map_err(Failure::file(format!("the folder {} cannot be created", folder.display())))?;
         }
         return Ok(());
     }
@@ -59,14 +64,22 @@ pub fn fetch(client: &Client, index: usize, input: &Input) -> Result<(), Failure
         } else if is_below(&file.path) {
             target.join(&file.path)
         } else {
-            return Err(Failure::Unfit(format!("input {} holds a file with the name {:?}, which is refused", input.name, file.path)));
+            return Err(Failure::Unfit(format!(
+                "input {} holds a file with the name {:?}, which is refused",
+                input.name, file.path
+            )));
         };
         let what = format!("input {} ({})", input.name, path.display());
         if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder).map_err(Failure::file(format!("the folder {} cannot be created", folder.display())))?;
+            fs::create_dir_all(folder)
+                .map_err(Failure::file(format!("the folder {} cannot be created", folder.display())))?;
         }
-        let create = || -> std::io::Result<Box<dyn Write>> { Ok(Box::new(BufWriter::with_capacity(256 * 1024, File::create(&path)?))) };
-        client.get_into(&format!("/inputs/{index}?path={}", encode(&file.path)), &create).map_err(http(what.clone()))?;
+        let create = || -> std::io::Result<Box<dyn Write>> {
+            Ok(Box::new(BufWriter::with_capacity(256 * 1024, File::create(&path)?)))
+        };
+        client
+            .get_into(&format!("/inputs/{index}?path={}", encode(&file.path)), &create)
+            .map_err(http(what.clone()))?;
         let written = fs::metadata(&path).map_err(Failure::file(what.clone()))?.len();
         if written != file.size {
             return Err(Failure::Unfit(format!("{what}: {written} bytes were fetched, and it has {}", file.size)));
@@ -106,7 +119,11 @@ pub fn store(client: &Client, output: &Output, uri: &str, custom: Option<&str>, 
         return send(client, output, uri, &path, "");
     }
     if !found.is_dir() {
-        return Err(Failure::Unfit(format!("output {} ({}) is neither a file nor a folder", output.name, path.display())));
+        return Err(Failure::Unfit(format!(
+            "output {} ({}) is neither a file nor a folder",
+            output.name,
+            path.display()
+        )));
     }
     let mut folders = vec![(path, String::new(), 0)];
     while let Some((folder, below, depth)) = folders.pop() {

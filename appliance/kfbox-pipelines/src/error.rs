@@ -65,7 +65,11 @@ impl ApiError {
     }
 
     pub fn internal(what: &str, cause: impl Into<kfbox_base::BoxError>) -> Self {
-        Self { code: Code::Internal, message: format!("{what} failed; the daemon's log has the cause"), cause: Some(cause.into()) }
+        Self {
+            code: Code::Internal,
+            message: format!("{what} failed; the daemon's log has the cause"),
+            cause: Some(cause.into()),
+        }
     }
 
     pub fn status(&self) -> StatusCode {

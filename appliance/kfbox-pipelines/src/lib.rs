@@ -18,8 +18,8 @@ mod view;
 
 pub use error::{ApiError, ApiResult, Code};
 pub use ports::{
-    ArtifactStore, ByteStream, ExecutionKind, ExecutionState, KubeLogs, Lineage, LineageArtifact, LineageContexts, LineageExecution,
-    LineageResult, LineageRun, LogRange, Namespaces, ObjectInfo, StepLogs, StoreError,
+    ArtifactStore, ByteStream, ExecutionKind, ExecutionState, KubeLogs, Lineage, LineageArtifact, LineageContexts,
+    LineageExecution, LineageResult, LineageRun, LogRange, Namespaces, ObjectInfo, StepLogs, StoreError,
 };
 pub use view::{ArtifactView, EdgeView, NodeDetail, NodeView, RunDetail, RunView};
 
@@ -54,7 +54,11 @@ pub struct Config {
 }
 
 impl Config {
-    pub fn new(data_dir: impl Into<PathBuf>, launcher_image: impl Into<String>, task_api_url: impl Into<String>) -> Self {
+    pub fn new(
+        data_dir: impl Into<PathBuf>,
+        launcher_image: impl Into<String>,
+        task_api_url: impl Into<String>,
+    ) -> Self {
         Self {
             data_dir: data_dir.into(),
             launcher_image: launcher_image.into(),
@@ -154,10 +158,18 @@ impl Pipelines {
     }
 
     async fn start(config: Config, deps: Deps, tasks: &Tasks) -> Result<Self, StartError> {
-        std::fs::create_dir_all(&config.data_dir).map_err(|source| StartError::Folder { path: config.data_dir.clone(), source })?;
+        std::fs::create_dir_all(&config.data_dir)
+            .map_err(|source| StartError::Folder { path: config.data_dir.clone(), source })?;
         let store = store::Store::open(&config.data_dir.join("pipelines.db"))?;
         let roots = roots::Roots::parse(&config.pipeline_root)?;
-        let core = Arc::new(Core { config, deps, store, roots, tasks: tasks.clone(), changes: broadcast::Sender::new(CHANGES) });
+        let core = Arc::new(Core {
+            config,
+            deps,
+            store,
+            roots,
+            tasks: tasks.clone(),
+            changes: broadcast::Sender::new(CHANGES),
+        });
         let engine = Engine::new(core.clone());
         engine.resume().await.map_err(StartError::Resume)?;
         let inner = Arc::new(Inner { core, engine, schedule: schedule::Schedule::default() });

@@ -30,7 +30,13 @@ pub enum StoreError {
 /// Objects by bucket and key. Callers have checked that the namespace may use the key; the store need not.
 pub trait ArtifactStore: Send + Sync + 'static {
     /// Stores an object whole or not at all. `size` is known in advance; a shorter or longer body is an error.
-    fn put<'a>(&'a self, bucket: &'a str, key: &'a str, size: u64, body: ByteStream) -> BoxFuture<'a, Result<(), StoreError>>;
+    fn put<'a>(
+        &'a self,
+        bucket: &'a str,
+        key: &'a str,
+        size: u64,
+        body: ByteStream,
+    ) -> BoxFuture<'a, Result<(), StoreError>>;
     /// The object's size and content.
     fn get<'a>(&'a self, bucket: &'a str, key: &'a str) -> BoxFuture<'a, Result<(u64, ByteStream), StoreError>>;
     /// All objects whose key starts with `prefix`, sorted by key.

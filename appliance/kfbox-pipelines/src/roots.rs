@@ -34,7 +34,8 @@ fn split(uri: &str) -> Option<(&str, &str, &str)> {
 
 /// A name as one part of a key and of a path: letters, digits, `.`, `_` and `-`.
 pub fn part(name: &str) -> String {
-    let kept: String = name.chars().map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' }).take(100).collect();
+    let kept: String =
+        name.chars().map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' }).take(100).collect();
     if matches!(kept.as_str(), "" | "." | "..") { "-".into() } else { kept }
 }
 
@@ -61,7 +62,9 @@ impl Roots {
         } else if self.inside(namespace, asked) {
             asked.to_owned()
         } else {
-            return Err(format!("the pipeline root {asked} is not within {own}, where namespace {namespace} keeps its artifacts"));
+            return Err(format!(
+                "the pipeline root {asked} is not within {own}, where namespace {namespace} keeps its artifacts"
+            ));
         };
         Ok(format!("{base}/{}/{run_id}", part(pipeline)))
     }
@@ -70,7 +73,8 @@ impl Roots {
         let own = self.namespace(namespace);
         match (split(uri), split(&own)) {
             (Some((_, bucket, key)), Some((_, own_bucket, own_key))) => {
-                bucket == own_bucket && key.strip_prefix(own_key).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+                bucket == own_bucket
+                    && key.strip_prefix(own_key).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
             }
             _ => false,
         }

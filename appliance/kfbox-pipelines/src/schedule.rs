@@ -91,7 +91,10 @@ pub(crate) async fn run(inner: Arc<Inner>) -> Result<(), kfbox_base::BoxError> {
         }
         let wait = async {
             match next {
-                Some(at) => tokio::time::sleep(Duration::from_millis(u64::try_from(at - time::now()).unwrap_or(0).max(100))).await,
+                Some(at) => {
+                    tokio::time::sleep(Duration::from_millis(u64::try_from(at - time::now()).unwrap_or(0).max(100)))
+                        .await
+                }
                 None => std::future::pending().await,
             }
         };
@@ -108,8 +111,13 @@ async fn consider(inner: &Inner, mut row: RecurringRow, now: i64) -> Option<i64>
     let periodic = Periodic::parse(rest::field(&row.body, "trigger")?).ok()?;
     let last = row.body.get("kfbox_last").and_then(Value::as_i64);
     let catch_up = rest::field(&row.body, "no_catchup").and_then(Value::as_bool) != Some(true);
-    let Some(at) = periodic.due(row.created_at, last, now, catch_up) else { return periodic.next(row.created_at, last) };
-    let most = rest::field(&row.body, "max_concurrency").and_then(|v| v.as_i64().or_else(|| v.as_str()?.parse().ok())).unwrap_or(1).max(1);
+    let Some(at) = periodic.due(row.created_at, last, now, catch_up) else {
+        return periodic.next(row.created_at, last);
+    };
+    let most = rest::field(&row.body, "max_concurrency")
+        .and_then(|v| v.as_i64().or_else(|| v.as_str()?.parse().ok()))
+        .unwrap_or(1)
+        .max(1);
     match open_runs(inner, &row.id).await {
         // Looked at again soon; the firing stays due.
         Ok(open) if open >= most => return Some(now + 1000),

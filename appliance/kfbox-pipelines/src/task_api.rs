@@ -58,8 +58,11 @@ impl FromRequestParts<Arc<Inner>> for Attempt {
 
     async fn from_request_parts(parts: &mut Parts, inner: &Arc<Inner>) -> ApiResult<Self> {
         let denied = || ApiError::new(Code::Unauthenticated, "the task's token is missing or wrong");
-        let Path(names) = Path::<BTreeMap<String, String>>::from_request_parts(parts, inner).await.map_err(|_| denied())?;
-        let (Some(run), Some(task)) = (names.get("run").cloned(), names.get("task").cloned()) else { return Err(denied()) };
+        let Path(names) =
+            Path::<BTreeMap<String, String>>::from_request_parts(parts, inner).await.map_err(|_| denied())?;
+        let (Some(run), Some(task)) = (names.get("run").cloned(), names.get("task").cloned()) else {
+            return Err(denied());
+        };
         let attempt = names.get("attempt").and_then(|a| a.parse().ok()).ok_or_else(denied)?;
         let given = bearer(&parts.headers).ok_or_else(denied)?;
         let expected = inner.engine.token(&run, &task, attempt);
@@ -97,7 +100,8 @@ async fn begin(State(app): App, attempt: Attempt) -> ApiResult<Response> {
         // Without a listing the artifact lies elsewhere; the step may still read its URI.
         inputs.push(json!({"name": input.name, "uri": input.uri, "path": input.path, "files": files}));
     }
-    let outputs: Vec<Value> = assignment.output_artifacts.iter().map(|a| json!({"name": a.name, "uri": a.uri, "path": a.path})).collect();
+    let outputs: Vec<Value> =
+        assignment.output_artifacts.iter().map(|a| json!({"name": a.name, "uri": a.uri, "path": a.path})).collect();
     Ok(Json(json!({
         "name": assignment.display_name,
         "command": assignment.command,
@@ -116,12 +120,16 @@ async fn begin(State(app): App, attempt: Attempt) -> ApiResult<Response> {
 async fn files(app: &Inner, at: &Location) -> ApiResult<Vec<Value>> {
     let found = app.deps.artifacts.list(&at.bucket, &at.key).await.map_err(store_failed)?;
     let prefix = format!("{}/", at.key);
-    let relative = |key: &str| if key == at.key { Some(String::new()) } else { key.strip_prefix(&prefix).map(str::to_owned) };
+    let relative =
+        |key: &str| if key == at.key { Some(String::new()) } else { key.strip_prefix(&prefix).map(str::to_owned) };
     let mut files = Vec::new();
     for object in found {
         let Some(path) = relative(&object.key).filter(|p| p.is_empty() || is_clean(p)) else { continue };
         if files.len() >= MAX_FILES {
-            return Err(ApiError::new(Code::FailedPrecondition, format!("an input artifact has more than {MAX_FILES} files")));
+            return Err(ApiError::new(
+                Code::FailedPrecondition,
+                format!("an input artifact has more than {MAX_FILES} files"),
+            ));
         }
         files.push(json!({"path": path, "size": object.size}));
     }
@@ -151,7 +159,12 @@ fn join(at: Location, path: &str) -> ApiResult<Location> {
     Ok(Location { key: format!("{}/{path}", at.key), bucket: at.bucket })
 }
 
-async fn download(State(app): App, attempt: Attempt, Path(names): Path<BTreeMap<String, String>>, args: crate::rest::Args) -> ApiResult<Response> {
+async fn download(
+    State(app): App,
+    attempt: Attempt,
+    Path(names): Path<BTreeMap<String, String>>,
+    args: crate::rest::Args,
+) -> ApiResult<Response> {
     let Some(assignment) = attempt.scope(&app).await else { return Ok(over()) };
     let input = names.get("n").and_then(|n| n.parse::<usize>().ok()).and_then(|n| assignment.inputs.get(n));
     let at = input.and_then(|i| app.roots.object(&assignment.namespace, &i.uri));
@@ -183,10 +196,13 @@ async fn upload(
         return Err(ApiError::new(Code::PermissionDenied, format!("{uri} is not below the task's own root {own}")));
     }
     let at = app.roots.object(&assignment.namespace, uri);
-    let at = at.ok_or_else(|| ApiError::new(Code::PermissionDenied, format!("{uri} is outside the namespace's artifacts")))?;
+    let at =
+        at.ok_or_else(|| ApiError::new(Code::PermissionDenied, format!("{uri} is outside the namespace's artifacts")))?;
     let at = join(at, args.get("path").unwrap_or_default())?;
     let size = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
-    let size = size.filter(|s| *s <= MAX_FILE).ok_or_else(|| ApiError::invalid("the upload needs a Content-Length of at most 1 TiB"))?;
+    let size = size
+        .filter(|s| *s <= MAX_FILE)
+        .ok_or_else(|| ApiError::invalid("the upload needs a Content-Length of at most 1 TiB"))?;
     let stream = body.into_data_stream().map_err(Into::into).boxed();
     app.deps.artifacts.put(&at.bucket, &at.key, size, stream).await.map_err(|error| match error {
         // Told apart from a passing failure: the launcher fails the step with it.
@@ -200,7 +216,8 @@ async fn report(State(app): App, attempt: Attempt, body: Body) -> ApiResult<Resp
     let bytes = axum::body::to_bytes(body, MAX_REPORT)
         .await
         .map_err(|_| ApiError::invalid(format!("what the step reports is larger than {} MiB", MAX_REPORT >> 20)))?;
-    let value: Value = serde_json::from_slice(&bytes).map_err(|e| ApiError::invalid(format!("the report is no JSON: {e}")))?;
+    let value: Value =
+        serde_json::from_slice(&bytes).map_err(|e| ApiError::invalid(format!("the report is no JSON: {e}")))?;
     let number = |name: &str| value.get(name).and_then(Value::as_i64).and_then(|n| i32::try_from(n).ok());
     let texts = value.get("parameters").and_then(Value::as_object).cloned().unwrap_or_default();
     let report = Report {

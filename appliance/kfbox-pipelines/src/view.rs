@@ -151,7 +151,8 @@ fn graph(pipeline: &Pipeline, run_id: &str, tasks: &[Task]) -> (Vec<NodeView>, V
         nodes.push(place(node(task)));
     }
     let planned_root = [(String::from("root"), crate::spec::ROOT.to_owned(), task_id(run_id, "root"))];
-    let running = tasks.iter().filter(|t| t.kind == Kind::Dag).map(|t| (t.path.clone(), t.component.clone(), t.id.clone()));
+    let running =
+        tasks.iter().filter(|t| t.kind == Kind::Dag).map(|t| (t.path.clone(), t.component.clone(), t.id.clone()));
     let dags: Vec<_> = if tasks.is_empty() { planned_root.into_iter().collect() } else { running.collect() };
     for (path, component, dag_id) in dags {
         let Some(Body::Dag(dag)) = pipeline.component(&component).and_then(|c| pipeline.body(c)) else { continue };
@@ -201,8 +202,13 @@ impl Pipelines {
     pub async fn list_runs(&self, user: &UserInfo, namespace: Option<&str>, limit: u32) -> ApiResult<Vec<RunView>> {
         let app = &self.inner;
         let namespaces = app.listed(user, "runs", namespace.unwrap_or_default()).await?;
-        let query = listing::Query { page_size: Some(limit.into()), sort_by: "created_at desc".into(), ..listing::Query::default() };
-        let listing = listing::Listing::new(&listing::RUNS, &query, vec![("namespace", namespaces)], app.store.key.as_slice())?;
+        let query = listing::Query {
+            page_size: Some(limit.into()),
+            sort_by: "created_at desc".into(),
+            ..listing::Query::default()
+        };
+        let listing =
+            listing::Listing::new(&listing::RUNS, &query, vec![("namespace", namespaces)], app.store.key.as_slice())?;
         let mut names: BTreeMap<String, String> = BTreeMap::new();
         let mut views = Vec::new();
         for row in app.store.runs(listing).await?.rows {
@@ -231,7 +237,8 @@ impl Pipelines {
             Err(_) => (tasks.iter().filter(|t| t.parent_id.is_some()).map(node).collect(), Vec::new()),
         };
         let parameters = row.runtime_config.get("parameters").and_then(Value::as_object).cloned().unwrap_or_default();
-        let parameters = tasks.first().map_or(parameters, |root| root.inputs.parameters.clone());
+        let parameters =
+            tasks.iter().find(|t| t.parent_id.is_none()).map_or(parameters, |root| root.inputs.parameters.clone());
         Ok(RunDetail { run: view(&row, experiment), parameters, nodes, edges })
     }
 
@@ -253,14 +260,27 @@ impl Pipelines {
     }
 
     /// A step's log, kept or live.
-    pub async fn node_log(&self, user: &UserInfo, run_id: &str, task_id: &str, range: LogRange) -> ApiResult<ByteStream> {
+    pub async fn node_log(
+        &self,
+        user: &UserInfo,
+        run_id: &str,
+        task_id: &str,
+        range: LogRange,
+    ) -> ApiResult<ByteStream> {
         let (row, task) = self.inner.node_task(user, "readArtifact", run_id, task_id).await?;
         self.inner.engine.log(&row.namespace, run_id, &task, range).await
     }
 
     /// The content of an artifact that a step gave out: its size and bytes. A folder's first file is not chosen for the
     /// caller: only artifacts of one file are read.
-    pub async fn artifact(&self, user: &UserInfo, run_id: &str, task_id: &str, output: &str, index: usize) -> ApiResult<(u64, ByteStream)> {
+    pub async fn artifact(
+        &self,
+        user: &UserInfo,
+        run_id: &str,
+        task_id: &str,
+        output: &str,
+        index: usize,
+    ) -> ApiResult<(u64, ByteStream)> {
         let (row, task) = self.inner.node_task(user, "readArtifact", run_id, task_id).await?;
         let not_found = || ApiError::not_found("artifact", output);
         let artifact = task.outputs.artifacts.get(output).and_then(|l| l.get(index)).ok_or_else(not_found)?;

@@ -105,7 +105,8 @@ pub(crate) struct Report {
 
 /// A run and its tasks from the database.
 pub(super) async fn load(core: &Core, row: &RunRow) -> ApiResult<RunState> {
-    let tasks: IndexMap<String, Task> = core.store.tasks(&row.id).await?.into_iter().map(|t| (t.id.clone(), t)).collect();
+    let tasks: IndexMap<String, Task> =
+        core.store.tasks(&row.id).await?.into_iter().map(|t| (t.id.clone(), t)).collect();
     let given = row.runtime_config.get("parameters").or_else(|| row.runtime_config.get("Parameters"));
     let given = given.and_then(Value::as_object).cloned().unwrap_or_default();
     let parameters = match Pipeline::parse(row.spec.clone()) {
@@ -159,7 +160,12 @@ struct Actor<'a> {
     archive_until: Option<Instant>,
 }
 
-pub(super) async fn drive(core: Arc<Core>, id: &str, mailbox: &Mailbox, mut requests: mpsc::Receiver<Request>) -> ApiResult<()> {
+pub(super) async fn drive(
+    core: Arc<Core>,
+    id: &str,
+    mailbox: &Mailbox,
+    mut requests: mpsc::Receiver<Request>,
+) -> ApiResult<()> {
     let Some(row) = core.store.run(id).await? else { return Ok(()) };
     if row.state.is_final() {
         return Ok(());
@@ -169,7 +175,10 @@ pub(super) async fn drive(core: Arc<Core>, id: &str, mailbox: &Mailbox, mut requ
         Ok(pipeline) => Arc::new(pipeline),
         Err(error) => {
             // Only after a downgrade: it was valid when it was stored.
-            plan::cancel(&mut run, Some(TaskError { code: 9, message: format!("its pipeline cannot be read: {error}") }));
+            plan::cancel(
+                &mut run,
+                Some(TaskError { code: 9, message: format!("its pipeline cannot be read: {error}") }),
+            );
             let all = run.tasks.values().cloned().collect();
             core.store.save(&run, all, Vec::new(), Vec::new()).await?;
             core.announce(&run.id, &run.namespace, run.state);
@@ -239,7 +248,9 @@ async fn sleep_until(until: Option<Instant>) {
 
 impl Actor<'_> {
     fn is_canceling(&self) -> bool {
-        self.deadline_error.is_some() || (!self.run.state.is_final() && (self.run.state == State::Canceling || self.mailbox.cancel.load(Ordering::Acquire)))
+        self.deadline_error.is_some()
+            || (!self.run.state.is_final()
+                && (self.run.state == State::Canceling || self.mailbox.cancel.load(Ordering::Acquire)))
     }
 
     fn decide(&mut self) {
@@ -250,7 +261,8 @@ impl Actor<'_> {
             && time::now() >= self.run.created_at + seconds * 1000
             && self.deadline_error.is_none()
         {
-            self.deadline_error = Some(TaskError { code: 4, message: format!("the run took longer than its deadline of {seconds} s") });
+            self.deadline_error =
+                Some(TaskError { code: 4, message: format!("the run took longer than its deadline of {seconds} s") });
         }
         if self.is_canceling() {
             if self.run.state != State::Canceling {
@@ -264,7 +276,8 @@ impl Actor<'_> {
             return;
         }
         let before = self.run.state;
-        let closed: Vec<String> = self.run.tasks.values().filter(|t| !t.is_leaf() && !t.state.is_final()).map(|t| t.id.clone()).collect();
+        let closed: Vec<String> =
+            self.run.tasks.values().filter(|t| !t.is_leaf() && !t.state.is_final()).map(|t| t.id.clone()).collect();
         let changed = plan::advance(&self.pipeline, &mut self.run);
         for id in closed {
             if let Some(task) = self.run.tasks.get(&id).filter(|t| t.state.is_final()) {
@@ -288,7 +301,8 @@ impl Actor<'_> {
     /// On disk before anyone is told and before anything is done.
     async fn store(&mut self) -> ApiResult<()> {
         if !self.dirty.is_empty() || self.run_dirty || !self.cached.is_empty() {
-            let changed: Vec<Task> = self.dirty.iter().filter_map(|id| self.run.tasks.get(id)).cloned().collect();
+            // In order of creation, which is the order in which they are read back: parents first.
+            let changed: Vec<Task> = self.run.tasks.values().filter(|t| self.dirty.contains(&t.id)).cloned().collect();
             loop {
                 match self.core.store.save(&self.run, changed.clone(), Vec::new(), self.cached.clone()).await {
                     Ok(()) => break,
@@ -319,7 +333,12 @@ impl Actor<'_> {
     }
 
     fn context(&self, task: &Task) -> Context {
-        Context { core: self.core.clone(), pipeline: self.pipeline.clone(), run: self.run.view(task), task: task.clone() }
+        Context {
+            core: self.core.clone(),
+            pipeline: self.pipeline.clone(),
+            run: self.run.view(task),
+            task: task.clone(),
+        }
     }
 
     /// Whatever the state asks for and nothing is doing yet.
@@ -342,7 +361,8 @@ impl Actor<'_> {
             return;
         }
         let now = time::now();
-        let ids: Vec<String> = self.run.tasks.values().filter(|t| !t.state.is_final() || !t.log_archived).map(|t| t.id.clone()).collect();
+        let ids: Vec<String> =
+            self.run.tasks.values().filter(|t| !t.state.is_final() || !t.log_archived).map(|t| t.id.clone()).collect();
         for id in ids {
             let Some(task) = self.run.tasks.get(&id).cloned() else { continue };
             if task.state.is_final() {
@@ -361,7 +381,11 @@ impl Actor<'_> {
     }
 
     fn begin_dag(&mut self, task: &Task) {
-        if task.execution_id.is_some() || self.begun.contains(&task.id) || self.busy.contains(&task.id) || !self.parent_begun(task) {
+        if task.execution_id.is_some()
+            || self.begun.contains(&task.id)
+            || self.busy.contains(&task.id)
+            || !self.parent_begun(task)
+        {
             return;
         }
         self.busy.insert(task.id.clone());
@@ -369,7 +393,13 @@ impl Actor<'_> {
         self.work.push(Box::pin(async move {
             let execution = context.begin_dag().await;
             // Told apart from a leaf by its kind.
-            Done::Prepared { task: context.task.id, image: String::new(), command: Vec::new(), fingerprint: None, execution }
+            Done::Prepared {
+                task: context.task.id,
+                image: String::new(),
+                command: Vec::new(),
+                fingerprint: None,
+                execution,
+            }
         }));
     }
 
@@ -377,7 +407,11 @@ impl Actor<'_> {
         if task.command.is_empty() || !task.pod_created {
             let context = self.context(task);
             self.busy.insert(task.id.clone());
-            self.work.push(if task.command.is_empty() { Box::pin(context.prepare()) } else { Box::pin(context.create_pod()) });
+            self.work.push(if task.command.is_empty() {
+                Box::pin(context.prepare())
+            } else {
+                Box::pin(context.create_pod())
+            });
             return;
         }
         let Some(pod) = &task.pod_name else { return };
@@ -392,10 +426,14 @@ impl Actor<'_> {
             self.reported.remove(&task.id);
             let (context, over) = (self.context(task), fact.is_over() && !fact.deleted);
             self.work.push(Box::pin(async move {
-                if over && let Err(error) = logs::archive(&context.core, &context.run.namespace, &context.run.id, &context.task).await {
+                if over
+                    && let Err(error) =
+                        logs::archive(&context.core, &context.run.namespace, &context.run.id, &context.task).await
+                {
                     tracing::warn!(task = %context.task.path, %error, "a step's log could not be kept");
                 }
-                let (core, namespace, pod) = (context.core.clone(), context.run.namespace.clone(), context.task.pod_name.clone());
+                let (core, namespace, pod) =
+                    (context.core.clone(), context.run.namespace.clone(), context.task.pod_name.clone());
                 let done = context.explain(why).await;
                 if !over && let Some(pod) = pod {
                     steps::delete_pods(core, namespace, vec![pod]).await;
@@ -423,7 +461,11 @@ impl Actor<'_> {
         }
         if fact.is_over() {
             let Some(ended) = &fact.terminated else {
-                let why = [fact.reason.as_str(), fact.message.as_str()].into_iter().filter(|t| !t.is_empty()).collect::<Vec<_>>().join(": ");
+                let why = [fact.reason.as_str(), fact.message.as_str()]
+                    .into_iter()
+                    .filter(|t| !t.is_empty())
+                    .collect::<Vec<_>>()
+                    .join(": ");
                 return Some(format!("its pod ended as {}{}{why}", fact.phase, if why.is_empty() { "" } else { ": " }));
             };
             return Some(match (memory, ended.exit_code) {
@@ -472,9 +514,13 @@ impl Actor<'_> {
     }
 
     fn delete_pods(&mut self) {
-        let open: Vec<Task> = self.run.tasks.values().filter(|t| t.kind == Kind::Container && !t.state.is_final()).cloned().collect();
+        let open: Vec<Task> =
+            self.run.tasks.values().filter(|t| t.kind == Kind::Container && !t.state.is_final()).cloned().collect();
         let contexts: Vec<Context> = open.iter().filter(|t| t.pod_created).map(|t| self.context(t)).collect();
-        let names = open.iter().map(|t| t.pod_name.clone().unwrap_or_else(|| pod_name(&self.run.pipeline_name, &self.run.id, t))).collect();
+        let names = open
+            .iter()
+            .map(|t| t.pod_name.clone().unwrap_or_else(|| pod_name(&self.run.pipeline_name, &self.run.id, t)))
+            .collect();
         let (core, namespace) = (self.core.clone(), self.run.namespace.clone());
         self.work.push(Box::pin(async move {
             for context in contexts {
@@ -528,7 +574,11 @@ impl Actor<'_> {
         }
         let input = steps::executor_input(&self.pipeline, &self.run, task);
         let paths = |list: &[super::model::Artifact], name: &str| -> Vec<InputFile> {
-            let file = |a: &super::model::Artifact| InputFile { name: name.to_owned(), uri: a.uri.clone(), path: super::placeholders::artifact_path(a) };
+            let file = |a: &super::model::Artifact| InputFile {
+                name: name.to_owned(),
+                uri: a.uri.clone(),
+                path: super::placeholders::artifact_path(a),
+            };
             list.iter().map(file).collect()
         };
         Some(Assignment {
@@ -541,7 +591,9 @@ impl Actor<'_> {
             output_artifacts: input
                 .output_artifacts
                 .into_iter()
-                .filter_map(|(name, a)| Some(OutputArtifact { path: super::placeholders::artifact_path(&a)?, name, uri: a.uri }))
+                .filter_map(|(name, a)| {
+                    Some(OutputArtifact { path: super::placeholders::artifact_path(&a)?, name, uri: a.uri })
+                })
                 .collect(),
             output_root: steps::output_root(&self.run, task),
         })
@@ -657,8 +709,12 @@ impl Actor<'_> {
         if let Some(task) = self.run.tasks.get(id)
             && let Some(fingerprint) = &task.fingerprint
         {
-            let entry =
-                CacheEntry { run_id: self.run.id.clone(), task_id: id.to_owned(), outputs, execution_id: task.execution_id.unwrap_or(0) };
+            let entry = CacheEntry {
+                run_id: self.run.id.clone(),
+                task_id: id.to_owned(),
+                outputs,
+                execution_id: task.execution_id.unwrap_or(0),
+            };
             self.cached.push((self.run.namespace.clone(), fingerprint.clone(), entry));
         }
     }
@@ -691,17 +747,26 @@ impl Actor<'_> {
             return false;
         }
         let until = *self.archive_until.get_or_insert_with(|| Instant::now() + ARCHIVE_GRACE);
-        let waiting = |t: &Task| t.kind == Kind::Container && t.pod_created && !t.log_archived && t.state != State::Canceled;
+        let waiting =
+            |t: &Task| t.kind == Kind::Container && t.pod_created && !t.log_archived && t.state != State::Canceled;
         Instant::now() >= until || !self.run.tasks.values().any(waiting)
     }
 
     fn next_wake(&self) -> Option<Instant> {
         let now = (Instant::now(), time::now());
         let at = |millis: i64| now.0 + Duration::from_millis(u64::try_from(millis - now.1).unwrap_or(0));
-        let retries = self.run.tasks.values().filter(|t| !t.state.is_final()).filter_map(|t| t.retry_at).filter(|m| *m > now.1).map(at);
+        let retries = self
+            .run
+            .tasks
+            .values()
+            .filter(|t| !t.state.is_final())
+            .filter_map(|t| t.retry_at)
+            .filter(|m| *m > now.1)
+            .map(at);
         let reported = self.reported.values().map(|(_, since)| *since + FAILURE_GRACE);
         let stuck = self.stuck_since.values().map(|since| *since + self.core.config.start_deadline);
-        let deadline = self.pipeline.active_deadline_seconds().filter(|_| !self.run.state.is_final() && !self.is_canceling());
+        let deadline =
+            self.pipeline.active_deadline_seconds().filter(|_| !self.run.state.is_final() && !self.is_canceling());
         let deadline = deadline.map(|s| at(self.run.created_at + s * 1000));
         retries.chain(reported).chain(stuck).chain(deadline).chain(self.archive_until).min()
     }
@@ -713,7 +778,12 @@ fn back_off(policy: &spec::ir::RetryPolicy, retries: u32) -> u64 {
     let most = duration(&policy.backoff_max_duration).filter(|m| *m > 0).unwrap_or(3_600_000);
     let factor = if policy.backoff_factor > 0.0 { policy.backoff_factor } else { 2.0 };
     let exponent = i32::try_from(retries.min(64)).unwrap_or(64);
-    #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a cast saturates; the result is clamped")]
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a cast saturates; the result is clamped"
+    )]
     let wait = (base as f64 * factor.powi(exponent)) as u64;
     wait.min(most)
 }
@@ -744,9 +814,17 @@ impl RunState {
             above = parent.parent_id.as_deref();
         }
         let dag = task.parent_id.as_ref().and_then(|id| self.tasks.get(id));
-        let dag = if task.iteration.is_some() { dag.and_then(|l| l.parent_id.as_deref()) } else { dag.map(|d| d.id.as_str()) };
+        let dag = if task.iteration.is_some() {
+            dag.and_then(|l| l.parent_id.as_deref())
+        } else {
+            dag.map(|d| d.id.as_str())
+        };
         let beside = |t: &Task| t.parent_id.is_some() && t.parent_id.as_deref() == dag;
-        let tasks = self.tasks.iter().filter(|(id, t)| keep.contains(id.as_str()) || beside(t)).map(|(id, t)| (id.clone(), t.clone()));
+        let tasks = self
+            .tasks
+            .iter()
+            .filter(|(id, t)| keep.contains(id.as_str()) || beside(t))
+            .map(|(id, t)| (id.clone(), t.clone()));
         Self { tasks: tasks.collect(), history: Vec::new(), ..self.shallow() }
     }
 

@@ -26,7 +26,13 @@ fn file(core: &Core, run_id: &str, task: &Task) -> PathBuf {
     folder(core, run_id).join(format!("{}-{}.log", task.id, task.attempt))
 }
 
-pub(super) async fn open(core: &Core, namespace: &str, run_id: &str, task: &Task, range: LogRange) -> ApiResult<ByteStream> {
+pub(super) async fn open(
+    core: &Core,
+    namespace: &str,
+    run_id: &str,
+    task: &Task,
+    range: LogRange,
+) -> ApiResult<ByteStream> {
     match tokio::fs::File::open(file(core, run_id, task)).await {
         Ok(file) => return Ok(ReaderStream::new(file).map_err(Into::into).boxed()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
@@ -45,7 +51,8 @@ pub(super) async fn open(core: &Core, namespace: &str, run_id: &str, task: &Task
 /// Keeps the whole log. Written beside and renamed, so that a log is whole or absent.
 pub(super) async fn archive(core: &Core, namespace: &str, run_id: &str, task: &Task) -> std::io::Result<()> {
     let Some(pod) = &task.pod_name else { return Ok(()) };
-    let mut stream = core.deps.logs.open(namespace, pod, MAIN, LogRange::default()).await.map_err(std::io::Error::other)?;
+    let mut stream =
+        core.deps.logs.open(namespace, pod, MAIN, LogRange::default()).await.map_err(std::io::Error::other)?;
     tokio::fs::create_dir_all(folder(core, run_id)).await?;
     let target = file(core, run_id, task);
     let partial = target.with_extension("partial");
@@ -54,7 +61,12 @@ pub(super) async fn archive(core: &Core, namespace: &str, run_id: &str, task: &T
     while let Some(chunk) = stream.next().await {
         let chunk = chunk.map_err(std::io::Error::other)?;
         if written + chunk.len() > MAX_KEPT {
-            output.write_all(format!("\n[kfbox] the log is longer than {} MiB; the rest was not kept\n", MAX_KEPT >> 20).as_bytes()).await?;
+            output
+                .write_all(
+                    format!("\n[kfbox] the log is longer than {} MiB; the rest was not kept\n", MAX_KEPT >> 20)
+                        .as_bytes(),
+                )
+                .await?;
             break;
         }
         output.write_all(&chunk).await?;

@@ -124,7 +124,7 @@ impl Engine {
         let row = self.core.store.run(&row.id).await?.ok_or_else(|| ApiError::not_found("run", &row.id))?;
         let mut run = actor::load(&self.core, &row).await?;
         let (changed, removed) = plan::retry(&mut run);
-        let changed = changed.iter().filter_map(|id| run.tasks.get(id)).cloned().collect();
+        let changed = run.tasks.values().filter(|t| changed.contains(&t.id)).cloned().collect();
         self.core.store.save(&run, changed, removed, Vec::new()).await?;
         self.core.announce(&row.id, &row.namespace, run.state);
         self.start(&row.id);
@@ -155,7 +155,13 @@ impl Engine {
     }
 
     /// A step's log: kept when the pod ended, else from the pod.
-    pub(crate) async fn log(&self, namespace: &str, run_id: &str, task: &Task, range: LogRange) -> ApiResult<ByteStream> {
+    pub(crate) async fn log(
+        &self,
+        namespace: &str,
+        run_id: &str,
+        task: &Task,
+        range: LogRange,
+    ) -> ApiResult<ByteStream> {
         logs::open(&self.core, namespace, run_id, task, range).await
     }
 

@@ -60,7 +60,8 @@ impl ExecutorInput {
     }
 
     fn provided(&self, name: &str) -> bool {
-        self.parameters.get(name).is_some_and(|v| !v.is_null()) || self.artifacts.get(name).is_some_and(|l| !l.is_empty())
+        self.parameters.get(name).is_some_and(|v| !v.is_null())
+            || self.artifacts.get(name).is_some_and(|l| !l.is_empty())
     }
 
     /// What stands for `{{$INNER}}`; `None` leaves it as it is, as upstream does.
@@ -116,11 +117,13 @@ impl ExecutorInput {
 
     fn structure(&self, element: &str) -> Result<Option<Vec<String>>, String> {
         let start = element.trim_start();
-        let looks = start.starts_with('{') && ["\"Concat\"", "\"IfPresent\""].iter().any(|k| start[1..].trim_start().starts_with(k));
+        let looks = start.starts_with('{')
+            && ["\"Concat\"", "\"IfPresent\""].iter().any(|k| start[1..].trim_start().starts_with(k));
         if !looks {
             return Ok(None);
         }
-        let parsed: Value = serde_json::from_str(element).map_err(|e| format!("the placeholder {element} is no JSON: {e}"))?;
+        let parsed: Value =
+            serde_json::from_str(element).map_err(|e| format!("the placeholder {element} is no JSON: {e}"))?;
         self.resolve(&parsed, 0).map(Some)
     }
 
@@ -142,7 +145,9 @@ impl ExecutorInput {
                 if let Some(Value::Array(parts)) = map.get("Concat") {
                     return Ok(vec![all(parts)?.concat()]);
                 }
-                let Some(condition) = map.get("IfPresent") else { return Err(format!("the placeholder {part} is neither Concat nor IfPresent")) };
+                let Some(condition) = map.get("IfPresent") else {
+                    return Err(format!("the placeholder {part} is neither Concat nor IfPresent"));
+                };
                 let input = condition.get("InputName").and_then(Value::as_str).unwrap_or_default();
                 let branch = if self.provided(input) { condition.get("Then") } else { condition.get("Else") };
                 branch.filter(|b| !b.is_null()).map_or_else(|| Ok(Vec::new()), |b| self.resolve(b, depth + 1))
@@ -199,9 +204,17 @@ mod tests {
     use super::*;
 
     fn input() -> ExecutorInput {
-        let data = Artifact { name: "7".into(), uri: "minio://b/v2/n/data".into(), schema_title: "system.Dataset".into(), ..Artifact::default() };
+        let data = Artifact {
+            name: "7".into(),
+            uri: "minio://b/v2/n/data".into(),
+            schema_title: "system.Dataset".into(),
+            ..Artifact::default()
+        };
         ExecutorInput {
-            parameters: json!({"x": "{{$.inputs.parameters['y']}}", "y": "why", "n": 5, "l": [1, "a"]}).as_object().unwrap().clone(),
+            parameters: json!({"x": "{{$.inputs.parameters['y']}}", "y": "why", "n": 5, "l": [1, "a"]})
+                .as_object()
+                .unwrap()
+                .clone(),
             artifacts: [("data".to_owned(), vec![data.clone()])].into(),
             output_parameters: [("out".to_owned(), "/tmp/kfp/outputs/out".to_owned())].into(),
             output_artifacts: [("model".to_owned(), Artifact { uri: "gs://b/model".into(), ..data })].into(),
@@ -226,8 +239,16 @@ mod tests {
     fn structures_become_words() {
         let i = input();
         let command = |e: &str| i.command(&[e.to_owned()]).unwrap();
-        assert_eq!(command(r#"{"Concat": ["{{$.inputs.parameters['y']}}", "+", {"IfPresent": {"InputName": "gone", "Then": "a", "Else": "b"}}]}"#), ["why+b"]);
-        assert_eq!(command(r#"{"IfPresent": {"InputName": "y", "Then": ["-y", "{{$.inputs.parameters['y']}}"]}}"#), ["-y", "why"]);
+        assert_eq!(
+            command(
+                r#"{"Concat": ["{{$.inputs.parameters['y']}}", "+", {"IfPresent": {"InputName": "gone", "Then": "a", "Else": "b"}}]}"#
+            ),
+            ["why+b"]
+        );
+        assert_eq!(
+            command(r#"{"IfPresent": {"InputName": "y", "Then": ["-y", "{{$.inputs.parameters['y']}}"]}}"#),
+            ["-y", "why"]
+        );
         assert!(command(r#"{"IfPresent": {"InputName": "gone", "Then": ["-y"]}}"#).is_empty());
         assert_eq!(command(r#"{"just": "json"}"#), [r#"{"just": "json"}"#]);
         assert!(i.command(&[r#"{"Concat": ["#.to_owned()]).is_err());

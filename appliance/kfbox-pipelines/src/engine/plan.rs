@@ -49,7 +49,7 @@ pub fn advance(pipeline: &Pipeline, run: &mut RunState) -> BTreeSet<String> {
             break;
         }
     }
-    if let Some(root) = run.tasks.values().next()
+    if let Some(root) = run.tasks.values().find(|t| t.parent_id.is_none())
         && root.state.is_final()
     {
         let (state, error) = (root.state, run_error(run));
@@ -157,7 +157,13 @@ fn fail(run: &mut RunState, id: &str, why: &str, changed: &mut BTreeSet<String>)
     }
 }
 
-fn step_dag(pipeline: &Pipeline, run: &mut RunState, task: &Task, dag: &DagSpec, changed: &mut BTreeSet<String>) -> bool {
+fn step_dag(
+    pipeline: &Pipeline,
+    run: &mut RunState,
+    task: &Task,
+    dag: &DagSpec,
+    changed: &mut BTreeSet<String>,
+) -> bool {
     let mut moved = false;
     let mut done = true;
     for (name, spec) in &dag.tasks {
@@ -195,7 +201,8 @@ fn step_dag(pipeline: &Pipeline, run: &mut RunState, task: &Task, dag: &DagSpec,
     }
     let children: Vec<&Task> = run.tasks.values().filter(|t| t.parent_id.as_deref() == Some(&task.id)).collect();
     let (state, error) = outcome(&children);
-    let outputs = pipeline.component(&task.component).map(|c| resolve::dag_outputs(run, task, dag, c)).unwrap_or_default();
+    let outputs =
+        pipeline.component(&task.component).map(|c| resolve::dag_outputs(run, task, dag, c)).unwrap_or_default();
     close(run, &task.id, state, error, outputs, changed);
     true
 }
@@ -212,7 +219,14 @@ fn outcome(children: &[&Task]) -> (State, Option<TaskError>) {
     (State::Succeeded, None)
 }
 
-fn close(run: &mut RunState, id: &str, state: State, error: Option<TaskError>, outputs: Io, changed: &mut BTreeSet<String>) {
+fn close(
+    run: &mut RunState,
+    id: &str,
+    state: State,
+    error: Option<TaskError>,
+    outputs: Io,
+    changed: &mut BTreeSet<String>,
+) {
     if let Some(task) = run.tasks.get_mut(id) {
         task.outputs = outputs;
         task.error = error;
@@ -252,7 +266,10 @@ fn create(
         task.enter(State::Failed);
         return task;
     }
-    let inputs = component.map_or_else(|| Err("its component does not exist".to_owned()), |c| resolve::inputs(run, parent, name, spec, c));
+    let inputs = component.map_or_else(
+        || Err("its component does not exist".to_owned()),
+        |c| resolve::inputs(run, parent, name, spec, c),
+    );
     let inputs = match inputs {
         Ok(inputs) => inputs,
         Err(why) => {
@@ -314,7 +331,16 @@ fn step_loop(pipeline: &Pipeline, run: &mut RunState, task: &Task, changed: &mut
             continue;
         }
         let iteration = u32::try_from(n).unwrap_or(u32::MAX);
-        let mut child = new_task(run, Some(task), &task.name, &format!("{} #{n}", task.display_name), &task.component, Some(iteration), kind, inputs);
+        let mut child = new_task(
+            run,
+            Some(task),
+            &task.name,
+            &format!("{} #{n}", task.display_name),
+            &task.component,
+            Some(iteration),
+            kind,
+            inputs,
+        );
         if !child.is_leaf() {
             child.enter(State::Running);
         }
@@ -397,7 +423,10 @@ pub(super) fn restart(task: &mut Task) {
 impl Task {
     /// It failed while its inputs were resolved: it must be made anew.
     fn inputs_missing(&self) -> bool {
-        self.state == State::Failed && self.history.len() <= 2 && self.started_at.is_none() && self.pod_name.is_none()
+        self.state == State::Failed
+            && self.history.len() <= 2
+            && self.started_at.is_none()
+            && self.pod_name.is_none()
             && self.inputs == Io::default()
             && self.error.as_ref().is_some_and(|e| e.code == 9)
     }

@@ -58,7 +58,9 @@ impl Scope<'_> {
     fn object(&self, from: &InputParameter, what: &str) -> Result<Option<Value>, String> {
         match self.value(from).map_err(|why| format!("{what}: {why}"))? {
             None => Ok(None),
-            Some(Value::String(text)) => serde_json::from_str(&text).map(Some).map_err(|e| format!("{what}: it is no JSON: {e}")),
+            Some(Value::String(text)) => {
+                serde_json::from_str(&text).map(Some).map_err(|e| format!("{what}: it is no JSON: {e}"))
+            }
             Some(other) => Ok(Some(other)),
         }
     }
@@ -101,7 +103,9 @@ pub(super) fn build(
     let (run, task) = (scope.run, scope.task);
     let name = task.pod_name.clone().unwrap_or_else(|| pod_name(&run.pipeline_name, &run.id, task));
     let mut parts = Parts::default();
-    parts.volumes.push(json!({"name": "kfbox-launcher", "image": {"reference": config.launcher_image, "pullPolicy": "IfNotPresent"}}));
+    parts.volumes.push(
+        json!({"name": "kfbox-launcher", "image": {"reference": config.launcher_image, "pullPolicy": "IfNotPresent"}}),
+    );
     parts.mounts.push(json!({"name": "kfbox-launcher", "mountPath": LAUNCHER_MOUNT, "readOnly": true}));
     // Artifact paths lie under the first three; steps need not be root to write there, nor to their home's caches.
     for (name, path) in [
@@ -142,7 +146,10 @@ pub(super) fn build(
         ("KFP_POD_NAME", json!({"valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}})),
         ("KFP_POD_UID", json!({"valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}})),
         ("KFP_RUN_ID", json!({"value": run.id})),
-        ("KFBOX_TASK_URL", json!({"value": format!("{}/v1/runs/{}/tasks/{}/{}", config.task_api_url.trim_end_matches('/'), run.id, task.id, task.attempt)})),
+        (
+            "KFBOX_TASK_URL",
+            json!({"value": format!("{}/v1/runs/{}/tasks/{}/{}", config.task_api_url.trim_end_matches('/'), run.id, task.id, task.attempt)}),
+        ),
         ("KFBOX_TASK_TOKEN", json!({"value": token})),
     ];
     for (name, mut source) in own {
@@ -201,7 +208,8 @@ pub(super) fn build(
 /// Whether a step is given a path in the workspace or an artifact that lies there.
 pub(super) fn needs_workspace(input: &ExecutorInput) -> bool {
     let in_parameters = input.parameters.values().any(|v| value::text(v).contains(WORKSPACE));
-    let in_artifacts = input.artifacts.values().flatten().any(|a| a.metadata.get("_kfp_workspace") == Some(&Value::Bool(true)));
+    let in_artifacts =
+        input.artifacts.values().flatten().any(|a| a.metadata.get("_kfp_workspace") == Some(&Value::Bool(true)));
     in_parameters || in_artifacts
 }
 
@@ -211,7 +219,8 @@ pub(super) fn workspace_claim(run: &RunState) -> String {
 
 /// At most 63 characters that a label's value may hold.
 fn label_value(text: &str) -> String {
-    let kept: String = text.chars().map(|c| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '-' }).take(63).collect();
+    let kept: String =
+        text.chars().map(|c| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '-' }).take(63).collect();
     kept.trim_matches(|c: char| !c.is_ascii_alphanumeric()).to_owned()
 }
 
@@ -239,7 +248,11 @@ fn resources(spec: Option<&ResourceSpec>, input: &ExecutorInput) -> Result<Value
         }
     }
     if let Some(accelerator) = &spec.accelerator {
-        let kind = if accelerator.resource_type.is_empty() { accelerator.kind.clone() } else { input.text(&accelerator.resource_type) };
+        let kind = if accelerator.resource_type.is_empty() {
+            accelerator.kind.clone()
+        } else {
+            input.text(&accelerator.resource_type)
+        };
         let count = if accelerator.resource_count.is_empty() {
             accelerator.count.as_ref().and_then(integer).filter(|n| *n > 0).map(|n| n.to_string())
         } else {
@@ -247,7 +260,9 @@ fn resources(spec: Option<&ResourceSpec>, input: &ExecutorInput) -> Result<Value
         };
         if let Some(count) = count.filter(|_| !kind.is_empty()) {
             if !kind.contains('/') {
-                return Err(format!("the accelerator type {kind} is no resource of Kubernetes, such as nvidia.com/gpu"));
+                return Err(format!(
+                    "the accelerator type {kind} is no resource of Kubernetes, such as nvidia.com/gpu"
+                ));
             }
             limits.insert(kind, count.into());
         }
@@ -310,7 +325,9 @@ fn apply(parts: &mut Parts, scope: &Scope<'_>, settings: &ExecutorConfig) -> Res
     }
     let mut secrets = Vec::new();
     for secret in &settings.image_pull_secret {
-        if let Some(name) = scope.name(&secret.secret_name, secret.secret_name_parameter.as_ref(), "an image pull secret")? {
+        if let Some(name) =
+            scope.name(&secret.secret_name, secret.secret_name_parameter.as_ref(), "an image pull secret")?
+        {
             secrets.push(json!({"name": name}));
         }
     }
@@ -377,9 +394,12 @@ fn scheduling(parts: &mut Parts, scope: &Scope<'_>, settings: &ExecutorConfig) -
             continue;
         }
         let mut value = Map::new();
-        for (name, text) in
-            [("key", &toleration.key), ("operator", &toleration.operator), ("value", &toleration.value), ("effect", &toleration.effect)]
-        {
+        for (name, text) in [
+            ("key", &toleration.key),
+            ("operator", &toleration.operator),
+            ("value", &toleration.value),
+            ("effect", &toleration.effect),
+        ] {
             if !text.is_empty() {
                 value.insert(name.into(), json!(text));
             }
@@ -416,7 +436,9 @@ fn volumes_of(parts: &mut Parts, scope: &Scope<'_>, objects: &[ObjectAsVolume], 
 
 fn env_of(parts: &mut Parts, scope: &Scope<'_>, objects: &[ObjectAsEnv], reference: &str) -> Result<(), String> {
     for object in objects {
-        let Some(name) = scope.name(&object.name, object.name_parameter.as_ref(), "an object as environment")? else { continue };
+        let Some(name) = scope.name(&object.name, object.name_parameter.as_ref(), "an object as environment")? else {
+            continue;
+        };
         for pair in &object.key_to_env {
             let mut source = json!({"name": name, "key": pair.key});
             if let Some(optional) = object.optional {

@@ -66,7 +66,9 @@ pub(super) fn parameter(
     let found = if let Some(name) = &from.component_input_parameter {
         parent.inputs.parameters.get(name).cloned()
     } else if let Some(output) = &from.task_output_parameter {
-        child(run, parent, &output.producer_task).and_then(|t| t.outputs.parameters.get(&output.output_parameter_key)).cloned()
+        child(run, parent, &output.producer_task)
+            .and_then(|t| t.outputs.parameters.get(&output.output_parameter_key))
+            .cloned()
     } else if let Some(runtime) = &from.runtime_value {
         constant(runtime, run, task_name, task_id)
     } else if let Some(status) = &from.task_final_status {
@@ -140,7 +142,10 @@ pub(super) fn inputs(
                 io.parameters.insert(input.clone(), value);
             }
             None => match &definition.default_value {
-                Some(value) if !value.is_null() => drop(io.parameters.insert(input.clone(), value::coerce(value.clone(), definition).map_err(|why| format!("input {input}: {why}"))?)),
+                Some(value) if !value.is_null() => drop(io.parameters.insert(
+                    input.clone(),
+                    value::coerce(value.clone(), definition).map_err(|why| format!("input {input}: {why}"))?,
+                )),
                 _ if definition.is_optional => {
                     // Inside a DAG an omitted optional input is null, so that its tasks can tell.
                     if component.dag.is_some() {
@@ -162,7 +167,9 @@ pub(super) fn inputs(
         match found {
             Some(list) => drop(io.artifacts.insert(input.clone(), list.clone())),
             None if definition.is_some_and(|d| d.is_optional) => {}
-            None if definition.is_some_and(|d| d.is_artifact_list) => drop(io.artifacts.insert(input.clone(), Vec::new())),
+            None if definition.is_some_and(|d| d.is_artifact_list) => {
+                drop(io.artifacts.insert(input.clone(), Vec::new()))
+            }
             None => {
                 let from = from.task_output_artifact.as_ref();
                 return Err(match from {
@@ -195,9 +202,9 @@ pub(super) fn iterations(task: &TaskSpec, component: &ComponentSpec, shared: &Io
     if let Some(iterator) = &task.parameter_iterator {
         let items = match &iterator.items {
             ParameterItems::Raw(raw) => value::items(&Value::String(raw.clone()))?,
-            ParameterItems::InputParameter(name) => {
-                value::items(shared.parameters.get(name).ok_or_else(|| format!("the loop's items {name} have no value"))?)?
-            }
+            ParameterItems::InputParameter(name) => value::items(
+                shared.parameters.get(name).ok_or_else(|| format!("the loop's items {name} have no value"))?,
+            )?,
         };
         let definition = component.input_definitions.parameters.get(&iterator.item_input);
         return items
@@ -265,12 +272,14 @@ pub(super) fn dag_outputs(run: &RunState, parent: &Task, dag: &DagSpec, componen
 pub(super) fn loop_outputs(pipeline: &Pipeline, component: &ComponentSpec, iterations: &[&Task]) -> Io {
     let dag = pipeline.body(component).and_then(|b| if let crate::spec::Body::Dag(d) = b { Some(d) } else { None });
     let mut io = Io::default();
-    let parameters = component.output_definitions.parameters.keys().chain(dag.into_iter().flat_map(|d| d.outputs.parameters.keys()));
+    let parameters =
+        component.output_definitions.parameters.keys().chain(dag.into_iter().flat_map(|d| d.outputs.parameters.keys()));
     for name in parameters {
         let values: Vec<Value> = iterations.iter().filter_map(|t| t.outputs.parameters.get(name)).cloned().collect();
         io.parameters.insert(name.clone(), Value::Array(values));
     }
-    let artifacts = component.output_definitions.artifacts.keys().chain(dag.into_iter().flat_map(|d| d.outputs.artifacts.keys()));
+    let artifacts =
+        component.output_definitions.artifacts.keys().chain(dag.into_iter().flat_map(|d| d.outputs.artifacts.keys()));
     for name in artifacts {
         let all = iterations.iter().filter_map(|t| t.outputs.artifacts.get(name)).flatten().cloned().collect();
         io.artifacts.insert(name.clone(), all);

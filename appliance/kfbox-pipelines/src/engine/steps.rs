@@ -23,21 +23,58 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 /// What a future came to.
 pub(crate) enum Done {
     /// The command is known; the pod can be created once this is stored.
-    Prepared { task: String, image: String, command: Vec<String>, fingerprint: Option<String>, execution: Option<i64> },
+    Prepared {
+        task: String,
+        image: String,
+        command: Vec<String>,
+        fingerprint: Option<String>,
+        execution: Option<i64>,
+    },
     /// There is nothing to run: an importer, a cached result, a volume.
-    Finished { task: String, outputs: Io, fingerprint: Option<String>, cached_from: Option<String>, execution: Option<i64> },
-    PodCreated { task: String, attempt: u32, uid: String },
+    Finished {
+        task: String,
+        outputs: Io,
+        fingerprint: Option<String>,
+        cached_from: Option<String>,
+        execution: Option<i64>,
+    },
+    PodCreated {
+        task: String,
+        attempt: u32,
+        uid: String,
+    },
     /// The platform cannot do it; the retry policy does not apply.
-    Refused { task: String, error: TaskError },
+    Refused {
+        task: String,
+        error: TaskError,
+    },
     /// The step failed, explained.
-    Failed { task: String, attempt: u32, error: TaskError },
+    Failed {
+        task: String,
+        attempt: u32,
+        error: TaskError,
+    },
     /// What a step reported is recorded.
-    Recorded { task: String, attempt: u32, outputs: Io },
+    Recorded {
+        task: String,
+        attempt: u32,
+        outputs: Io,
+    },
     /// What a step reported is not what it should have given.
-    Unacceptable { task: String, attempt: u32, why: String },
-    Archived { task: String },
+    Unacceptable {
+        task: String,
+        attempt: u32,
+        why: String,
+    },
+    Archived {
+        task: String,
+    },
     /// A pod that the watch did not show.
-    Looked { task: String, attempt: u32, pod: Option<Box<Pod>> },
+    Looked {
+        task: String,
+        attempt: u32,
+        pod: Option<Box<Pod>>,
+    },
     PodsDeleted,
     RunBegun(crate::ports::LineageContexts),
     Nothing,
@@ -58,7 +95,11 @@ pub(super) fn output_root(run: &RunState, task: &Task) -> String {
 
 /// What an attempt is given and must give.
 pub(super) fn executor_input(pipeline: &Pipeline, run: &RunState, task: &Task) -> ExecutorInput {
-    let mut input = ExecutorInput { parameters: task.inputs.parameters.clone(), artifacts: task.inputs.artifacts.clone(), ..ExecutorInput::default() };
+    let mut input = ExecutorInput {
+        parameters: task.inputs.parameters.clone(),
+        artifacts: task.inputs.artifacts.clone(),
+        ..ExecutorInput::default()
+    };
     let root = output_root(run, task);
     if let Some(component) = pipeline.component(&task.component) {
         for name in component.output_definitions.parameters.keys() {
@@ -77,19 +118,28 @@ pub(super) fn executor_input(pipeline: &Pipeline, run: &RunState, task: &Task) -
         }
     }
     // kfp derives the root of `dsl.get_uri` from the folder of this file.
-    input.output_file = local_path(&root).map_or_else(|| "/tmp/kfp_outputs/output_metadata.json".into(), |p| format!("{p}/output_metadata.json"));
+    input.output_file = local_path(&root)
+        .map_or_else(|| "/tmp/kfp_outputs/output_metadata.json".into(), |p| format!("{p}/output_metadata.json"));
     input
 }
 
 /// What makes two executions interchangeable: upstream's cache key (inputs, outputs, command, image, claims), by input
 /// artifact location instead of id.
-fn fingerprint(input: &ExecutorInput, image: &str, command: &[String], claims: &[String], types: &BTreeMap<String, String>, key: &str) -> String {
+fn fingerprint(
+    input: &ExecutorInput,
+    image: &str,
+    command: &[String],
+    claims: &[String],
+    types: &BTreeMap<String, String>,
+    key: &str,
+) -> String {
     if !key.is_empty() {
         return hex::encode(Sha256::digest(format!("key\n{key}")));
     }
     let artifacts: BTreeMap<&String, Vec<&str>> =
         input.artifacts.iter().map(|(name, list)| (name, list.iter().map(|a| a.uri.as_str()).collect())).collect();
-    let outputs: BTreeMap<&String, &str> = input.output_artifacts.iter().map(|(n, a)| (n, a.schema_title.as_str())).collect();
+    let outputs: BTreeMap<&String, &str> =
+        input.output_artifacts.iter().map(|(n, a)| (n, a.schema_title.as_str())).collect();
     let sorted: BTreeMap<&String, &Value> = input.parameters.iter().collect();
     let content = json!({
         "inputArtifacts": artifacts,
@@ -118,7 +168,13 @@ impl Context {
     }
 
     /// Records that the execution begins. The metadata store's failure is not the step's: it is logged and the run goes on.
-    async fn begin(&self, kind: ExecutionKind, image: &str, fingerprint: Option<&str>, cached: Option<i64>) -> Option<i64> {
+    async fn begin(
+        &self,
+        kind: ExecutionKind,
+        image: &str,
+        fingerprint: Option<&str>,
+        cached: Option<i64>,
+    ) -> Option<i64> {
         let parent = self.task.parent_id.as_ref().and_then(|id| self.run.tasks.get(id)).and_then(|t| t.execution_id);
         let mut properties: BTreeMap<String, Value> = BTreeMap::from([
             ("display_name".into(), json!(self.task.display_name)),
@@ -189,7 +245,9 @@ impl Context {
             .collect();
         let image = input.text(&container.image);
         let command = match input.command(&elements) {
-            Ok(command) if command.is_empty() => return self.refused(TaskError::step("its command is empty once its placeholders are replaced")),
+            Ok(command) if command.is_empty() => {
+                return self.refused(TaskError::step("its command is empty once its placeholders are replaced"));
+            }
             Ok(command) => command,
             Err(why) => return self.refused(TaskError::step(why)),
         };
@@ -200,7 +258,13 @@ impl Context {
         let mut print = None;
         if caching.enable_cache && self.core.config.caching {
             let component = self.pipeline.component(&self.task.component);
-            let types = component.map(|c| c.output_definitions.parameters.iter().map(|(n, d)| (n.clone(), format!("{:?}", value::declared_output(d)))).collect());
+            let types = component.map(|c| {
+                c.output_definitions
+                    .parameters
+                    .iter()
+                    .map(|(n, d)| (n.clone(), format!("{:?}", value::declared_output(d))))
+                    .collect()
+            });
             let settings = component.and_then(|c| self.pipeline.kubernetes(c)).map(|k| json!(k.pvc_mount).to_string());
             let claims: Vec<String> = settings.into_iter().filter(|s| s != "[]").collect();
             // The executor input holds this run's own output addresses, which would make every print unique.
@@ -250,7 +314,8 @@ impl Context {
                 }
             }
         }
-        let execution = self.begin(ExecutionKind::Container, &self.task.image, Some(fingerprint), Some(entry.execution_id)).await;
+        let execution =
+            self.begin(ExecutionKind::Container, &self.task.image, Some(fingerprint), Some(entry.execution_id)).await;
         let mut outputs = entry.outputs;
         self.finish(execution, ExecutionState::Cached, &mut outputs).await;
         Some(Done::Finished {
@@ -268,13 +333,18 @@ impl Context {
         let uri = match (&importer.artifact_uri.runtime_parameter, &importer.artifact_uri.constant) {
             (Some(name), _) => own(name),
             (None, Some(value)) => Some(value::text(value)),
-            (None, None) => importer.artifact_uri.constant_value.as_ref().and_then(|v| v.get("stringValue")).map(value::text),
+            (None, None) => {
+                importer.artifact_uri.constant_value.as_ref().and_then(|v| v.get("stringValue")).map(value::text)
+            }
         };
         let Some(uri) = uri.map(|u| input.text(&u)).filter(|u| !u.is_empty()) else {
             return self.refused(TaskError::step("the importer has no URI"));
         };
         if importer.download_to_workspace {
-            return self.refused(TaskError { code: 12, message: "importing into the workspace is not supported by this kfbox".into() });
+            return self.refused(TaskError {
+                code: 12,
+                message: "importing into the workspace is not supported by this kfbox".into(),
+            });
         }
         let mut metadata: Map<String, Value> = importer.metadata.clone();
         for value in metadata.values_mut() {
@@ -282,7 +352,10 @@ impl Context {
                 *text = input.text(text);
             }
         }
-        let name = self.pipeline.component(&self.task.component).and_then(|c| c.output_definitions.artifacts.keys().next().cloned());
+        let name = self
+            .pipeline
+            .component(&self.task.component)
+            .and_then(|c| c.output_definitions.artifacts.keys().next().cloned());
         let name = name.unwrap_or_else(|| "artifact".into());
         let artifact = Artifact {
             name: name.clone(),
@@ -301,23 +374,30 @@ impl Context {
     /// kfp-kubernetes' CreatePVC and DeletePVC. The claim's name follows from the task, so that doing it again finds it.
     async fn volume(&self, image: &str) -> Done {
         let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.core.deps.client.clone(), &self.run.namespace);
-        let text = |name: &str| self.task.inputs.parameters.get(name).filter(|v| !v.is_null()).map(value::text).filter(|t| !t.is_empty());
+        let text = |name: &str| {
+            self.task.inputs.parameters.get(name).filter(|v| !v.is_null()).map(value::text).filter(|t| !t.is_empty())
+        };
         let mut outputs = Io::default();
         if image == "argostub/deletepvc" {
             let Some(name) = text("pvc_name") else { return self.refused(TaskError::step("it was given no pvc_name")) };
             match claims.delete(&name, &DeleteParams::default()).await {
                 Ok(_) => {}
                 Err(kube::Error::Api(status)) if status.code == 404 => {}
-                Err(error) => return self.refused(TaskError::platform(format!("the claim {name} cannot be deleted: {error}"))),
+                Err(error) => {
+                    return self.refused(TaskError::platform(format!("the claim {name} cannot be deleted: {error}")));
+                }
             }
         } else {
             let name = match (text("pvc_name"), text("pvc_name_suffix")) {
-                (Some(_), Some(_)) => return self.refused(TaskError::step("it was given both pvc_name and pvc_name_suffix")),
+                (Some(_), Some(_)) => {
+                    return self.refused(TaskError::step("it was given both pvc_name and pvc_name_suffix"));
+                }
                 (Some(name), None) => name,
                 (None, suffix) => format!("{}{}", self.task.id, suffix.unwrap_or_default()),
             };
             let Some(size) = text("size") else { return self.refused(TaskError::step("it was given no size")) };
-            let modes = self.task.inputs.parameters.get("access_modes").cloned().unwrap_or_else(|| json!(["ReadWriteOnce"]));
+            let modes =
+                self.task.inputs.parameters.get("access_modes").cloned().unwrap_or_else(|| json!(["ReadWriteOnce"]));
             let mut claim = json!({
                 "apiVersion": "v1", "kind": "PersistentVolumeClaim",
                 "metadata": {"name": name, "labels": {pod::RUN_LABEL: self.run.id}},
@@ -341,7 +421,9 @@ impl Context {
             match claims.create(&PostParams::default(), &claim).await {
                 Ok(_) => {}
                 Err(kube::Error::Api(status)) if status.code == 409 => {}
-                Err(error) => return self.refused(TaskError::platform(format!("the claim {name} cannot be created: {error}"))),
+                Err(error) => {
+                    return self.refused(TaskError::platform(format!("the claim {name} cannot be created: {error}")));
+                }
             }
             outputs.parameters.insert("name".into(), json!(name));
         }
@@ -353,10 +435,15 @@ impl Context {
     /// The run's shared volume, made for the first step that needs it; it goes with the run's pods' namespace owner.
     async fn workspace(&self) -> Result<(), TaskError> {
         let Some(workspace) = self.pipeline.workspace() else {
-            return Err(TaskError::step("it uses the workspace, and the pipeline has none (dsl.PipelineConfig(workspace=...))"));
+            return Err(TaskError::step(
+                "it uses the workspace, and the pipeline has none (dsl.PipelineConfig(workspace=...))",
+            ));
         };
-        let mut spec = json!({"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": workspace.size}}});
-        if let (Some(patch), Value::Object(spec)) = (workspace.kubernetes.as_ref().map(|k| k.pvc_spec_patch.clone()), &mut spec) {
+        let mut spec =
+            json!({"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": workspace.size}}});
+        if let (Some(patch), Value::Object(spec)) =
+            (workspace.kubernetes.as_ref().map(|k| k.pvc_spec_patch.clone()), &mut spec)
+        {
             spec.extend(patch);
         }
         let claim = json!({
@@ -364,8 +451,8 @@ impl Context {
             "metadata": {"name": pod::workspace_claim(&self.run), "labels": {pod::RUN_LABEL: self.run.id}},
             "spec": spec,
         });
-        let claim: PersistentVolumeClaim =
-            serde_json::from_value(claim).map_err(|e| TaskError::step(format!("the workspace's settings make no valid claim: {e}")))?;
+        let claim: PersistentVolumeClaim = serde_json::from_value(claim)
+            .map_err(|e| TaskError::step(format!("the workspace's settings make no valid claim: {e}")))?;
         let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.core.deps.client.clone(), &self.run.namespace);
         match claims.create(&PostParams::default(), &claim).await {
             Ok(_) => Ok(()),
@@ -393,13 +480,18 @@ impl Context {
         loop {
             let (task, attempt) = (self.task.id.clone(), self.task.attempt);
             match pods.create(&PostParams::default(), &built).await {
-                Ok(created) => return Done::PodCreated { task, attempt, uid: created.metadata.uid.unwrap_or_default() },
+                Ok(created) => {
+                    return Done::PodCreated { task, attempt, uid: created.metadata.uid.unwrap_or_default() };
+                }
                 Err(kube::Error::Api(status)) if status.code == 409 && status.reason == "AlreadyExists" => {
                     return Done::PodCreated { task, attempt, uid: String::new() };
                 }
                 // A quota may free itself; what is wrong stays wrong.
-                Err(kube::Error::Api(status)) if (400..500).contains(&status.code) && !matches!(status.code, 408 | 409 | 429) => {
-                    return self.refused(TaskError { code: 9, message: format!("its pod was refused: {}", status.message) });
+                Err(kube::Error::Api(status))
+                    if (400..500).contains(&status.code) && !matches!(status.code, 408 | 409 | 429) =>
+                {
+                    return self
+                        .refused(TaskError { code: 9, message: format!("its pod was refused: {}", status.message) });
                 }
                 Err(error) => {
                     tracing::warn!(run = %self.run.id, task = %self.task.path, %error, "a pod cannot be created now; trying again");
@@ -447,7 +539,13 @@ impl Context {
         let mut wait = Duration::from_millis(200);
         loop {
             match pods.get_opt(&name).await {
-                Ok(pod) => return Done::Looked { task: self.task.id.clone(), attempt: self.task.attempt, pod: pod.map(Box::new) },
+                Ok(pod) => {
+                    return Done::Looked {
+                        task: self.task.id.clone(),
+                        attempt: self.task.attempt,
+                        pod: pod.map(Box::new),
+                    };
+                }
                 Err(error) => {
                     tracing::warn!(pod = name, %error, "a pod cannot be looked up now; trying again");
                     tokio::time::sleep(wait).await;
@@ -463,7 +561,13 @@ impl Context {
     }
 }
 
-pub(super) async fn finish(core: &Core, run: &RunState, execution: Option<i64>, state: ExecutionState, outputs: &mut Io) {
+pub(super) async fn finish(
+    core: &Core,
+    run: &RunState,
+    execution: Option<i64>,
+    state: ExecutionState,
+    outputs: &mut Io,
+) {
     let Some(execution) = execution else { return };
     let mut artifacts = Vec::new();
     for (name, list) in &outputs.artifacts {
@@ -555,13 +659,20 @@ fn outputs(context: &Context, report: &Report) -> Result<Io, String> {
             io.parameters.insert(name.clone(), value);
         } else if let Some(text) = report.parameters.get(name) {
             let kind = value::declared_output(definition);
-            io.parameters.insert(name.clone(), value::parse_output(text, kind).map_err(|why| format!("output parameter {name}: {why}"))?);
+            io.parameters.insert(
+                name.clone(),
+                value::parse_output(text, kind).map_err(|why| format!("output parameter {name}: {why}"))?,
+            );
         } else {
-            return Err(format!("it gave no value for its output parameter {name}: nothing was written to {}", input.output_parameters[name]));
+            return Err(format!(
+                "it gave no value for its output parameter {name}: nothing was written to {}",
+                input.output_parameters[name]
+            ));
         }
     }
     for (name, mut artifact) in input.output_artifacts {
-        let told = given.get("artifacts").and_then(|a| a.get(&name)).and_then(|l| l.get("artifacts")).and_then(|l| l.get(0));
+        let told =
+            given.get("artifacts").and_then(|a| a.get(&name)).and_then(|l| l.get("artifacts")).and_then(|l| l.get(0));
         if let Some(told) = told {
             if let Some(uri) = told.get("uri").and_then(Value::as_str).filter(|u| !u.is_empty()) {
                 uri.clone_into(&mut artifact.uri);
@@ -576,4 +687,3 @@ fn outputs(context: &Context, report: &Report) -> Result<Io, String> {
     }
     Ok(io)
 }
-

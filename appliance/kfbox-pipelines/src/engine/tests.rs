@@ -33,7 +33,9 @@ fn run_of(pipeline: &Pipeline, given: Value) -> RunState {
 }
 
 fn sample(name: &str) -> Option<Pipeline> {
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/fixtures/kfp/pipelines/valid").join(name);
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../../shared/fixtures/kfp/pipelines/valid")
+        .join(name);
     Some(Pipeline::from_package(&std::fs::read(path).ok()?).unwrap())
 }
 
@@ -44,7 +46,9 @@ fn succeed(pipeline: &Pipeline, task: &mut Task, values: &dyn Fn(&Task, &str) ->
         let plain = match value::declared_output(definition) {
             spec::ir::ParameterType::NumberInteger | spec::ir::ParameterType::NumberDouble => json!(1),
             spec::ir::ParameterType::Boolean => json!(true),
-            spec::ir::ParameterType::List => json!([{"A_a": "heads", "B_b": ["x", "y"], "a": "1", "b": "2"}, {"A_a": "tails", "B_b": ["z"], "a": "3", "b": "4"}]),
+            spec::ir::ParameterType::List => {
+                json!([{"A_a": "heads", "B_b": ["x", "y"], "a": "1", "b": "2"}, {"A_a": "tails", "B_b": ["z"], "a": "3", "b": "4"}])
+            }
             spec::ir::ParameterType::Struct => json!({"a": "1", "b": "2"}),
             _ => json!("heads"),
         };
@@ -63,7 +67,12 @@ fn succeed(pipeline: &Pipeline, task: &mut Task, values: &dyn Fn(&Task, &str) ->
 }
 
 /// Ends every open leaf, wave after wave, as `outcome` says; returns the leaves in the order in which they became ready.
-fn simulate(pipeline: &Pipeline, run: &mut RunState, outcome: &dyn Fn(&Task) -> bool, values: &dyn Fn(&Task, &str) -> Option<Value>) -> Vec<String> {
+fn simulate(
+    pipeline: &Pipeline,
+    run: &mut RunState,
+    outcome: &dyn Fn(&Task) -> bool,
+    values: &dyn Fn(&Task, &str) -> Option<Value>,
+) -> Vec<String> {
     let mut order = Vec::new();
     for _ in 0..200 {
         plan::advance(pipeline, run);
@@ -71,8 +80,13 @@ fn simulate(pipeline: &Pipeline, run: &mut RunState, outcome: &dyn Fn(&Task) -> 
         if run.state.is_final() {
             return order;
         }
-        let ready: Vec<String> = run.tasks.values().filter(|t| t.is_leaf() && !t.state.is_final()).map(|t| t.id.clone()).collect();
-        assert!(!ready.is_empty(), "the run is stuck: {:?}", run.tasks.values().map(|t| (&t.path, t.state)).collect::<Vec<_>>());
+        let ready: Vec<String> =
+            run.tasks.values().filter(|t| t.is_leaf() && !t.state.is_final()).map(|t| t.id.clone()).collect();
+        assert!(
+            !ready.is_empty(),
+            "the run is stuck: {:?}",
+            run.tasks.values().map(|t| (&t.path, t.state)).collect::<Vec<_>>()
+        );
         for id in ready {
             let task = run.tasks.get_mut(&id).unwrap();
             order.push(plan::shown_path(task).to_owned());
@@ -96,7 +110,10 @@ fn plain(_: &Task, _: &str) -> Option<Value> {
 }
 
 fn state(run: &RunState, path: &str) -> State {
-    run.tasks.get(&task_id("r1", &format!("root.{path}"))).unwrap_or_else(|| panic!("there is no {path}: {:?}", run.tasks.values().map(|t| &t.path).collect::<Vec<_>>())).state
+    run.tasks
+        .get(&task_id("r1", &format!("root.{path}")))
+        .unwrap_or_else(|| panic!("there is no {path}: {:?}", run.tasks.values().map(|t| &t.path).collect::<Vec<_>>()))
+        .state
 }
 
 fn leaf<'a>(run: &'a RunState, path: &str) -> &'a Task {
@@ -135,18 +152,31 @@ fn every_upstream_sample_runs_to_its_end() {
         }
     }
     let mut found = Vec::new();
-    walk(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/fixtures/kfp/pipelines/valid"), &mut found);
+    walk(
+        &std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/fixtures/kfp/pipelines/valid"),
+        &mut found,
+    );
     for path in found {
         let pipeline = Pipeline::from_package(&std::fs::read(&path).unwrap()).unwrap();
-        let needed: Map<String, Value> = pipeline.spec.root.input_definitions.parameters.iter()
+        let needed: Map<String, Value> = pipeline
+            .spec
+            .root
+            .input_definitions
+            .parameters
+            .iter()
             .filter(|(_, d)| d.default_value.is_none() && !d.is_optional)
-            .map(|(name, d)| (name.clone(), match value::declared(d) {
-                spec::ir::ParameterType::NumberInteger | spec::ir::ParameterType::NumberDouble => json!(2),
-                spec::ir::ParameterType::Boolean => json!(true),
-                spec::ir::ParameterType::List => json!(["a"]),
-                spec::ir::ParameterType::Struct => json!({"a": 1}),
-                _ => json!("some"),
-            }))
+            .map(|(name, d)| {
+                (
+                    name.clone(),
+                    match value::declared(d) {
+                        spec::ir::ParameterType::NumberInteger | spec::ir::ParameterType::NumberDouble => json!(2),
+                        spec::ir::ParameterType::Boolean => json!(true),
+                        spec::ir::ParameterType::List => json!(["a"]),
+                        spec::ir::ParameterType::Struct => json!({"a": 1}),
+                        _ => json!("some"),
+                    },
+                )
+            })
             .collect();
         let mut run = run_of(&pipeline, Value::Object(needed));
         simulate(&pipeline, &mut run, &all, &plain);
@@ -159,7 +189,9 @@ fn a_condition_takes_one_branch_and_oneof_its_output() {
     let Some(pipeline) = sample("if_else_with_oneof_parameters.yaml") else { return };
     for (coin, taken, left, said) in [("heads", 2, 3, "Got heads!"), ("tails", 3, 2, "Got tails!")] {
         let mut run = run_of(&pipeline, json!({}));
-        simulate(&pipeline, &mut run, &all, &|task, _| Some(if task.name == "flip-coin" { json!(coin) } else { task.inputs.parameters["text"].clone() }));
+        simulate(&pipeline, &mut run, &all, &|task, _| {
+            Some(if task.name == "flip-coin" { json!(coin) } else { task.inputs.parameters["text"].clone() })
+        });
         assert_eq!(run.state, State::Succeeded, "{:?}", run.error);
         assert_eq!(state(&run, &format!("condition-branches-1.condition-{taken}")), State::Succeeded);
         assert_eq!(state(&run, &format!("condition-branches-1.condition-{left}")), State::Skipped);
@@ -217,7 +249,9 @@ fn a_loop_runs_each_item_within_its_limit_and_collects_in_order() {
 fn nested_loops_give_lists_of_lists() {
     let Some(pipeline) = sample("nested_with_parameters.yaml") else { return };
     let mut run = run_of(&pipeline, json!({}));
-    simulate(&pipeline, &mut run, &all, &|task, _| Some(task.inputs.parameters.get("num").cloned().unwrap_or(json!(5))));
+    simulate(&pipeline, &mut run, &all, &|task, _| {
+        Some(task.inputs.parameters.get("num").cloned().unwrap_or(json!(5)))
+    });
     assert_eq!(run.state, State::Succeeded, "{:?}", run.error);
     let add = run.tasks.values().find(|t| t.inputs.parameters.contains_key("nums")).unwrap();
     assert!(add.inputs.parameters["nums"][0].is_array(), "{}", add.inputs.parameters["nums"]);
@@ -229,7 +263,11 @@ fn an_exit_task_runs_after_a_failure_and_knows_of_it() {
     let mut run = run_of(&pipeline, json!({}));
     let order = simulate(&pipeline, &mut run, &|t| !t.name.starts_with("fail"), &plain);
     assert_eq!(run.state, State::Failed);
-    let exit = run.tasks.values().find(|t| t.parent_id == run.tasks.values().next().map(|r| r.id.clone()) && t.is_leaf()).unwrap();
+    let exit = run
+        .tasks
+        .values()
+        .find(|t| t.parent_id == run.tasks.values().next().map(|r| r.id.clone()) && t.is_leaf())
+        .unwrap();
     assert_eq!(exit.state, State::Succeeded);
     assert_eq!(order.last().map(String::as_str), Some(plan::shown_path(exit)));
     let status = exit.inputs.parameters.values().find(|v| v.is_object()).unwrap();
@@ -253,7 +291,10 @@ fn a_failure_stops_what_depends_on_it_and_nothing_else_and_a_retry_goes_on_there
     let mut run = run_of(&pipeline, json!({}));
     simulate(&pipeline, &mut run, &|t| t.name != "b", &plain);
     assert_eq!(run.state, State::Failed);
-    assert_eq!((state(&run, "a"), state(&run, "b"), state(&run, "c"), state(&run, "d")), (State::Succeeded, State::Failed, State::Skipped, State::Succeeded));
+    assert_eq!(
+        (state(&run, "a"), state(&run, "b"), state(&run, "c"), state(&run, "d")),
+        (State::Succeeded, State::Failed, State::Skipped, State::Succeeded)
+    );
     let first_pod = pod_name(&run.pipeline_name, &run.id, leaf(&run, "b"));
 
     let (_, removed) = plan::retry(&mut run);
@@ -266,7 +307,10 @@ fn a_failure_stops_what_depends_on_it_and_nothing_else_and_a_retry_goes_on_there
 
 #[test]
 fn an_optional_input_without_a_value_is_left_out_and_a_required_one_fails_its_step() {
-    let with = pipeline("\n      a: {componentRef: {name: comp-echo}, inputs: {parameters: {text: {componentInputParameter: maybe}}}}\n", "");
+    let with = pipeline(
+        "\n      a: {componentRef: {name: comp-echo}, inputs: {parameters: {text: {componentInputParameter: maybe}}}}\n",
+        "",
+    );
     let mut run = run_of(&with, json!({}));
     simulate(&with, &mut run, &all, &plain);
     assert!(!leaf(&run, "a").inputs.parameters.contains_key("text"));
@@ -300,12 +344,16 @@ fn f_strings_and_job_placeholders_become_values() {
 
 #[test]
 fn pod_names_are_valid_and_differ_by_task_and_attempt() {
-    let pipeline = pipeline("\n      a: {componentRef: {name: comp-echo}}\n      b: {componentRef: {name: comp-echo}}\n", "");
+    let pipeline =
+        pipeline("\n      a: {componentRef: {name: comp-echo}}\n      b: {componentRef: {name: comp-echo}}\n", "");
     let mut run = run_of(&pipeline, json!({}));
     plan::advance(&pipeline, &mut run);
     let long = "Ünïcode Pipeline Name--that is much longer than a label may be, with / and .";
     let (a, mut b) = (leaf(&run, "a").clone(), leaf(&run, "b").clone());
-    let names = [pod_name(long, "0-run", &a), pod_name(long, "0-run", &b), pod_name("---", "0-run", &a), { b.attempt = 1; pod_name(long, "0-run", &b) }];
+    let names = [pod_name(long, "0-run", &a), pod_name(long, "0-run", &b), pod_name("---", "0-run", &a), {
+        b.attempt = 1;
+        pod_name(long, "0-run", &b)
+    }];
     for (n, name) in names.iter().enumerate() {
         assert!(crate::rest::is_label(name), "{name}");
         assert!(!names[..n].contains(name), "{name}");

@@ -125,4 +125,3 @@ pub(super) fn is_stuck(reason: &str) -> bool {
 pub(super) fn is_hopeless(reason: &str) -> bool {
     matches!(reason, "InvalidImageName" | "ErrImageNeverPull")
 }
-

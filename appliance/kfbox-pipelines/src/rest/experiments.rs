@@ -40,7 +40,12 @@ pub(super) async fn create(app: App, Caller(user): Caller, body: Body) -> ApiRes
 
 pub(super) async fn list(app: App, Caller(user): Caller, args: Args) -> ApiResult<Json<Value>> {
     let namespaces = app.listed(&user, RESOURCE, &args.text("namespace")).await?;
-    let listing = listing::Listing::new(&listing::EXPERIMENTS, &args.listing()?, vec![("namespace", namespaces)], app.store.key.as_slice())?;
+    let listing = listing::Listing::new(
+        &listing::EXPERIMENTS,
+        &args.listing()?,
+        vec![("namespace", namespaces)],
+        app.store.key.as_slice(),
+    )?;
     let page = app.store.experiments(listing).await?;
     let rows: Vec<Value> = page.rows.iter().map(render::experiment).collect();
     Ok(Json(json!({"experiments": rows, "total_size": page.total, "next_page_token": page.next_page_token})))

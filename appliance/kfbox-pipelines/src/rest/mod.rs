@@ -66,7 +66,10 @@ pub(crate) fn router(inner: Arc<Inner>) -> Router {
 }
 
 async fn nothing(request: Request) -> ApiError {
-    ApiError::new(Code::NotFound, format!("{} {} is not an address of the pipelines API", request.method(), request.uri().path()))
+    ApiError::new(
+        Code::NotFound,
+        format!("{} {} is not an address of the pipelines API", request.method(), request.uri().path()),
+    )
 }
 
 /// Answers anyone: `kfp.Client` asks before it has a namespace, and it tells nothing.
@@ -80,12 +83,14 @@ async fn healthz_v1() -> Json<Value> {
 
 /// `AuthService.Authorize`: may the caller work with viewers in a namespace?
 async fn auth(app: App, Caller(user): Caller, Args(args): Args) -> ApiResult<Json<Value>> {
-    let verb = args.get("verb").map(|v| v.to_ascii_lowercase()).filter(|v| matches!(v.as_str(), "create" | "get" | "delete"));
+    let verb =
+        args.get("verb").map(|v| v.to_ascii_lowercase()).filter(|v| matches!(v.as_str(), "create" | "get" | "delete"));
     let verb = verb.ok_or_else(|| ApiError::invalid("verb should be CREATE, GET or DELETE"))?;
     if args.get("resources") != Some("VIEWERS") {
         return Err(ApiError::invalid("resources should be VIEWERS"));
     }
-    let namespace = args.get("namespace").filter(|n| !n.is_empty()).ok_or_else(|| ApiError::invalid("namespace is empty"))?;
+    let namespace =
+        args.get("namespace").filter(|n| !n.is_empty()).ok_or_else(|| ApiError::invalid("namespace is empty"))?;
     app.allow(&user, ResourceAttributes::namespaced(&verb, "kubeflow.org", "viewers", namespace)).await?;
     Ok(Json(json!({})))
 }
@@ -99,7 +104,10 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
     async fn from_request_parts(parts: &mut Parts, _: &S) -> ApiResult<Self> {
         match parts.extensions.get::<UserInfo>() {
             Some(user) if !user.is_anonymous() => Ok(Self(user.clone())),
-            _ => Err(ApiError::new(Code::Unauthenticated, "sign in first: the request carries no valid session or token")),
+            _ => Err(ApiError::new(
+                Code::Unauthenticated,
+                "sign in first: the request carries no valid session or token",
+            )),
         }
     }
 }
@@ -121,9 +129,16 @@ impl Args_ {
     pub(crate) fn listing(&self) -> ApiResult<Query> {
         let page_size = match self.get("page_size") {
             None | Some("") => None,
-            Some(text) => Some(text.parse().map_err(|_| ApiError::invalid(format!("page_size `{text}` is no number")))?),
+            Some(text) => {
+                Some(text.parse().map_err(|_| ApiError::invalid(format!("page_size `{text}` is no number")))?)
+            }
         };
-        Ok(Query { page_token: self.text("page_token"), page_size, sort_by: self.text("sort_by"), filter: self.text("filter") })
+        Ok(Query {
+            page_token: self.text("page_token"),
+            page_size,
+            sort_by: self.text("sort_by"),
+            filter: self.text("filter"),
+        })
     }
 }
 
@@ -146,7 +161,9 @@ impl<S: Send + Sync> FromRequestParts<S> for Args {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             Ok((decode(name)?, decode(value)?))
         });
-        let pairs = pairs.collect::<Result<_, std::str::Utf8Error>>().map_err(|_| ApiError::invalid("the query string is not UTF-8"))?;
+        let pairs = pairs
+            .collect::<Result<_, std::str::Utf8Error>>()
+            .map_err(|_| ApiError::invalid("the query string is not UTF-8"))?;
         Ok(Self(Args_(pairs)))
     }
 }
@@ -181,7 +198,8 @@ async fn json_body(body: Body) -> ApiResult<Value> {
     let bytes = axum::body::to_bytes(body, MAX_BODY)
         .await
         .map_err(|_| ApiError::invalid(format!("the body is larger than {} MiB or was cut off", MAX_BODY >> 20)))?;
-    let value: Value = serde_json::from_slice(&bytes).map_err(|e| ApiError::invalid(format!("the body is no JSON: {e}")))?;
+    let value: Value =
+        serde_json::from_slice(&bytes).map_err(|e| ApiError::invalid(format!("the body is no JSON: {e}")))?;
     if value.is_object() { Ok(value) } else { Err(ApiError::invalid("the body should be a JSON object")) }
 }
 
@@ -216,7 +234,9 @@ fn description(value: &Value) -> ApiResult<String> {
 fn tags(value: &Value) -> ApiResult<Value> {
     match field(value, "tags") {
         None => Ok(json!({})),
-        Some(Value::Object(map)) if map.len() <= 64 && map.values().all(Value::is_string) => Ok(Value::Object(map.clone())),
+        Some(Value::Object(map)) if map.len() <= 64 && map.values().all(Value::is_string) => {
+            Ok(Value::Object(map.clone()))
+        }
         Some(_) => Err(ApiError::invalid("tags should be an object of at most 64 strings")),
     }
 }
@@ -244,7 +264,13 @@ impl Inner {
         }
     }
 
-    pub(crate) async fn allow_verb(&self, user: &UserInfo, verb: &str, resource: &str, namespace: &str) -> ApiResult<()> {
+    pub(crate) async fn allow_verb(
+        &self,
+        user: &UserInfo,
+        verb: &str,
+        resource: &str,
+        namespace: &str,
+    ) -> ApiResult<()> {
         self.allow(user, ResourceAttributes::namespaced(verb, GROUP, resource, namespace)).await
     }
 
@@ -267,7 +293,11 @@ impl Inner {
     /// The namespace to create in: the one named, or the caller's own.
     pub(crate) async fn namespace(&self, user: &UserInfo, named: &str) -> ApiResult<String> {
         if !named.is_empty() {
-            return if is_label(named) { Ok(named.to_owned()) } else { Err(ApiError::invalid(format!("`{named}` is no namespace"))) };
+            return if is_label(named) {
+                Ok(named.to_owned())
+            } else {
+                Err(ApiError::invalid(format!("`{named}` is no namespace")))
+            };
         }
         let own = self.namespaces_of(user).await?.into_iter().next();
         own.ok_or_else(|| ApiError::invalid("the request names no namespace, and you have none of your own"))

@@ -1,6 +1,8 @@
 //! `PipelineService` and `PipelineUploadService`. Pipelines belong to a namespace; there are no shared ones.
 
-use super::{App, Args, Caller, checked_name, description, display_name, empty, field, json_body, render, tags, text_field};
+use super::{
+    App, Args, Caller, checked_name, description, display_name, empty, field, json_body, render, tags, text_field,
+};
 use crate::{
     Inner,
     error::{ApiError, ApiResult},
@@ -28,9 +30,20 @@ impl Inner {
     }
 
     /// A version, with its pipeline; the pipeline's id, where given, must be its own.
-    pub(crate) async fn version(&self, user: &UserInfo, verb: &str, pipeline: &str, id: &str) -> ApiResult<(PipelineRow, VersionRow)> {
+    pub(crate) async fn version(
+        &self,
+        user: &UserInfo,
+        verb: &str,
+        pipeline: &str,
+        id: &str,
+    ) -> ApiResult<(PipelineRow, VersionRow)> {
         let not_found = || ApiError::not_found("pipeline version", id);
-        let found = self.store.version(id).await?.filter(|v| pipeline.is_empty() || v.pipeline_id == pipeline).ok_or_else(not_found)?;
+        let found = self
+            .store
+            .version(id)
+            .await?
+            .filter(|v| pipeline.is_empty() || v.pipeline_id == pipeline)
+            .ok_or_else(not_found)?;
         let owner = self.store.pipeline(&found.pipeline_id).await?.ok_or_else(not_found)?;
         self.allow_on(user, verb, RESOURCE, &owner.namespace, not_found).await?;
         Ok((owner, found))
@@ -41,14 +54,35 @@ pub(crate) fn refused(error: &crate::spec::SpecError) -> ApiError {
     ApiError::invalid(format!("the pipeline package is refused: {error}"))
 }
 
-fn new_pipeline(namespace: String, name: String, shown: String, description: String, tags: Value) -> ApiResult<PipelineRow> {
+fn new_pipeline(
+    namespace: String,
+    name: String,
+    shown: String,
+    description: String,
+    tags: Value,
+) -> ApiResult<PipelineRow> {
     checked_name(&name)?;
     let display_name = if shown.is_empty() { name.clone() } else { shown };
     checked_name(&display_name)?;
-    Ok(PipelineRow { id: uuid::Uuid::new_v4().to_string(), namespace, name, display_name, description, created_at: time::now(), tags })
+    Ok(PipelineRow {
+        id: uuid::Uuid::new_v4().to_string(),
+        namespace,
+        name,
+        display_name,
+        description,
+        created_at: time::now(),
+        tags,
+    })
 }
 
-fn new_version(pipeline_id: &str, name: String, shown: String, description: String, tags: Value, spec: Pipeline) -> ApiResult<VersionRow> {
+fn new_version(
+    pipeline_id: &str,
+    name: String,
+    shown: String,
+    description: String,
+    tags: Value,
+    spec: Pipeline,
+) -> ApiResult<VersionRow> {
     checked_name(&name)?;
     let display_name = if shown.is_empty() { name.clone() } else { shown };
     checked_name(&display_name)?;
@@ -102,13 +136,25 @@ pub(super) async fn create_with_version(app: App, Caller(user): Caller, body: Bo
     let new = new_pipeline(namespace, name.clone(), shown, description(of)?, tags(of)?)?;
     let version_name = text_field(version, "name")?;
     let version_name = if version_name.is_empty() { name } else { version_name };
-    let first = new_version(&new.id, version_name, text_field(version, "display_name")?, description(version)?, tags(version)?, spec_of(version)?)?;
+    let first = new_version(
+        &new.id,
+        version_name,
+        text_field(version, "display_name")?,
+        description(version)?,
+        tags(version)?,
+        spec_of(version)?,
+    )?;
     Ok(Json(render::pipeline(&app.store.create_pipeline(new, Some(first)).await?)))
 }
 
 pub(super) async fn list(app: App, Caller(user): Caller, args: Args) -> ApiResult<Json<Value>> {
     let namespaces = app.listed(&user, RESOURCE, &args.text("namespace")).await?;
-    let listing = listing::Listing::new(&listing::PIPELINES, &args.listing()?, vec![("namespace", namespaces)], app.store.key.as_slice())?;
+    let listing = listing::Listing::new(
+        &listing::PIPELINES,
+        &args.listing()?,
+        vec![("namespace", namespaces)],
+        app.store.key.as_slice(),
+    )?;
     let page = app.store.pipelines(listing).await?;
     let rows: Vec<Value> = page.rows.iter().map(render::pipeline).collect();
     Ok(Json(json!({"pipelines": rows, "total_size": page.total, "next_page_token": page.next_page_token})))
@@ -118,7 +164,12 @@ pub(super) async fn get(app: App, Caller(user): Caller, Path(id): Path<String>) 
     Ok(Json(render::pipeline(&app.pipeline(&user, "get", &id).await?)))
 }
 
-pub(super) async fn get_by_name(app: App, Caller(user): Caller, Path(name): Path<String>, args: Args) -> ApiResult<Json<Value>> {
+pub(super) async fn get_by_name(
+    app: App,
+    Caller(user): Caller,
+    Path(name): Path<String>,
+    args: Args,
+) -> ApiResult<Json<Value>> {
     let namespace = app.namespace(&user, &args.text("namespace")).await?;
     let not_found = || ApiError::not_found("pipeline", &name);
     app.allow_on(&user, "get", RESOURCE, &namespace, not_found).await?;
@@ -126,7 +177,12 @@ pub(super) async fn get_by_name(app: App, Caller(user): Caller, Path(name): Path
     Ok(Json(render::pipeline(&found)))
 }
 
-pub(super) async fn update(app: App, Caller(user): Caller, Path(id): Path<String>, body: Body) -> ApiResult<Json<Value>> {
+pub(super) async fn update(
+    app: App,
+    Caller(user): Caller,
+    Path(id): Path<String>,
+    body: Body,
+) -> ApiResult<Json<Value>> {
     let mut row = app.pipeline(&user, "update", &id).await?;
     let body = json_body(body).await?;
     if field(&body, "display_name").is_some() {
@@ -148,15 +204,30 @@ pub(super) async fn delete(app: App, Caller(user): Caller, Path(id): Path<String
     Ok(empty())
 }
 
-pub(super) async fn list_versions(app: App, Caller(user): Caller, Path(id): Path<String>, args: Args) -> ApiResult<Json<Value>> {
+pub(super) async fn list_versions(
+    app: App,
+    Caller(user): Caller,
+    Path(id): Path<String>,
+    args: Args,
+) -> ApiResult<Json<Value>> {
     app.pipeline(&user, "get", &id).await?;
-    let listing = listing::Listing::new(&listing::VERSIONS, &args.listing()?, vec![("pipeline_id", vec![id])], app.store.key.as_slice())?;
+    let listing = listing::Listing::new(
+        &listing::VERSIONS,
+        &args.listing()?,
+        vec![("pipeline_id", vec![id])],
+        app.store.key.as_slice(),
+    )?;
     let page = app.store.versions(listing).await?;
     let rows: Vec<Value> = page.rows.iter().map(render::version).collect();
     Ok(Json(json!({"pipeline_versions": rows, "total_size": page.total, "next_page_token": page.next_page_token})))
 }
 
-pub(super) async fn create_version(app: App, Caller(user): Caller, Path(id): Path<String>, body: Body) -> ApiResult<Json<Value>> {
+pub(super) async fn create_version(
+    app: App,
+    Caller(user): Caller,
+    Path(id): Path<String>,
+    body: Body,
+) -> ApiResult<Json<Value>> {
     let of = app.pipeline(&user, "create", &id).await?;
     let body = json_body(body).await?;
     let (name, shown) = names(&body)?;
@@ -164,7 +235,11 @@ pub(super) async fn create_version(app: App, Caller(user): Caller, Path(id): Pat
     Ok(Json(render::version(&app.store.create_version(new).await?)))
 }
 
-pub(super) async fn get_version(app: App, Caller(user): Caller, Path((id, version)): Path<(String, String)>) -> ApiResult<Json<Value>> {
+pub(super) async fn get_version(
+    app: App,
+    Caller(user): Caller,
+    Path((id, version)): Path<(String, String)>,
+) -> ApiResult<Json<Value>> {
     Ok(Json(render::version(&app.version(&user, "get", &id, &version).await?.1)))
 }
 
@@ -189,7 +264,11 @@ pub(super) async fn update_version(
     Ok(Json(render::version(&row)))
 }
 
-pub(super) async fn delete_version(app: App, Caller(user): Caller, Path((id, version)): Path<(String, String)>) -> ApiResult<Response> {
+pub(super) async fn delete_version(
+    app: App,
+    Caller(user): Caller,
+    Path((id, version)): Path<(String, String)>,
+) -> ApiResult<Response> {
     app.version(&user, "delete", &id, &version).await?;
     app.store.delete_version(&version).await?;
     Ok(empty())
@@ -197,14 +276,20 @@ pub(super) async fn delete_version(app: App, Caller(user): Caller, Path((id, ver
 
 /// The part called `uploadfile`, whole: packages are bounded and small.
 async fn uploaded(request: Request) -> ApiResult<(Vec<u8>, Option<String>)> {
-    let mut form = Multipart::from_request(request, &()).await.map_err(|e| ApiError::invalid(format!("the upload is no multipart form: {e}")))?;
-    while let Some(mut part) = form.next_field().await.map_err(|e| ApiError::invalid(format!("the upload is damaged: {e}")))? {
+    let mut form = Multipart::from_request(request, &())
+        .await
+        .map_err(|e| ApiError::invalid(format!("the upload is no multipart form: {e}")))?;
+    while let Some(mut part) =
+        form.next_field().await.map_err(|e| ApiError::invalid(format!("the upload is damaged: {e}")))?
+    {
         if part.name() != Some("uploadfile") {
             continue;
         }
         let name = part.file_name().map(str::to_owned);
         let mut content = Vec::new();
-        while let Some(chunk) = part.chunk().await.map_err(|e| ApiError::invalid(format!("the upload was cut off: {e}")))? {
+        while let Some(chunk) =
+            part.chunk().await.map_err(|e| ApiError::invalid(format!("the upload was cut off: {e}")))?
+        {
             if content.len() + chunk.len() > MAX_PACKAGE {
                 return Err(ApiError::invalid(format!("the package is larger than {} MiB", MAX_PACKAGE >> 20)));
             }
@@ -219,7 +304,8 @@ fn tags_arg(args: &Args) -> ApiResult<Value> {
     match args.get("tags").filter(|t| !t.is_empty()) {
         None => Ok(json!({})),
         Some(text) => {
-            let parsed: Value = serde_json::from_str(text).map_err(|_| ApiError::invalid("tags should be a JSON object"))?;
+            let parsed: Value =
+                serde_json::from_str(text).map_err(|_| ApiError::invalid("tags should be a JSON object"))?;
             tags(&json!({"tags": parsed}))
         }
     }
@@ -239,14 +325,21 @@ pub(super) async fn upload(app: App, Caller(user): Caller, args: Args, request: 
     Ok(Json(render::pipeline(&app.store.create_pipeline(new, Some(first)).await?)))
 }
 
-pub(super) async fn upload_version(app: App, Caller(user): Caller, args: Args, request: Request) -> ApiResult<Json<Value>> {
-    let id = args.get("pipelineid").filter(|i| !i.is_empty()).ok_or_else(|| ApiError::invalid("pipelineid is missing"))?;
+pub(super) async fn upload_version(
+    app: App,
+    Caller(user): Caller,
+    args: Args,
+    request: Request,
+) -> ApiResult<Json<Value>> {
+    let id =
+        args.get("pipelineid").filter(|i| !i.is_empty()).ok_or_else(|| ApiError::invalid("pipelineid is missing"))?;
     let of = app.pipeline(&user, "create", id).await?;
     let tags = tags_arg(&args)?;
     let description = description(&json!({"description": args.text("description")}))?;
     let (content, file) = uploaded(request).await?;
     let spec = Pipeline::from_package(&content).map_err(|e| refused(&e))?;
-    let name = [args.text("name"), args.text("display_name"), file.unwrap_or_default()].into_iter().find(|n| !n.is_empty());
+    let name =
+        [args.text("name"), args.text("display_name"), file.unwrap_or_default()].into_iter().find(|n| !n.is_empty());
     let new = new_version(&of.id, name.unwrap_or_default(), args.text("display_name"), description, tags, spec)?;
     Ok(Json(render::version(&app.store.create_version(new).await?)))
 }

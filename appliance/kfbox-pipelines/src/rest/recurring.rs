@@ -29,7 +29,10 @@ pub(super) async fn create(app: App, Caller(user): Caller, body: Body) -> ApiRes
     let mut body = json_body(body).await?;
     let trigger = field(&body, "trigger").cloned().unwrap_or_default();
     if field(&trigger, "cron_schedule").is_some() {
-        return Err(ApiError::new(Code::Unimplemented, "cron schedules are not supported by this kfbox yet; use a periodic schedule (interval_second)"));
+        return Err(ApiError::new(
+            Code::Unimplemented,
+            "cron schedules are not supported by this kfbox yet; use a periodic schedule (interval_second)",
+        ));
     }
     schedule::Periodic::parse(&trigger).map_err(ApiError::invalid)?;
     // The same checks as for a run now, so that a schedule that can never run is refused at once.

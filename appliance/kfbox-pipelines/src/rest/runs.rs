@@ -1,6 +1,9 @@
 //! `RunService`.
 
-use super::{App, Args, Caller, description, display_name, empty, field, is_label, json_body, pipelines::refused, render, text_field};
+use super::{
+    App, Args, Caller, description, display_name, empty, field, is_label, json_body, pipelines::refused, render,
+    text_field,
+};
 use crate::{
     Inner,
     engine::model::{State, StateChange},
@@ -49,7 +52,9 @@ async fn source(app: &Inner, user: &UserInfo, body: &Value, namespace: &str) -> 
     }
     let (owner, version) = if version_id.is_empty() {
         if pipeline_id.is_empty() {
-            return Err(ApiError::invalid("the run names no pipeline: give pipeline_spec or pipeline_version_reference"));
+            return Err(ApiError::invalid(
+                "the run names no pipeline: give pipeline_spec or pipeline_version_reference",
+            ));
         }
         let owner = app.pipeline(user, "get", &pipeline_id).await?;
         let version = app.store.latest_version(&pipeline_id).await?;
@@ -83,7 +88,10 @@ pub(crate) async fn new_run(app: &Inner, user: &UserInfo, body: &Value, experime
         of
     };
     if of.storage_state == ARCHIVED {
-        return Err(ApiError::new(Code::FailedPrecondition, "the experiment is archived; unarchive it before running in it"));
+        return Err(ApiError::new(
+            Code::FailedPrecondition,
+            "the experiment is archived; unarchive it before running in it",
+        ));
     }
     let display_name = display_name(body)?;
     let description = description(body)?;
@@ -194,7 +202,12 @@ pub(super) async fn act(app: App, Caller(user): Caller, Path(id): Path<String>) 
 }
 
 /// The log of a step, by task id or pod name: `GET /apis/v1beta1/runs/{id}/nodes/{node}/log?follow=true`.
-pub(super) async fn log(app: App, Caller(user): Caller, Path((id, node)): Path<(String, String)>, args: Args) -> ApiResult<Response> {
+pub(super) async fn log(
+    app: App,
+    Caller(user): Caller,
+    Path((id, node)): Path<(String, String)>,
+    args: Args,
+) -> ApiResult<Response> {
     let row = app.run(&user, "readArtifact", &id).await?;
     let task = app.store.tasks(&id).await?.into_iter().find(|t| t.id == node || t.pod_name.as_deref() == Some(&node));
     let task = task.ok_or_else(|| ApiError::not_found("node", &node))?;

@@ -49,8 +49,9 @@ enum Node {
 pub struct Expression(Node);
 
 /// The two-character symbols come first, so that `==` is not read as two `=`.
-const SYMBOLS: &[&str] =
-    &["==", "!=", "<=", ">=", "&&", "||", "<", ">", "!", "+", "-", "*", "/", "%", "(", ")", "[", "]", ".", ",", "?", ":"];
+const SYMBOLS: &[&str] = &[
+    "==", "!=", "<=", ">=", "&&", "||", "<", ">", "!", "+", "-", "*", "/", "%", "(", ")", "[", "]", ".", ",", "?", ":",
+];
 
 fn tokenize(source: &str) -> Result<Vec<(usize, Token)>> {
     let syntax = |at: usize, why: &str| ExpressionError::Syntax { at: at + 1, why: why.to_owned() };
@@ -100,7 +101,10 @@ fn tokenize(source: &str) -> Result<Vec<(usize, Token)>> {
             tokens.push((start, Token::Name(chars[start..at].iter().collect())));
         } else {
             let rest: String = chars[at..chars.len().min(at + 2)].iter().collect();
-            let symbol = SYMBOLS.iter().find(|s| rest.starts_with(**s)).ok_or_else(|| syntax(at, "this character has no meaning here"))?;
+            let symbol = SYMBOLS
+                .iter()
+                .find(|s| rest.starts_with(**s))
+                .ok_or_else(|| syntax(at, "this character has no meaning here"))?;
             at += symbol.len();
             tokens.push((start, Token::Symbol(symbol)));
         }
@@ -150,7 +154,8 @@ impl Parser {
     }
 
     fn binary(&mut self, level: usize) -> Result<Node> {
-        const LEVELS: &[&[&str]] = &[&["||"], &["&&"], &["==", "!=", "<=", ">=", "<", ">"], &["+", "-"], &["*", "/", "%"]];
+        const LEVELS: &[&[&str]] =
+            &[&["||"], &["&&"], &["==", "!=", "<=", ">=", "<", ">"], &["+", "-"], &["*", "/", "%"]];
         let Some(symbols) = LEVELS.get(level) else { return self.unary() };
         let mut left = self.binary(level + 1)?;
         loop {
@@ -278,7 +283,8 @@ impl Expression {
 pub fn condition(source: &str, parameters: &Map<String, Value>) -> Result<bool> {
     let parameters = Value::Object(parameters.clone());
     // Upstream's ExecutorInput has both field names; compiled pipelines use the first.
-    let inputs = Map::from_iter([("parameter_values".to_owned(), parameters.clone()), ("parameters".to_owned(), parameters)]);
+    let inputs =
+        Map::from_iter([("parameter_values".to_owned(), parameters.clone()), ("parameters".to_owned(), parameters)]);
     let names = Map::from_iter([("inputs".to_owned(), Value::Object(inputs))]);
     match Expression::parse(source)?.evaluate(&names)? {
         Value::Bool(yes) => Ok(yes),
@@ -347,7 +353,11 @@ fn index_into(of: Value, index: &Value) -> Result<Value> {
         }
         (Value::Array(mut items), index) => {
             let at = index.as_f64().filter(|f| f.fract() == 0.0 && *f >= 0.0);
-            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "whole and not negative; a cast saturates")]
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "whole and not negative; a cast saturates"
+            )]
             match at.map(|f| f as usize) {
                 Some(at) if at < items.len() => Ok(items.swap_remove(at)),
                 _ => failed(format!("the list has {} items, and item {index} was asked for", items.len())),
@@ -437,7 +447,12 @@ fn call(name: &str, arguments: &[Value]) -> Result<Value> {
         }
         ("parseJson", [Value::String(text)]) => match serde_json::from_str(text) {
             Ok(value) => value,
-            Err(error) => return failed(format!("parseJson: `{}` is no JSON: {error}", text.chars().take(80).collect::<String>())),
+            Err(error) => {
+                return failed(format!(
+                    "parseJson: `{}` is no JSON: {error}",
+                    text.chars().take(80).collect::<String>()
+                ));
+            }
         },
         ("size", [Value::String(text)]) => text.chars().count().into(),
         ("size", [Value::Array(items)]) => items.len().into(),
@@ -445,7 +460,11 @@ fn call(name: &str, arguments: &[Value]) -> Result<Value> {
         ("contains", [Value::String(text), Value::String(part)]) => Value::Bool(text.contains(part.as_str())),
         ("startsWith", [Value::String(text), Value::String(part)]) => Value::Bool(text.starts_with(part.as_str())),
         ("endsWith", [Value::String(text), Value::String(part)]) => Value::Bool(text.ends_with(part.as_str())),
-        ("int" | "uint" | "double" | "bool" | "string" | "parseJson" | "size" | "contains" | "startsWith" | "endsWith", _) => {
+        (
+            "int" | "uint" | "double" | "bool" | "string" | "parseJson" | "size" | "contains" | "startsWith"
+            | "endsWith",
+            _,
+        ) => {
             return wrong();
         }
         _ => return failed(format!("there is no function `{name}`")),
@@ -465,8 +484,12 @@ mod tests {
     fn conditions_as_the_sdk_writes_them() {
         let p = json!({"pipelinechannel--flip-coin-Output": "heads", "n": 3, "x": 0.5, "yes": true, "s": "7"});
         assert!(holds("inputs.parameter_values['pipelinechannel--flip-coin-Output']\n == 'heads'", p.clone()).unwrap());
-        assert!(!holds("!(inputs.parameter_values['pipelinechannel--flip-coin-Output'] == 'heads')", p.clone()).unwrap());
-        assert!(holds("int(inputs.parameter_values['n']) >= 3 && inputs.parameter_values['x'] < 1", p.clone()).unwrap());
+        assert!(
+            !holds("!(inputs.parameter_values['pipelinechannel--flip-coin-Output'] == 'heads')", p.clone()).unwrap()
+        );
+        assert!(
+            holds("int(inputs.parameter_values['n']) >= 3 && inputs.parameter_values['x'] < 1", p.clone()).unwrap()
+        );
         assert!(holds("inputs.parameter_values['yes'] == true", p.clone()).unwrap());
         assert!(holds("int(inputs.parameter_values['s']) == 7 || false", p.clone()).unwrap());
         assert!(holds("!(inputs.parameter_values['n'] == 3) && !(inputs.parameter_values['n'] == 4) || (inputs.parameter_values['n'] == 3)", p).unwrap());
@@ -490,7 +513,9 @@ mod tests {
 
     #[test]
     fn nonsense_is_an_error_with_its_place() {
-        for (source, part) in [("1 +", "missing"), ("a b", "ended"), ("'x", "no end"), ("1 == ;", "character 6"), ("f(", "missing")] {
+        for (source, part) in
+            [("1 +", "missing"), ("a b", "ended"), ("'x", "no end"), ("1 == ;", "character 6"), ("f(", "missing")]
+        {
             let error = Expression::parse(source).unwrap_err().to_string();
             assert!(error.contains(part), "{source}: {error}");
         }

@@ -119,7 +119,11 @@ fn choose<T>(entries: Vec<(String, T)>) -> Result<T, PackageError> {
 fn bounded(mut reader: impl Read, kind: &'static str) -> Result<Vec<u8>, PackageError> {
     let mut content = Vec::new();
     let limit = u64::try_from(MAX_PACKAGE).unwrap_or(u64::MAX).saturating_add(1);
-    reader.by_ref().take(limit).read_to_end(&mut content).map_err(|e| PackageError::Archive { kind, why: e.to_string() })?;
+    reader
+        .by_ref()
+        .take(limit)
+        .read_to_end(&mut content)
+        .map_err(|e| PackageError::Archive { kind, why: e.to_string() })?;
     if content.len() > MAX_PACKAGE {
         return Err(PackageError::TooLarge);
     }
@@ -135,7 +139,10 @@ fn from_tar_gz(bytes: &[u8]) -> Result<Vec<u8>, PackageError> {
     for (seen, entry) in archive.entries().map_err(broken)?.enumerate() {
         let entry = entry.map_err(broken)?;
         if seen >= MAX_ENTRIES {
-            return Err(PackageError::Archive { kind: "tar.gz", why: format!("it has more than {MAX_ENTRIES} entries") });
+            return Err(PackageError::Archive {
+                kind: "tar.gz",
+                why: format!("it has more than {MAX_ENTRIES} entries"),
+            });
         }
         let name = entry.path().map_err(broken)?.to_string_lossy().into_owned();
         if entry.header().entry_type().is_file() && is_yaml(&name) {
@@ -149,10 +156,10 @@ fn from_tar_gz(bytes: &[u8]) -> Result<Vec<u8>, PackageError> {
 /// zip64. Source: PKWARE's APPNOTE, sections 4.3.7, 4.3.12 and 4.3.16.
 fn from_zip(bytes: &[u8]) -> Result<Vec<u8>, PackageError> {
     let broken = |why: &str| PackageError::Archive { kind: "zip", why: why.to_owned() };
-    let u16_at = |at: usize| bytes.get(at..at + 2).and_then(|b| Some(usize::from(u16::from_le_bytes(b.try_into().ok()?))));
-    let u32_at = |at: usize| {
-        bytes.get(at..at + 4).and_then(|b| usize::try_from(u32::from_le_bytes(b.try_into().ok()?)).ok())
-    };
+    let u16_at =
+        |at: usize| bytes.get(at..at + 2).and_then(|b| Some(usize::from(u16::from_le_bytes(b.try_into().ok()?))));
+    let u32_at =
+        |at: usize| bytes.get(at..at + 4).and_then(|b| usize::try_from(u32::from_le_bytes(b.try_into().ok()?)).ok());
     let end = (0..=bytes.len().saturating_sub(22))
         .rev()
         .take(22 + usize::from(u16::MAX))

@@ -4,7 +4,10 @@
 use super::{
     Body, Documents, PackageError, Pipeline, ROOT,
     expression::{Expression, ExpressionError},
-    ir::{ComponentSpec, DagOutputParameter, DagSpec, ExecutorSpec, InputParameter, ParameterItems, PipelineSpec, TaskSpec},
+    ir::{
+        ComponentSpec, DagOutputParameter, DagSpec, ExecutorSpec, InputParameter, ParameterItems, PipelineSpec,
+        TaskSpec,
+    },
     platform::{ExecutorConfig, PlatformSpec},
     value,
 };
@@ -53,7 +56,10 @@ fn unsupported<T>(at: impl Into<String>, feature: impl Into<String>) -> Result<T
 fn typed<T: DeserializeOwned>(value: &Value) -> Result<T, SpecError> {
     serde_path_to_error::deserialize(value).map_err(|error| {
         let path = error.path().to_string();
-        SpecError::Shape { path: if path == "." { "its top level".into() } else { path }, why: error.into_inner().to_string() }
+        SpecError::Shape {
+            path: if path == "." { "its top level".into() } else { path },
+            why: error.into_inner().to_string(),
+        }
     })
 }
 
@@ -74,7 +80,9 @@ pub(super) fn parse(documents: Documents) -> Result<Pipeline, SpecError> {
     if pipeline.spec.root.dag.is_none() {
         return reference("root", "it is not a DAG");
     }
-    for (name, component) in pipeline.spec.components.iter().map(|(n, c)| (n.as_str(), c)).chain([(ROOT, &pipeline.spec.root)]) {
+    for (name, component) in
+        pipeline.spec.components.iter().map(|(n, c)| (n.as_str(), c)).chain([(ROOT, &pipeline.spec.root)])
+    {
         check_component(&pipeline, name, component)?;
     }
     check_nesting(&pipeline, ROOT, &mut Vec::new())?;
@@ -158,7 +166,8 @@ fn check_iterators(task: &TaskSpec, of: &ComponentSpec, at: &str) -> Result<(), 
     if let Some(iterator) = &task.parameter_iterator {
         match &iterator.items {
             ParameterItems::Raw(raw) => {
-                value::items(&Value::String(raw.clone())).map_err(|why| SpecError::Reference { at: at.to_owned(), why })?;
+                value::items(&Value::String(raw.clone()))
+                    .map_err(|why| SpecError::Reference { at: at.to_owned(), why })?;
             }
             ParameterItems::InputParameter(input) => {
                 if !task.inputs.parameters.contains_key(input) {
@@ -175,7 +184,10 @@ fn check_iterators(task: &TaskSpec, of: &ComponentSpec, at: &str) -> Result<(), 
             return reference(at, "it has two iterators");
         }
         if !task.inputs.artifacts.contains_key(&iterator.items.input_artifact) {
-            return reference(at, format!("it loops over the artifacts {}, which it does not have", iterator.items.input_artifact));
+            return reference(
+                at,
+                format!("it loops over the artifacts {}, which it does not have", iterator.items.input_artifact),
+            );
         }
     }
     Ok(())
@@ -204,9 +216,15 @@ fn check_inputs(
                 let producer = producer(pipeline, dag, &from.producer_task, &at)?;
                 if !producer.output_definitions.artifacts.contains_key(&from.output_artifact_key) {
                     // A DAG's outputs need not be declared when only its selectors carry them.
-                    let carried = producer.dag.as_ref().is_some_and(|d| d.outputs.artifacts.contains_key(&from.output_artifact_key));
+                    let carried = producer
+                        .dag
+                        .as_ref()
+                        .is_some_and(|d| d.outputs.artifacts.contains_key(&from.output_artifact_key));
                     if !carried {
-                        return reference(at, format!("{} has no output artifact {}", from.producer_task, from.output_artifact_key));
+                        return reference(
+                            at,
+                            format!("{} has no output artifact {}", from.producer_task, from.output_artifact_key),
+                        );
                     }
                 }
             }
@@ -251,9 +269,13 @@ fn check_parameter(
     }
     if let Some(from) = &input.task_output_parameter {
         let producer = producer(pipeline, dag, &from.producer_task, at)?;
-        let carried = producer.dag.as_ref().is_some_and(|d| d.outputs.parameters.contains_key(&from.output_parameter_key));
+        let carried =
+            producer.dag.as_ref().is_some_and(|d| d.outputs.parameters.contains_key(&from.output_parameter_key));
         if !carried && !producer.output_definitions.parameters.contains_key(&from.output_parameter_key) {
-            return reference(at, format!("{} has no output parameter {}", from.producer_task, from.output_parameter_key));
+            return reference(
+                at,
+                format!("{} has no output parameter {}", from.producer_task, from.output_parameter_key),
+            );
         }
     }
     if let Some(from) = &input.runtime_value
@@ -269,9 +291,11 @@ fn check_parameter(
 }
 
 fn check_expression(source: &str, at: &str) -> Result<(), SpecError> {
-    Expression::parse(source)
-        .map(drop)
-        .map_err(|error| SpecError::Expression { at: at.to_owned(), expression: source.to_owned(), source: error })
+    Expression::parse(source).map(drop).map_err(|error| SpecError::Expression {
+        at: at.to_owned(),
+        expression: source.to_owned(),
+        source: error,
+    })
 }
 
 fn check_outputs(pipeline: &Pipeline, name: &str, dag: &DagSpec) -> Result<(), SpecError> {
@@ -304,12 +328,17 @@ pub(crate) fn dependencies(task: &TaskSpec) -> BTreeSet<&str> {
         let status = input.task_final_status.as_ref().map(|s| s.producer_task.as_str());
         output.into_iter().chain(status)
     });
-    let artifacts = task.inputs.artifacts.values().filter_map(|i| i.task_output_artifact.as_ref().map(|o| o.producer_task.as_str()));
+    let artifacts = task
+        .inputs
+        .artifacts
+        .values()
+        .filter_map(|i| i.task_output_artifact.as_ref().map(|o| o.producer_task.as_str()));
     task.dependent_tasks.iter().map(String::as_str).chain(parameters).chain(artifacts).collect()
 }
 
 fn check_cycle(name: &str, dag: &DagSpec) -> Result<(), SpecError> {
-    let mut waiting: BTreeMap<&str, BTreeSet<&str>> = dag.tasks.iter().map(|(n, t)| (n.as_str(), dependencies(t))).collect();
+    let mut waiting: BTreeMap<&str, BTreeSet<&str>> =
+        dag.tasks.iter().map(|(n, t)| (n.as_str(), dependencies(t))).collect();
     loop {
         let free: Vec<&str> = waiting.iter().filter(|(_, on)| on.is_empty()).map(|(n, _)| *n).collect();
         if free.is_empty() {
@@ -344,7 +373,10 @@ fn check_nesting<'a>(pipeline: &'a Pipeline, root: &'a str, path: &mut Vec<&'a s
             return reference(format!("component {name}"), "it contains itself");
         }
         if path.len() >= MAX_NESTING {
-            return reference(format!("component {name}"), format!("components are nested more than {MAX_NESTING} deep"));
+            return reference(
+                format!("component {name}"),
+                format!("components are nested more than {MAX_NESTING} deep"),
+            );
         }
         path.push(name);
         let mut tallest = 0;
@@ -355,7 +387,10 @@ fn check_nesting<'a>(pipeline: &'a Pipeline, root: &'a str, path: &mut Vec<&'a s
         }
         path.pop();
         if path.len() + tallest > MAX_NESTING {
-            return reference(format!("component {name}"), format!("components are nested more than {MAX_NESTING} deep"));
+            return reference(
+                format!("component {name}"),
+                format!("components are nested more than {MAX_NESTING} deep"),
+            );
         }
         height.insert(name, tallest);
         Ok(tallest)
@@ -375,7 +410,10 @@ fn check_platform(pipeline: &Pipeline) -> Result<(), SpecError> {
             check_executor(label, config)?;
         }
         let Some(config) = &platform.pipeline_config else { continue };
-        if config.resource_ttl_on_completion != 0 || config.resource_ttl_on_success != 0 || config.resource_ttl_on_failure != 0 {
+        if config.resource_ttl_on_completion != 0
+            || config.resource_ttl_on_success != 0
+            || config.resource_ttl_on_failure != 0
+        {
             return unsupported("the pipeline's configuration", "a resource TTL (delete the run to delete its pods)");
         }
     }
@@ -424,18 +462,28 @@ pub fn check_parameters(pipeline: &Pipeline, given: &Map<String, Value>) -> Resu
     }
     let mut complete = Map::new();
     for (name, definition) in declared {
-        let chosen = given.get(name).filter(|v| !v.is_null()).or(definition.default_value.as_ref()).filter(|v| !v.is_null());
+        let chosen =
+            given.get(name).filter(|v| !v.is_null()).or(definition.default_value.as_ref()).filter(|v| !v.is_null());
         let value = match chosen {
-            Some(value) => {
-                value::coerce(value.clone(), definition).map_err(|why| SpecError::Parameter { name: name.clone(), why })?
-            }
+            Some(value) => value::coerce(value.clone(), definition)
+                .map_err(|why| SpecError::Parameter { name: name.clone(), why })?,
             None if definition.is_optional => Value::Null,
-            None => return Err(SpecError::Parameter { name: name.clone(), why: "it has no default and needs a value".into() }),
+            None => {
+                return Err(SpecError::Parameter {
+                    name: name.clone(),
+                    why: "it has no default and needs a value".into(),
+                });
+            }
         };
         complete.insert(name.clone(), value);
     }
-    if let Some(name) = pipeline.spec.root.input_definitions.artifacts.iter().find(|(_, a)| !a.is_optional).map(|(n, _)| n) {
-        return Err(SpecError::Parameter { name: name.clone(), why: "a run cannot be given the input artifact of a pipeline".into() });
+    if let Some(name) =
+        pipeline.spec.root.input_definitions.artifacts.iter().find(|(_, a)| !a.is_optional).map(|(n, _)| n)
+    {
+        return Err(SpecError::Parameter {
+            name: name.clone(),
+            why: "a run cannot be given the input artifact of a pipeline".into(),
+        });
     }
     Ok(complete)
 }
@@ -507,7 +555,11 @@ schemaVersion: 2.1.0
             ("schemaVersion: 2.1.0", "schemaVersion: 9.0.0", "9.0.0"),
             ("container: {image: busybox, command: [echo]}", "customJob: {}", "customJob"),
             (", command: [echo]", "", "entrypoint"),
-            ("parameterType: STRING}, n: {parameterType: NUMBER_INTEGER, isOptional", "parameterType: STRANGE}, n: {parameterType: NUMBER_INTEGER, isOptional", "comp-echo.inputDefinitions.parameters.text"),
+            (
+                "parameterType: STRING}, n: {parameterType: NUMBER_INTEGER, isOptional",
+                "parameterType: STRANGE}, n: {parameterType: NUMBER_INTEGER, isOptional",
+                "comp-echo.inputDefinitions.parameters.text",
+            ),
         ] {
             let message = refusal(from, to);
             assert!(message.contains(part), "{to}: {message}");
@@ -527,7 +579,12 @@ schemaVersion: 2.1.0
         let complete = check(serde_json::json!({"text": "x"})).unwrap();
         assert_eq!(Value::Object(complete), serde_json::json!({"text": "x", "n": 3}));
         assert!(check(serde_json::json!({})).unwrap_err().to_string().contains("text"));
-        assert!(check(serde_json::json!({"text": "x", "z": 1})).unwrap_err().to_string().contains("no such parameter; it has "));
+        assert!(
+            check(serde_json::json!({"text": "x", "z": 1}))
+                .unwrap_err()
+                .to_string()
+                .contains("no such parameter; it has ")
+        );
         assert!(check(serde_json::json!({"text": "x", "n": 1.5})).unwrap_err().to_string().contains("an integer"));
     }
 }

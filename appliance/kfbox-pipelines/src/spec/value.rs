@@ -10,7 +10,9 @@ pub fn normalize(value: &mut Value) {
         Value::Number(number) => {
             // 2^53: beyond it a double no longer tells neighbours apart.
             const EXACT: f64 = 9_007_199_254_740_992.0;
-            if let Some(float) = number.as_f64().filter(|f| !number.is_i64() && !number.is_u64() && f.fract() == 0.0 && f.abs() <= EXACT) {
+            if let Some(float) =
+                number.as_f64().filter(|f| !number.is_i64() && !number.is_u64() && f.fract() == 0.0 && f.abs() <= EXACT)
+            {
                 #[expect(clippy::cast_possible_truncation, reason = "whole and within 2^53")]
                 let whole = float as i64;
                 *number = Number::from(whole);
@@ -88,7 +90,9 @@ pub fn coerce(mut value: Value, definition: &InputParameterDef) -> Result<Value,
         (ParameterType::NumberDouble, Value::Number(_))
         | (ParameterType::Boolean, Value::Bool(_))
         | (ParameterType::List, Value::Array(_))
-        | (ParameterType::Struct | ParameterType::TaskFinalStatus | ParameterType::TaskConfig, Value::Object(_)) => true,
+        | (ParameterType::Struct | ParameterType::TaskFinalStatus | ParameterType::TaskConfig, Value::Object(_)) => {
+            true
+        }
         (ParameterType::NumberInteger, Value::Number(number)) => number.is_i64() || number.is_u64(),
         _ => false,
     };
@@ -110,11 +114,11 @@ pub fn coerce(mut value: Value, definition: &InputParameterDef) -> Result<Value,
 pub fn parse_output(written: &str, kind: ParameterType) -> Result<Value, String> {
     let trimmed = written.trim();
     let mut value = match kind {
-        ParameterType::String | ParameterType::ParameterTypeEnumUnspecified => return Ok(Value::String(written.to_owned())),
-        ParameterType::NumberInteger => trimmed.parse::<i64>().map(Value::from).ok(),
-        ParameterType::NumberDouble => {
-            trimmed.parse::<f64>().ok().and_then(Number::from_f64).map(Value::Number)
+        ParameterType::String | ParameterType::ParameterTypeEnumUnspecified => {
+            return Ok(Value::String(written.to_owned()));
         }
+        ParameterType::NumberInteger => trimmed.parse::<i64>().map(Value::from).ok(),
+        ParameterType::NumberDouble => trimmed.parse::<f64>().ok().and_then(Number::from_f64).map(Value::Number),
         ParameterType::Boolean => match trimmed {
             "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(Value::Bool(true)),
             "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(Value::Bool(false)),

@@ -145,14 +145,24 @@ pub struct Page<T> {
 fn column(table: &Table, name: &str) -> ApiResult<(&'static str, Kind)> {
     let name = name.rsplit('.').next().unwrap_or(name);
     let snake = crate::rest::snake_case(name);
-    table.columns.iter().find(|(known, ..)| *known == snake).map(|(_, column, kind)| (*column, *kind)).ok_or_else(|| {
-        let known: Vec<&str> = table.columns.iter().map(|(n, ..)| *n).collect();
-        ApiError::invalid(format!("there is no field `{name}` to sort or filter by; there are {}", known.join(", ")))
-    })
+    table.columns.iter().find(|(known, ..)| *known == snake).map(|(_, column, kind)| (*column, *kind)).ok_or_else(
+        || {
+            let known: Vec<&str> = table.columns.iter().map(|(n, ..)| *n).collect();
+            ApiError::invalid(format!(
+                "there is no field `{name}` to sort or filter by; there are {}",
+                known.join(", ")
+            ))
+        },
+    )
 }
 
 impl Listing {
-    pub fn new(table: &'static Table, query: &Query, scope: Vec<(&'static str, Vec<String>)>, key: &[u8]) -> ApiResult<Self> {
+    pub fn new(
+        table: &'static Table,
+        query: &Query,
+        scope: Vec<(&'static str, Vec<String>)>,
+        key: &[u8],
+    ) -> ApiResult<Self> {
         let size = match query.page_size.unwrap_or(0) {
             0 => DEFAULT_PAGE,
             size if size < 0 => return Err(ApiError::invalid("page_size should not be negative")),
@@ -166,17 +176,27 @@ impl Listing {
         let descending = match sort.next().map(str::to_ascii_lowercase).as_deref() {
             None | Some("asc") => false,
             Some("desc") => true,
-            Some(other) => return Err(ApiError::invalid(format!("sort_by ends in `{other}`, which is neither asc nor desc"))),
+            Some(other) => {
+                return Err(ApiError::invalid(format!("sort_by ends in `{other}`, which is neither asc nor desc")));
+            }
         };
         let conditions = filter(table, &query.filter)?;
-        let fingerprint = hex::encode(mac(key, format!("{}|{scope:?}|{}|{}", table.name, query.sort_by, query.filter).as_bytes()));
+        let fingerprint =
+            hex::encode(mac(key, format!("{}|{scope:?}|{}|{}", table.name, query.sort_by, query.filter).as_bytes()));
         let after = if query.page_token.is_empty() {
             None
         } else {
             let token = open(key, &query.page_token)
                 .filter(|t| t.f == fingerprint)
                 .ok_or_else(|| ApiError::invalid("the page token is not one that this list gave out"))?;
-            Some((if let Some(n) = token.v.as_i64() { Sql::Integer(n) } else { Sql::Text(token.v.as_str().unwrap_or_default().into()) }, token.i))
+            Some((
+                if let Some(n) = token.v.as_i64() {
+                    Sql::Integer(n)
+                } else {
+                    Sql::Text(token.v.as_str().unwrap_or_default().into())
+                },
+                token.i,
+            ))
         };
         Ok(Self { table, scope, conditions, order, descending, after, size, fingerprint })
     }
@@ -197,14 +217,23 @@ impl Listing {
             wheres.push(condition.clone());
             values.extend(bound.iter().cloned());
         }
-        let of = |wheres: &[String]| if wheres.is_empty() { String::new() } else { format!(" WHERE {}", wheres.join(" AND ")) };
-        let bind = |values: &[Sql]| -> Vec<Box<dyn ToSql>> { values.iter().cloned().map(|v| Box::new(v) as Box<dyn ToSql>).collect() };
+        let of = |wheres: &[String]| {
+            if wheres.is_empty() { String::new() } else { format!(" WHERE {}", wheres.join(" AND ")) }
+        };
+        let bind = |values: &[Sql]| -> Vec<Box<dyn ToSql>> {
+            values.iter().cloned().map(|v| Box::new(v) as Box<dyn ToSql>).collect()
+        };
         let total = {
             let bound = bind(&values);
             let refs: Vec<&dyn ToSql> = bound.iter().map(AsRef::as_ref).collect();
-            connection.query_row(&format!("SELECT count(*) FROM {}{}", self.table.name, of(&wheres)), refs.as_slice(), |r| r.get(0))?
+            connection.query_row(
+                &format!("SELECT count(*) FROM {}{}", self.table.name, of(&wheres)),
+                refs.as_slice(),
+                |r| r.get(0),
+            )?
         };
-        let (order, direction, sign) = (self.order, if self.descending { "DESC" } else { "ASC" }, if self.descending { "<" } else { ">" });
+        let (order, direction, sign) =
+            (self.order, if self.descending { "DESC" } else { "ASC" }, if self.descending { "<" } else { ">" });
         if let Some((value, id)) = &self.after {
             wheres.push(format!("({order}, id) {sign} (?, ?)"));
             values.push(value.clone());
@@ -291,7 +320,9 @@ fn predicate(table: &Table, predicate: &Value) -> ApiResult<(String, Vec<Sql>)> 
         "IS_SUBSTRING",
     ];
     let field = |name: &str| crate::rest::field(predicate, name);
-    let key = field("key").and_then(Value::as_str).ok_or_else(|| ApiError::invalid("a predicate of the filter has no key"))?;
+    let key = field("key")
+        .and_then(Value::as_str)
+        .ok_or_else(|| ApiError::invalid("a predicate of the filter has no key"))?;
     let (column, kind) = column(table, key)?;
     let operation = match field("operation") {
         Some(Value::String(name)) => name.as_str(),
@@ -301,10 +332,12 @@ fn predicate(table: &Table, predicate: &Value) -> ApiResult<(String, Vec<Sql>)> 
     let one = |value: &Value| -> ApiResult<Sql> {
         match (kind, value) {
             (Kind::Text, Value::String(text)) => Ok(Sql::Text(text.clone())),
-            (Kind::Time, Value::String(text)) => crate::time::parse(text)
-                .map(Sql::Integer)
-                .ok_or_else(|| ApiError::invalid(format!("`{text}` is no RFC 3339 time, which the filter on {key} needs"))),
-            (Kind::Time, Value::Number(seconds)) => Ok(Sql::Integer(seconds.as_i64().unwrap_or_default().saturating_mul(1000))),
+            (Kind::Time, Value::String(text)) => crate::time::parse(text).map(Sql::Integer).ok_or_else(|| {
+                ApiError::invalid(format!("`{text}` is no RFC 3339 time, which the filter on {key} needs"))
+            }),
+            (Kind::Time, Value::Number(seconds)) => {
+                Ok(Sql::Integer(seconds.as_i64().unwrap_or_default().saturating_mul(1000)))
+            }
             _ => Err(ApiError::invalid(format!("the filter on {key} has a value of the wrong kind"))),
         }
     };

@@ -91,7 +91,10 @@ pub(crate) fn documents_text(documents: &Documents) -> String {
 pub(crate) fn documents(text: &str) -> Documents {
     let mut value = json(text);
     let platform = value.get_mut("platform_spec").map(Value::take).filter(|v| !v.is_null());
-    Documents { pipeline_spec: value.get_mut("pipeline_spec").map(Value::take).unwrap_or_default(), platform_spec: platform }
+    Documents {
+        pipeline_spec: value.get_mut("pipeline_spec").map(Value::take).unwrap_or_default(),
+        platform_spec: platform,
+    }
 }
 
 // Every reader below is given rows whose first columns are the sort value and the id.
@@ -166,7 +169,8 @@ impl Store {
         let key: [u8; 32] = db
             .write_blocking(move |tx| {
                 tx.execute("INSERT OR IGNORE INTO secrets (name, value) VALUES ('signing', ?1)", [fresh.as_slice()])?;
-                tx.query_row("SELECT value FROM secrets WHERE name = 'signing'", [], |r| r.get(0)).map_err(kfbox_db::Error::from)
+                tx.query_row("SELECT value FROM secrets WHERE name = 'signing'", [], |r| r.get(0))
+                    .map_err(kfbox_db::Error::from)
             })
             .map_err(failed)?;
         Ok(Self { db, key: std::sync::Arc::new(key) })
@@ -199,7 +203,8 @@ impl Store {
     // experiments
 
     pub async fn experiment(&self, id: &str) -> ApiResult<Option<Experiment>> {
-        self.one(format!("SELECT 0, id, {EXPERIMENT} FROM experiments WHERE id = ?1"), vec![id.into()], experiment).await
+        self.one(format!("SELECT 0, id, {EXPERIMENT} FROM experiments WHERE id = ?1"), vec![id.into()], experiment)
+            .await
     }
 
     pub async fn experiments(&self, listing: Listing) -> ApiResult<Page<Experiment>> {
@@ -257,7 +262,8 @@ impl Store {
         let id = id.to_owned();
         self.db
             .write(move |tx| {
-                let runs: i64 = tx.query_row("SELECT count(*) FROM runs WHERE experiment_id = ?1", [&id], |r| r.get(0))?;
+                let runs: i64 =
+                    tx.query_row("SELECT count(*) FROM runs WHERE experiment_id = ?1", [&id], |r| r.get(0))?;
                 if runs > 0 {
                     return Err(ApiError::new(
                         Code::FailedPrecondition,
@@ -319,11 +325,14 @@ impl Store {
         let id = id.to_owned();
         self.db
             .write(move |tx| {
-                let versions: i64 = tx.query_row("SELECT count(*) FROM pipeline_versions WHERE pipeline_id = ?1", [&id], |r| r.get(0))?;
+                let versions: i64 =
+                    tx.query_row("SELECT count(*) FROM pipeline_versions WHERE pipeline_id = ?1", [&id], |r| r.get(0))?;
                 if versions > 0 && !cascade {
                     return Err(ApiError::new(
                         Code::FailedPrecondition,
-                        format!("the pipeline still has {versions} versions; delete them first, or delete with cascade=true"),
+                        format!(
+                            "the pipeline still has {versions} versions; delete them first, or delete with cascade=true"
+                        ),
                     ));
                 }
                 tx.execute("DELETE FROM pipeline_versions WHERE pipeline_id = ?1", [&id])?;
@@ -334,11 +343,14 @@ impl Store {
     }
 
     pub async fn version(&self, id: &str) -> ApiResult<Option<VersionRow>> {
-        self.one(format!("SELECT 0, id, {VERSION} FROM pipeline_versions WHERE id = ?1"), vec![id.into()], version).await
+        self.one(format!("SELECT 0, id, {VERSION} FROM pipeline_versions WHERE id = ?1"), vec![id.into()], version)
+            .await
     }
 
     pub async fn latest_version(&self, pipeline_id: &str) -> ApiResult<Option<VersionRow>> {
-        let sql = format!("SELECT 0, id, {VERSION} FROM pipeline_versions WHERE pipeline_id = ?1 ORDER BY created_at DESC, rowid DESC LIMIT 1");
+        let sql = format!(
+            "SELECT 0, id, {VERSION} FROM pipeline_versions WHERE pipeline_id = ?1 ORDER BY created_at DESC, rowid DESC LIMIT 1"
+        );
         self.one(sql, vec![pipeline_id.into()], version).await
     }
 
@@ -375,7 +387,8 @@ impl Store {
     // recurring runs
 
     pub async fn recurring(&self, id: &str) -> ApiResult<Option<RecurringRow>> {
-        self.one(format!("SELECT 0, id, {RECURRING} FROM recurring_runs WHERE id = ?1"), vec![id.into()], recurring).await
+        self.one(format!("SELECT 0, id, {RECURRING} FROM recurring_runs WHERE id = ?1"), vec![id.into()], recurring)
+            .await
     }
 
     pub async fn recurring_runs(&self, listing: Listing) -> ApiResult<Page<RecurringRow>> {
@@ -398,7 +411,8 @@ impl Store {
     pub async fn enabled_recurring(&self) -> ApiResult<Vec<RecurringRow>> {
         self.db
             .read(|c| {
-                let mut statement = c.prepare(&format!("SELECT 0, id, {RECURRING} FROM recurring_runs WHERE status = 'ENABLED'"))?;
+                let mut statement =
+                    c.prepare(&format!("SELECT 0, id, {RECURRING} FROM recurring_runs WHERE status = 'ENABLED'"))?;
                 let rows = statement.query_map([], recurring)?.collect::<rusqlite::Result<_>>()?;
                 Ok(rows)
             })

@@ -1,6 +1,9 @@
 //! Runs, their tasks, and the cache of finished steps.
 
-use super::{Store, documents, documents_text, json, listing::{Listing, Page}};
+use super::{
+    Store, documents, documents_text, json,
+    listing::{Listing, Page},
+};
 use crate::{
     engine::model::{RunState, State, StateChange, Task, TaskError},
     error::{ApiError, ApiResult, Code},
@@ -95,7 +98,9 @@ impl Store {
     pub async fn open_runs(&self) -> ApiResult<Vec<String>> {
         self.db
             .read(|c| {
-                let mut statement = c.prepare("SELECT id FROM runs WHERE state IN ('PENDING', 'RUNNING', 'CANCELING') ORDER BY created_at")?;
+                let mut statement = c.prepare(
+                    "SELECT id FROM runs WHERE state IN ('PENDING', 'RUNNING', 'CANCELING') ORDER BY created_at",
+                )?;
                 let ids = statement.query_map([], |r| r.get(0))?.collect::<rusqlite::Result<_>>()?;
                 Ok(ids)
             })
@@ -112,11 +117,15 @@ impl Store {
                 Ok::<_, ApiError>(bodies)
             })
             .await?;
-        bodies.iter().map(|b| serde_json::from_str(b).map_err(|e| ApiError::internal("reading a stored task", e))).collect()
+        bodies
+            .iter()
+            .map(|b| serde_json::from_str(b).map_err(|e| ApiError::internal("reading a stored task", e)))
+            .collect()
     }
 
     pub async fn task(&self, id: &str) -> ApiResult<Option<Task>> {
-        let body = self.one("SELECT body FROM tasks WHERE id = ?1".into(), vec![id.into()], |r| r.get::<_, String>(0)).await?;
+        let body =
+            self.one("SELECT body FROM tasks WHERE id = ?1".into(), vec![id.into()], |r| r.get::<_, String>(0)).await?;
         body.map(|b| serde_json::from_str(&b).map_err(|e| ApiError::internal("reading a stored task", e))).transpose()
     }
 
@@ -229,7 +238,11 @@ impl Store {
 
     pub async fn set_run_storage(&self, id: &str, state: &'static str) -> ApiResult<()> {
         let id = id.to_owned();
-        self.db.write(move |tx| Ok(tx.execute("UPDATE runs SET storage_state = ?2 WHERE id = ?1", params![id, state]).map(drop)?)).await
+        self.db
+            .write(move |tx| {
+                Ok(tx.execute("UPDATE runs SET storage_state = ?2 WHERE id = ?1", params![id, state]).map(drop)?)
+            })
+            .await
     }
 
     /// Stored first, then the engine is told: a terminated run stays terminated over a restart.
@@ -238,13 +251,18 @@ impl Store {
         self.db
             .write(move |tx| {
                 let (state, history): (String, String) =
-                    tx.query_row("SELECT state, state_history FROM runs WHERE id = ?1", [&id], |r| Ok((r.get(0)?, r.get(1)?)))?;
+                    tx.query_row("SELECT state, state_history FROM runs WHERE id = ?1", [&id], |r| {
+                        Ok((r.get(0)?, r.get(1)?))
+                    })?;
                 let state = State::parse(&state);
                 if state == State::Canceling {
                     return Ok(());
                 }
                 if state.is_final() {
-                    return Err(ApiError::new(Code::FailedPrecondition, format!("the run has already ended: it is {}", state.name())));
+                    return Err(ApiError::new(
+                        Code::FailedPrecondition,
+                        format!("the run has already ended: it is {}", state.name()),
+                    ));
                 }
                 let mut history: Vec<StateChange> = serde_json::from_str(&history).unwrap_or_default();
                 history.push(StateChange::now(State::Canceling));

@@ -47,13 +47,15 @@ fn good(name: &str, _: &Value) -> Step {
     let mut step = Step { log: format!("{name} says hello\n"), ..Step::default() };
     if name == "make" {
         step.parameters.insert("size".into(), "5\n".into());
-        step.files = vec![("data".into(), "a.txt".into(), "hello".into()), ("data".into(), "sub/b.txt".into(), "there".into())];
+        step.files =
+            vec![("data".into(), "a.txt".into(), "hello".into()), ("data".into(), "sub/b.txt".into(), "there".into())];
     }
     step
 }
 
 async fn raw(p: &Pipelines, user: &str, method: &str, path: &str, kind: &str, body: Vec<u8>) -> (StatusCode, Vec<u8>) {
-    let mut request = Request::builder().method(method).uri(path).header("content-type", kind).body(Body::from(body)).unwrap();
+    let mut request =
+        Request::builder().method(method).uri(path).header("content-type", kind).body(Body::from(body)).unwrap();
     if !user.is_empty() {
         request.extensions_mut().insert(UserInfo::new(user, []));
     }
@@ -75,7 +77,8 @@ async fn ok(p: &Pipelines, user: &str, method: &str, path: &str, body: Value) ->
 }
 
 async fn start(p: &Pipelines, text: &str) -> String {
-    let body = json!({"display_name": "a run", "pipeline_spec": spec(), "runtime_config": {"parameters": {"text": text}}});
+    let body =
+        json!({"display_name": "a run", "pipeline_spec": spec(), "runtime_config": {"parameters": {"text": text}}});
     let run = ok(p, "ann", "POST", "/apis/v2beta1/runs", body).await;
     run["run_id"].as_str().unwrap().to_owned()
 }
@@ -116,8 +119,12 @@ async fn a_run_passes_parameters_and_artifacts_and_is_not_run_again_from_the_cac
     let run = wait(&p, &run, ended).await;
     assert_eq!(run["state"], "SUCCEEDED", "{run}");
     assert_eq!(world.read.lock().get("read/data/sub/b.txt").map(String::as_str), Some("there"));
-    assert_eq!(task(&run, "read")["inputs"]["data"]["artifact_ids"], task(&run, "make")["outputs"]["data"]["artifact_ids"]);
-    let states: Vec<&str> = task(&run, "make")["state_history"].as_array().unwrap().iter().map(|h| h["state"].as_str().unwrap()).collect();
+    assert_eq!(
+        task(&run, "read")["inputs"]["data"]["artifact_ids"],
+        task(&run, "make")["outputs"]["data"]["artifact_ids"]
+    );
+    let states: Vec<&str> =
+        task(&run, "make")["state_history"].as_array().unwrap().iter().map(|h| h["state"].as_str().unwrap()).collect();
     assert_eq!(states, ["PENDING", "RUNNING", "SUCCEEDED"]);
     let keys: Vec<String> = world.objects.lock().keys().cloned().collect();
     assert!(keys.iter().all(|k| k.starts_with("mlpipeline/v2/artifacts/ann/two-steps/")), "{keys:?}");
@@ -127,6 +134,13 @@ async fn a_run_passes_parameters_and_artifacts_and_is_not_run_again_from_the_cac
     let again = wait(&p, &again, ended).await;
     assert_eq!(again["state"], "SUCCEEDED");
     assert_eq!(world.created.load(Ordering::SeqCst), 2, "both steps come from the cache");
+    let order: Vec<&str> = run["run_details"]["task_details"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|t| t["display_name"].as_str().unwrap())
+        .collect();
+    assert_eq!(order, ["root", "make", "read"], "parents and what went before come first");
     assert_eq!(task(&again, "make")["outputs"], task(&run, "make")["outputs"]);
 
     let other = start(&p, "y").await;
@@ -156,12 +170,19 @@ async fn a_failed_step_says_which_why_and_its_last_lines() {
     let run = wait(&p, &run, ended).await;
     assert_eq!(run["state"], "FAILED");
     let why = run["error"]["message"].as_str().unwrap();
-    assert!(why.contains("step read failed") && why.contains("exit code 3") && why.contains("line 99") && !why.contains("line 79\n"), "{why}");
+    assert!(
+        why.contains("step read failed")
+            && why.contains("exit code 3")
+            && why.contains("line 99")
+            && !why.contains("line 79\n"),
+        "{why}"
+    );
     let id = run["run_id"].as_str().unwrap();
     let node = task(&run, "read")["task_id"].as_str().unwrap();
     // The pod may go; its log stays.
     world.pods.lock().clear();
-    let (status, log) = raw(&p, "ann", "GET", &format!("/apis/v1beta1/runs/{id}/nodes/{node}/log"), "", Vec::new()).await;
+    let (status, log) =
+        raw(&p, "ann", "GET", &format!("/apis/v1beta1/runs/{id}/nodes/{node}/log"), "", Vec::new()).await;
     assert_eq!(status, 200);
     assert!(String::from_utf8(log).unwrap().starts_with("line 0\n"));
     world.kill(&tasks).await;
@@ -173,7 +194,12 @@ async fn a_terminated_run_ends_canceled_and_its_pod_is_gone() {
     let world = World::new(|name, task| Step { hang: true, ..good(name, task) });
     let (p, tasks) = world.daemon(folder.path()).await;
     let id = start(&p, "x").await;
-    wait(&p, &id, |r| r["run_details"]["task_details"].as_array().is_some_and(|t| t.iter().any(|t| t["display_name"] == "make" && t["state"] == "RUNNING"))).await;
+    wait(&p, &id, |r| {
+        r["run_details"]["task_details"]
+            .as_array()
+            .is_some_and(|t| t.iter().any(|t| t["display_name"] == "make" && t["state"] == "RUNNING"))
+    })
+    .await;
     ok(&p, "ann", "POST", &format!("/apis/v2beta1/runs/{id}:terminate"), Value::Null).await;
     let run = wait(&p, &id, ended).await;
     assert_eq!(run["state"], "CANCELED");
@@ -190,7 +216,12 @@ async fn a_killed_daemon_goes_on_where_it_was_and_runs_nothing_twice() {
     let world = World::new(|name, task| Step { hang: name == "make", ..good(name, task) });
     let (p, tasks) = world.daemon(folder.path()).await;
     let id = start(&p, "x").await;
-    wait(&p, &id, |r| r["run_details"]["task_details"].as_array().is_some_and(|t| t.iter().any(|t| t["state"] == "RUNNING" && t["display_name"] == "make"))).await;
+    wait(&p, &id, |r| {
+        r["run_details"]["task_details"]
+            .as_array()
+            .is_some_and(|t| t.iter().any(|t| t["state"] == "RUNNING" && t["display_name"] == "make"))
+    })
+    .await;
     world.kill(&tasks).await;
     drop(p);
     world.go.notify_one();
@@ -207,7 +238,12 @@ async fn a_pod_that_vanished_while_the_daemon_was_away_fails_its_step_instead_of
     let world = World::new(|name, task| Step { hang: true, ..good(name, task) });
     let (p, tasks) = world.daemon(folder.path()).await;
     let id = start(&p, "x").await;
-    wait(&p, &id, |r| r["run_details"]["task_details"].as_array().is_some_and(|t| t.iter().any(|t| t["state"] == "RUNNING" && t["display_name"] == "make"))).await;
+    wait(&p, &id, |r| {
+        r["run_details"]["task_details"]
+            .as_array()
+            .is_some_and(|t| t.iter().any(|t| t["state"] == "RUNNING" && t["display_name"] == "make"))
+    })
+    .await;
     world.kill(&tasks).await;
     drop(p);
     world.pods.lock().clear();
@@ -228,7 +264,8 @@ async fn an_image_that_cannot_be_named_fails_at_once_with_its_reason() {
     wait(&p, &id, |r| task_pod(r).is_some()).await;
     let pod = task_pod(&get_run(&p, &id).await).unwrap();
     let waiting = json!({"waiting": {"reason": "InvalidImageName", "message": "no such name"}});
-    let container = json!({"name": "main", "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": waiting});
+    let container =
+        json!({"name": "main", "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": waiting});
     world.set_status(&pod, json!({"phase": "Pending", "containerStatuses": [container]}));
     let run = wait(&p, &id, ended).await;
     let why = run["error"]["message"].as_str().unwrap();
@@ -251,7 +288,11 @@ async fn a_token_opens_its_own_task_and_only_while_it_runs() {
     let make = task(&run, "make")["task_id"].as_str().unwrap().to_owned();
     let token = p.inner.engine.token(&id, &make, 0);
     let send = async |method: &str, path: String, token: &str| {
-        let request = Request::builder().method(method).uri(&path).header("authorization", format!("Bearer {token}")).header("content-length", 1);
+        let request = Request::builder()
+            .method(method)
+            .uri(&path)
+            .header("authorization", format!("Bearer {token}"))
+            .header("content-length", 1);
         p.task_router().oneshot(request.body(Body::from("x")).unwrap()).await.unwrap().status().as_u16()
     };
     let base = format!("/v1/runs/{id}/tasks/{make}/0");
@@ -291,7 +332,12 @@ async fn strangers_learn_nothing_and_viewers_change_nothing() {
     let run = start(&p, "x").await;
     wait(&p, &run, ended).await;
     let experiment = get_run(&p, &run).await["experiment_id"].as_str().unwrap().to_owned();
-    for path in [format!("runs/{run}"), format!("pipelines/{pipeline}"), format!("experiments/{experiment}"), format!("pipelines/{pipeline}/versions")] {
+    for path in [
+        format!("runs/{run}"),
+        format!("pipelines/{pipeline}"),
+        format!("experiments/{experiment}"),
+        format!("pipelines/{pipeline}/versions"),
+    ] {
         let path = format!("/apis/v2beta1/{path}");
         assert_eq!(call(&p, "", "GET", &path, Value::Null).await.0, 401, "{path}");
         let (status, body) = call(&p, "bob", "GET", &path, Value::Null).await;
@@ -310,9 +356,15 @@ async fn strangers_learn_nothing_and_viewers_change_nothing() {
         assert_eq!(call(&p, "viewer", method, &path, Value::Null).await.0, 403, "{path}");
         assert_eq!(call(&p, "bob", method, &path, Value::Null).await.0, 404, "{path}");
     }
-    assert_eq!(raw(&p, "bob", "POST", "/apis/v2beta1/pipelines/upload?name=x&namespace=ann", &kind, body.clone()).await.0, 403);
+    assert_eq!(
+        raw(&p, "bob", "POST", "/apis/v2beta1/pipelines/upload?name=x&namespace=ann", &kind, body.clone()).await.0,
+        403
+    );
     assert_eq!(call(&p, "bob", "GET", "/apis/v2beta1/runs?namespace=ann", Value::Null).await.0, 403);
-    assert_eq!(call(&p, "bob", "GET", &format!("/apis/v2beta1/runs?experiment_id={experiment}"), Value::Null).await.0, 404);
+    assert_eq!(
+        call(&p, "bob", "GET", &format!("/apis/v2beta1/runs?experiment_id={experiment}"), Value::Null).await.0,
+        404
+    );
     assert_eq!(ok(&p, "bob", "GET", "/apis/v2beta1/runs", Value::Null).await["total_size"], 0);
     let body = json!({"display_name": "r", "experiment_id": experiment, "pipeline_spec": spec(), "runtime_config": {"parameters": {"text": "x"}}});
     assert_eq!(call(&p, "bob", "POST", "/apis/v2beta1/runs", body).await.0, 404);
@@ -330,17 +382,27 @@ async fn lists_page_sort_and_filter_and_refuse_made_up_tokens() {
     }
     let (status, body) = call(&p, "ann", "POST", "/apis/v2beta1/experiments", json!({"display_name": "e1"})).await;
     assert_eq!((status, body["code"].as_i64()), (409, Some(6)));
-    let list = async |query: String| ok(&p, "ann", "GET", &format!("/apis/v2beta1/experiments?{query}"), Value::Null).await;
+    let list =
+        async |query: String| ok(&p, "ann", "GET", &format!("/apis/v2beta1/experiments?{query}"), Value::Null).await;
     let (mut seen, mut token) = (Vec::new(), String::new());
     loop {
         let page = list(format!("page_size=2&sort_by=display_name%20desc&page_token={token}")).await;
         assert_eq!(page["total_size"], 5);
-        seen.extend(page["experiments"].as_array().unwrap().iter().map(|e| e["display_name"].as_str().unwrap().to_owned()));
+        seen.extend(
+            page["experiments"].as_array().unwrap().iter().map(|e| e["display_name"].as_str().unwrap().to_owned()),
+        );
         token = page["next_page_token"].as_str().unwrap().to_owned();
         if token.is_empty() {
             break;
         }
-        let other = call(&p, "bob", "GET", &format!("/apis/v2beta1/experiments?page_size=2&sort_by=display_name%20desc&page_token={token}"), Value::Null).await;
+        let other = call(
+            &p,
+            "bob",
+            "GET",
+            &format!("/apis/v2beta1/experiments?page_size=2&sort_by=display_name%20desc&page_token={token}"),
+            Value::Null,
+        )
+        .await;
         assert_eq!(other.0, 400, "a token is bound to its list");
     }
     assert_eq!(seen, ["e4", "e3", "e2", "e1", "e0"]);
@@ -348,7 +410,15 @@ async fn lists_page_sort_and_filter_and_refuse_made_up_tokens() {
     let found = list("filter=%7B%22predicates%22%3A%5B%7B%22operation%22%3A1%2C%22key%22%3A%22display_name%22%2C%22stringValue%22%3A%22e3%22%7D%5D%7D".into()).await;
     assert_eq!(found["experiments"][0]["display_name"], "e3");
     assert_eq!(found["total_size"], 1);
-    for bad in ["page_token=eyJmIjoiIn0", "sort_by=id;drop%20table%20runs", "sort_by=name%20sideways", "page_size=-1", "page_size=x", "filter=%7B", "filter=%7B%22predicates%22%3A%5B%7B%22key%22%3A%22nope%22%7D%5D%7D"] {
+    for bad in [
+        "page_token=eyJmIjoiIn0",
+        "sort_by=id;drop%20table%20runs",
+        "sort_by=name%20sideways",
+        "page_size=-1",
+        "page_size=x",
+        "filter=%7B",
+        "filter=%7B%22predicates%22%3A%5B%7B%22key%22%3A%22nope%22%7D%5D%7D",
+    ] {
         let (status, body) = call(&p, "ann", "GET", &format!("/apis/v2beta1/experiments?{bad}"), Value::Null).await;
         assert_eq!((status, body["code"].as_i64()), (400, Some(3)), "{bad}: {body}");
     }
@@ -360,7 +430,13 @@ async fn bad_requests_are_refused_with_their_reason_and_leave_nothing_behind() {
     let folder = tempfile::tempdir().unwrap();
     let world = World::new(good);
     let (p, tasks) = world.daemon(folder.path()).await;
-    for (content, part) in [(&b""[..], "empty"), (b"a: [", "YAML"), (b"PK\x03\x04xx", "zip"), (b"pipelineInfo: {name: x}", "root"), (b"\xff\xfe", "UTF-8")] {
+    for (content, part) in [
+        (&b""[..], "empty"),
+        (b"a: [", "YAML"),
+        (b"PK\x03\x04xx", "zip"),
+        (b"pipelineInfo: {name: x}", "root"),
+        (b"\xff\xfe", "UTF-8"),
+    ] {
         let (kind, body) = multipart(content);
         let (status, body) = raw(&p, "ann", "POST", "/apis/v2beta1/pipelines/upload?name=x", &kind, body).await;
         let body: Value = serde_json::from_slice(&body).unwrap();
@@ -371,13 +447,17 @@ async fn bad_requests_are_refused_with_their_reason_and_leave_nothing_behind() {
     for (change, part) in [
         (json!({"runtime_config": {}}), "text"),
         (json!({"runtime_config": {"parameters": {"text": "x", "zz": 1}}}), "zz"),
-        (json!({"runtime_config": {"parameters": {"text": "x"}, "pipeline_root": "minio://mlpipeline/v2/artifacts/bob"}}), "not within"),
+        (
+            json!({"runtime_config": {"parameters": {"text": "x"}, "pipeline_root": "minio://mlpipeline/v2/artifacts/bob"}}),
+            "not within",
+        ),
         (json!({"pipeline_version_reference": {"pipeline_id": "a", "pipeline_version_id": "b"}}), "not both"),
         (json!({"display_name": " "}), "name"),
         (json!({"service_account": "../x"}), "service account"),
         (json!({"pipeline_spec": {}}), "pipeline"),
     ] {
-        let mut body = json!({"display_name": "r", "pipeline_spec": spec(), "runtime_config": {"parameters": {"text": "x"}}});
+        let mut body =
+            json!({"display_name": "r", "pipeline_spec": spec(), "runtime_config": {"parameters": {"text": "x"}}});
         body.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
         let (status, answer) = call(&p, "ann", "POST", "/apis/v2beta1/runs", body).await;
         assert_eq!(status, 400, "{answer}");

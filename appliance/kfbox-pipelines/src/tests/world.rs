@@ -1,8 +1,8 @@
 //! A cluster, a store and steps in memory, for tests that go through the real REST API, engine and task API.
 
 use crate::{
-    ArtifactStore, ByteStream, Config, Deps, Lineage, LineageContexts, LineageExecution, LineageResult, LineageRun, LogRange, Namespaces,
-    ObjectInfo, Pipelines, StepLogs, StoreError,
+    ArtifactStore, ByteStream, Config, Deps, Lineage, LineageContexts, LineageExecution, LineageResult, LineageRun,
+    LogRange, Namespaces, ObjectInfo, Pipelines, StepLogs, StoreError,
 };
 use axum::{
     Json, Router,
@@ -150,9 +150,21 @@ impl World {
         self.logs.lock().insert(name.clone(), step.log.clone());
         for (n, input) in task["inputs"].as_array().unwrap().iter().enumerate() {
             for file in input["files"].as_array().into_iter().flatten() {
-                let (status, content) = self.call("GET", &format!("{url}/inputs/{n}?path={}", file["path"].as_str().unwrap()), &token, Vec::new()).await;
+                let (status, content) = self
+                    .call(
+                        "GET",
+                        &format!("{url}/inputs/{n}?path={}", file["path"].as_str().unwrap()),
+                        &token,
+                        Vec::new(),
+                    )
+                    .await;
                 assert_eq!(status, 200);
-                let key = format!("{}/{}/{}", task["name"].as_str().unwrap(), input["name"].as_str().unwrap(), file["path"].as_str().unwrap());
+                let key = format!(
+                    "{}/{}/{}",
+                    task["name"].as_str().unwrap(),
+                    input["name"].as_str().unwrap(),
+                    file["path"].as_str().unwrap()
+                );
                 self.read.lock().insert(key, String::from_utf8_lossy(&content).into_owned());
             }
         }
@@ -160,12 +172,15 @@ impl World {
             self.go.notified().await;
         }
         for (output, path, content) in &step.files {
-            let (status, body) = self.call("PUT", &format!("{url}/outputs/{output}?path={path}"), &token, content.clone().into_bytes()).await;
+            let (status, body) = self
+                .call("PUT", &format!("{url}/outputs/{output}?path={path}"), &token, content.clone().into_bytes())
+                .await;
             assert_eq!(status, 200, "{body:?}");
         }
         let report = json!({"succeeded": step.exit == 0, "exitCode": step.exit, "parameters": step.parameters, "executorOutput": null});
         loop {
-            let (status, _) = self.call("POST", &format!("{url}/result"), &token, report.to_string().into_bytes()).await;
+            let (status, _) =
+                self.call("POST", &format!("{url}/result"), &token, report.to_string().into_bytes()).await;
             if status.is_success() || status == StatusCode::GONE {
                 break;
             }
@@ -173,7 +188,8 @@ impl World {
         }
         let phase = if step.exit == 0 { "Succeeded" } else { "Failed" };
         let state = json!({"terminated": {"exitCode": step.exit, "reason": "Error"}});
-        let container = json!({"name": "main", "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": state});
+        let container =
+            json!({"name": "main", "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": state});
         self.set_status(&name, json!({"phase": phase, "containerStatuses": [container]}));
     }
 
@@ -210,7 +226,11 @@ fn cluster(world: Arc<World>) -> Router {
         (StatusCode::CREATED, Json(pod)).into_response()
     }
     async fn one(State(world): State<Arc<World>>, Path(names): Names) -> Response {
-        world.pods.lock().get(&names["name"]).map_or_else(|| api_status(404, "NotFound"), |p| Json(p.clone()).into_response())
+        world
+            .pods
+            .lock()
+            .get(&names["name"])
+            .map_or_else(|| api_status(404, "NotFound"), |p| Json(p.clone()).into_response())
     }
     async fn delete(State(world): State<Arc<World>>, Path(names): Names) -> Response {
         let Some(pod) = world.pods.lock().get(&names["name"]).cloned() else { return api_status(404, "NotFound") };
@@ -225,8 +245,12 @@ fn cluster(world: Arc<World>) -> Router {
         }
         let run = query.get("labelSelector").and_then(|s| s.strip_prefix("pipeline/runid=")).map(str::to_owned);
         let pods = world.pods.lock();
-        let items: Vec<&Value> = pods.values().filter(|p| run.as_ref().is_none_or(|r| p["metadata"]["labels"]["pipeline/runid"] == **r)).collect();
-        Json(json!({"kind": "PodList", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": items})).into_response()
+        let items: Vec<&Value> = pods
+            .values()
+            .filter(|p| run.as_ref().is_none_or(|r| p["metadata"]["labels"]["pipeline/runid"] == **r))
+            .collect();
+        Json(json!({"kind": "PodList", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": items}))
+            .into_response()
     }
     Router::new()
         .route("/api/v1/pods", get(list))
@@ -239,10 +263,15 @@ fn cluster(world: Arc<World>) -> Router {
 struct Rights;
 
 impl Authorizer for Rights {
-    fn authorize<'a>(&'a self, user: &'a UserInfo, what: &'a ResourceAttributes) -> BoxFuture<'a, Result<Decision, BoxError>> {
+    fn authorize<'a>(
+        &'a self,
+        user: &'a UserInfo,
+        what: &'a ResourceAttributes,
+    ) -> BoxFuture<'a, Result<Decision, BoxError>> {
         Box::pin(async move {
             let reads = matches!(what.verb.as_str(), "get" | "list");
-            let allowed = user.username == what.namespace || (user.username == "viewer" && what.namespace == "ann" && reads);
+            let allowed =
+                user.username == what.namespace || (user.username == "viewer" && what.namespace == "ann" && reads);
             Ok(if allowed { Decision::Allow } else { Decision::Deny("no".into()) })
         })
     }
@@ -250,14 +279,22 @@ impl Authorizer for Rights {
 
 impl Namespaces for Rights {
     fn of<'a>(&'a self, user: &'a UserInfo) -> BoxFuture<'a, Result<Vec<String>, BoxError>> {
-        Box::pin(async move { Ok(if user.username == "nobody" { Vec::new() } else { vec![user.username.replace("viewer", "ann")] }) })
+        Box::pin(async move {
+            Ok(if user.username == "nobody" { Vec::new() } else { vec![user.username.replace("viewer", "ann")] })
+        })
     }
 }
 
 struct Share(Arc<World>);
 
 impl ArtifactStore for Share {
-    fn put<'a>(&'a self, bucket: &'a str, key: &'a str, size: u64, body: ByteStream) -> BoxFuture<'a, Result<(), StoreError>> {
+    fn put<'a>(
+        &'a self,
+        bucket: &'a str,
+        key: &'a str,
+        size: u64,
+        body: ByteStream,
+    ) -> BoxFuture<'a, Result<(), StoreError>> {
         Box::pin(async move {
             let parts: Vec<Bytes> = body.try_collect().await.map_err(StoreError::Failed)?;
             let content = parts.concat();
@@ -310,7 +347,13 @@ impl Lineage for Share {
 }
 
 impl StepLogs for Share {
-    fn open<'a>(&'a self, _: &'a str, pod: &'a str, _: &'a str, range: LogRange) -> BoxFuture<'a, Result<ByteStream, BoxError>> {
+    fn open<'a>(
+        &'a self,
+        _: &'a str,
+        pod: &'a str,
+        _: &'a str,
+        range: LogRange,
+    ) -> BoxFuture<'a, Result<ByteStream, BoxError>> {
         Box::pin(async move {
             let log = self.0.logs.lock().get(pod).cloned().ok_or("no log")?;
             let lines: Vec<&str> = log.lines().collect();

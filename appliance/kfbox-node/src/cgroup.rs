@@ -118,9 +118,7 @@ impl Hierarchies {
     pub fn remove(&self, cgroup: &str) -> io::Result<()> {
         let mut outcome = Ok(());
         for dir in self.dirs(cgroup) {
-            if let Err(error) = remove_tree(&dir)
-                && error.kind() != io::ErrorKind::NotFound
-            {
+            if let Err(error) = remove_tree(&dir) {
                 outcome = Err(error);
             }
         }
@@ -143,14 +141,18 @@ impl Hierarchies {
     }
 }
 
+/// What went in the meantime is no failure: a shim and the daemon may both be removing.
 fn remove_tree(dir: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
+    let absent = |error: io::Error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) };
+    if fs::remove_dir(dir).or_else(absent).is_ok() {
+        return Ok(());
+    }
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             remove_tree(&entry.path())?;
         }
     }
-    fs::remove_dir(dir)
+    fs::remove_dir(dir).or_else(absent)
 }
 
 fn number(path: &Path) -> u64 {

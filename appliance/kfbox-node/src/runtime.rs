@@ -76,6 +76,7 @@ pub enum Stage {
 pub struct Handle {
     pub id: String,
     pub dir: PathBuf,
+    pub cgroup: String,
     stage: watch::Receiver<Stage>,
     init: Arc<std::sync::OnceLock<PidFd>>,
 }
@@ -164,7 +165,13 @@ impl Runtime {
             .spawn()
             .map_err(|source| RuntimeError::Spawn { program: self.shim_executable.clone(), source })?;
         let (sender, stage) = watch::channel(Stage::Creating);
-        let handle = Handle { id: config.id.clone(), dir: dir.into(), stage, init: Arc::default() };
+        let handle = Handle {
+            id: config.id.clone(),
+            dir: dir.into(),
+            cgroup: config.cgroup.clone(),
+            stage,
+            init: Arc::default(),
+        };
         let (runtime, init, dir) = (self.clone(), handle.init.clone(), dir.to_path_buf());
         self.tasks.spawn(format!("container/{:.12}", config.id), async move {
             let shutdown = runtime.tasks.shutdown();
@@ -210,7 +217,13 @@ impl Runtime {
             Err(_) => return Ok(Found::NeverRan),
         };
         let (sender, stage) = watch::channel(Stage::Creating);
-        let handle = Handle { id: config.id.clone(), dir: dir.into(), stage, init: Arc::default() };
+        let handle = Handle {
+            id: config.id.clone(),
+            dir: dir.into(),
+            cgroup: config.cgroup.clone(),
+            stage,
+            init: Arc::default(),
+        };
         if let Ok(exit) = records::read::<Exit>(&dir.join(EXIT)) {
             sender.send_replace(Stage::Ended(exit));
             return Ok(Found::Container(handle));

@@ -9,6 +9,7 @@ use crate::{
 };
 use k8s_openapi::api::core::v1::{Container, Pod};
 use std::{
+    collections::HashMap,
     fs::File,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -103,22 +104,20 @@ impl Node {
     /// What the pods' containers use now.
     pub fn stats(&self) -> Vec<PodUsage> {
         let pods: Vec<Arc<Pod>> = self.pods.lock().values().cloned().collect();
-        let ctx = &self.ctx;
+        let mut usages: HashMap<String, Vec<(String, Usage)>> = HashMap::new();
+        let running: Vec<((String, String), Handle)> =
+            self.ctx.handles.lock().iter().map(|(key, handle)| (key.clone(), handle.clone())).collect();
+        for ((uid, container), handle) in running {
+            if let Some(usage) = self.ctx.runtime.hierarchies.usage(&handle.cgroup) {
+                usages.entry(uid).or_default().push((container, usage));
+            }
+        }
         pods.iter()
-            .map(|pod| {
-                let cgroup = ctx.cgroup(uid(pod));
-                let spec = pod.spec.as_ref();
-                let names = spec.into_iter().flat_map(record::containers).map(|(_, c)| c.name.clone());
-                let usage = |name: String| {
-                    let used = ctx.runtime.hierarchies.usage(&format!("{cgroup}/{name}"))?;
-                    Some((name, used))
-                };
-                PodUsage {
-                    namespace: pod.metadata.namespace.clone().unwrap_or_default(),
-                    name: pod.metadata.name.clone().unwrap_or_default(),
-                    uid: uid(pod).into(),
-                    containers: names.filter_map(usage).collect(),
-                }
+            .map(|pod| PodUsage {
+                namespace: pod.metadata.namespace.clone().unwrap_or_default(),
+                name: pod.metadata.name.clone().unwrap_or_default(),
+                uid: uid(pod).into(),
+                containers: usages.remove(uid(pod)).unwrap_or_default(),
             })
             .collect()
     }

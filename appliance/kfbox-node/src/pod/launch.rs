@@ -378,7 +378,8 @@ fn write_and_start(ctx: &Context, launch: &Launch, variables: &Variables) -> Res
         }
     }
 
-    let cgroup = format!("{}/{}", ctx.cgroup(uid(pod)), container.name);
+    // One for each attempt: the last one's may still be on its way out.
+    let cgroup = format!("{}/{}.{attempt}", ctx.cgroup(uid(pod)), container.name);
     let rootfs = dir.join("rootfs");
     let privileged = container.security_context.as_ref().and_then(|c| c.privileged).unwrap_or(false);
     let host_devices = if privileged { host_devices() } else { Vec::new() };

@@ -80,24 +80,21 @@ fn failure(error: &ShimError) -> Exit {
     }
 }
 
-/// Cleans up what the container leaves in the kernel, records the exit, tells the daemon, and only then makes the
-/// record durable: the daemon's own write is the durable truth, this one covers a daemon that is away.
+/// Records the exit and tells the daemon at once. What the container leaves in the kernel goes afterwards, and last the
+/// record is made durable: the daemon's own write is the durable truth, this one covers a daemon that is away.
 fn finish(dir: &Path, config: &ShimConfig, exit: Exit) -> Result<(), ShimError> {
-    kill_group(&config.cgroup);
-    let _ = Hierarchies::detect().remove(&config.cgroup);
-    let _ = fs::remove_dir_all(config.runtime_root.join(&config.id));
+    let hierarchies = Hierarchies::detect();
+    // What is left once the container's first process is gone can only be in the host's process namespace.
+    for pid in hierarchies.processes(&config.cgroup) {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
     let path = dir.join(EXIT);
     let file = records::write(&path, &exit).map_err(|source| ShimError::File { what: "cannot write", path, source })?;
     tell(&Notice::Exited(exit));
+    let _ = hierarchies.remove(&config.cgroup);
+    let _ = fs::remove_dir_all(config.runtime_root.join(&config.id));
     let _ = file.sync_data();
     Ok(())
-}
-
-/// What is left once the container's first process is gone: only something in the host's process namespace can be.
-fn kill_group(cgroup: &str) {
-    for pid in Hierarchies::detect().processes(cgroup) {
-        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-    }
 }
 
 fn lock(dir: &Path) -> Result<Flock<File>, ShimError> {

@@ -162,7 +162,8 @@ async fn a_running_pod_sees_changes_answers_and_dies_gracefully() {
     let log = world.node().logs("default", "live", "main", follow).await.unwrap();
     let (log, ()) = tokio::join!(log.try_collect::<Vec<bytes::Bytes>>(), world.delete("live"));
     assert_eq!(String::from_utf8(log.unwrap().concat()).unwrap(), "up\nbye\n");
-    assert_eq!(fs::read_dir(world.config.data_dir.join("pods")).unwrap().count(), 0, "its folders are gone");
+    let folders = || fs::read_dir(world.config.data_dir.join("pods")).unwrap().count();
+    eventually("its folders are gone", || folders() == 0).await;
     world.stop().await;
 }
 

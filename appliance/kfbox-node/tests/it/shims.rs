@@ -1,6 +1,6 @@
 //! The shim by itself: create, log, exit code, failure, kill, exec; and how long it takes beside crun.
 
-use crate::world::{SHIM, busybox, unique};
+use crate::world::{SHIM, busybox, eventually, unique};
 use k8s_openapi::api::core::v1::{Container, PodSpec};
 use kfbox_base::Tasks;
 use kfbox_node::{
@@ -114,7 +114,7 @@ async fn log_and_exit_code_are_kept() {
     let mut log = bench.log(&dir);
     log.sort();
     assert_eq!(log, ["stderr F err", "stdout F end", "stdout F out", "stdout F y"]);
-    assert!(bench.runtime.hierarchies.children(&bench.cgroup).is_empty(), "its cgroup is gone");
+    eventually("its cgroup is gone", || bench.runtime.hierarchies.children(&bench.cgroup).is_empty()).await;
     assert!(!fs::read_to_string("/proc/self/mountinfo").unwrap().contains(dir.to_str().unwrap()), "no mount is left");
     let Found::Container(found) = bench.runtime.adopt(&dir).await.unwrap() else { panic!() };
     assert_eq!(found.stage(), Stage::Ended(exit));

@@ -21,7 +21,33 @@ pub async fn ensure(core: &Arc<Core>) -> Result<(), ApiError> {
     let objects = others(core);
     futures::future::try_join_all(objects.iter().map(|o| create_if_missing(core, o))).await?;
     futures::future::try_join_all(policy::default_objects().iter().map(|o| ensure_role(core, o))).await?;
+    fill_aggregated(core).await?;
     keep_endpoint(core).await
+}
+
+/// Shows in each aggregated ClusterRole the rules that RBAC gathers for it.
+async fn fill_aggregated(core: &Arc<Core>) -> Result<(), ApiError> {
+    let roles = core.store.list("clusterroles.rbac.authorization.k8s.io", None, None, None)?;
+    for role in roles.objects {
+        let Some(rules) = core.rbac.aggregated_rules(&role.key.name) else { continue };
+        let role = role.value();
+        let rules = json!(rules);
+        if role["rules"] == rules {
+            continue;
+        }
+        let call = call_for(core, &role)?;
+        let how = Modification { subresource: "", track: true, replace: false };
+        let filled = verbs::modify(&call, &how, |role| {
+            let mut role = role.clone();
+            role["rules"] = rules.clone();
+            Ok(role)
+        });
+        match filled.await {
+            Err(error) if error.reason() != "NotFound" => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn others(core: &Core) -> Vec<Value> {

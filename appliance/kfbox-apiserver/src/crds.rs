@@ -7,13 +7,13 @@ use crate::{
     handle::own_call,
     object::{self, member_mut, meta, set_meta},
     resources::{
-        Custom, Registry, Resource, ScalePaths, Subresource, Verbs,
+        Custom, LazySchema, Registry, Resource, ScalePaths, Subresource, Verbs,
         crd::{short_names, text},
     },
-    schema::{self, FieldError, Schema},
+    schema::{self, FieldError},
     server::Core,
     status::ApiError,
-    store::Key,
+    store::{Key, Object},
     verbs::{self, Call, Deleted, Modification},
 };
 use serde_json::{Value, json};
@@ -203,7 +203,8 @@ fn set_condition(crd: &mut Value, kind: &str, status: &str, reason: &str, messag
 }
 
 /// The resources that a definition adds to the API.
-pub fn served(crd: &Value) -> Vec<Arc<Resource>> {
+pub fn served(stored: &Object) -> Vec<Arc<Resource>> {
+    let crd = &stored.value();
     if !condition(crd, "Established") {
         return Vec::new();
     }
@@ -216,16 +217,13 @@ pub fn served(crd: &Value) -> Vec<Arc<Resource>> {
         .filter(|v| v["served"] != false)
         .map(|version| {
             let name = text(&version["name"]);
-            let schema = schema::from_crd_version(crd, &name).unwrap_or_else(|errors| {
-                tracing::warn!(crd = meta(crd, "name"), version = name, ?errors, "a stored schema cannot be read");
-                Schema::open()
-            });
             let subresources = &version["subresources"];
             let scale = &subresources["scale"];
             let custom = Custom {
-                schema,
+                schema: LazySchema::new(stored.json.clone(), &name),
                 columns: version["additionalPrinterColumns"].clone(),
                 status: !subresources["status"].is_null(),
+                terminating: object::is_deleting(crd),
                 scale: (!scale.is_null()).then(|| ScalePaths {
                     spec: text(&scale["specReplicasPath"]),
                     status: text(&scale["statusReplicasPath"]),
@@ -344,15 +342,9 @@ async fn delete_objects(core: &Arc<Core>, name: &str) -> Result<(), ApiError> {
 
 /// Objects of a definition that goes away are no longer taken.
 pub fn check_serving(call: &Call) -> Result<(), ApiError> {
-    if call.resource.custom.is_none() {
-        return Ok(());
+    if call.resource.custom.as_ref().is_some_and(|c| c.terminating) {
+        let why = "create not allowed while custom resource definition is terminating";
+        return Err(ApiError::new(http::StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", why));
     }
-    let key = Key::new("", &call.resource.collection);
-    match call.core.store.get(CRDS, &key) {
-        Some(crd) if object::is_deleting(&crd.value()) => {
-            let why = "create not allowed while custom resource definition is terminating";
-            Err(ApiError::new(http::StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", why))
-        }
-        _ => Ok(()),
-    }
+    Ok(())
 }

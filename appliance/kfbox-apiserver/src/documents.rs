@@ -120,7 +120,7 @@ fn custom_kind<'a>(resource: &'a Arc<Resource>, stated: &'a Stated) -> Option<Cu
         namespaced: resource.namespaced,
         status: custom.status,
         scale: custom.scale.is_some(),
-        schema: &custom.schema,
+        schema: custom.schema.get(),
         raw: stated.get(&(resource.collection.to_string(), resource.version.to_string())),
     })
 }

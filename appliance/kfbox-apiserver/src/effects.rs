@@ -20,7 +20,7 @@ pub fn load(core: &Core) {
         }
     }
     if let Ok(snapshot) = core.store.list(CRDS, None, None, None) {
-        let served = snapshot.objects.iter().map(|o| (o.key.name.to_string(), crds::served(&o.value())));
+        let served = snapshot.objects.iter().map(|o| (o.key.name.to_string(), crds::served(o)));
         core.resources.set_all_custom(served);
     }
 }
@@ -37,9 +37,9 @@ pub fn after_write(call: &Call, object: &Object) {
         }
     } else if collection == CRDS {
         let _order = core.effects.lock();
-        let current = core.store.get(collection, key).map(|o| o.value());
-        core.resources.set_custom(&key.name, current.as_ref().map(crds::served).unwrap_or_default());
-        if current.as_ref().is_some_and(crate::object::is_deleting) {
+        let current = core.store.get(collection, key);
+        core.resources.set_custom(&key.name, current.as_deref().map(crds::served).unwrap_or_default());
+        if current.is_some_and(|crd| crate::object::is_deleting(&crd.value())) {
             crds::clean_up(core, &key.name);
         }
     }

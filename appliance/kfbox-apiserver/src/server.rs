@@ -31,8 +31,11 @@ use tokio_util::sync::CancellationToken;
 /// Connections at once. Each kubelet, controller or browser holds a few; below the usual limit of open files.
 const CONNECTIONS: usize = 4096;
 
-/// A client that does not finish its TLS handshake or its headers in this time is dropped.
+/// A client that does not finish its TLS handshake in this time is dropped.
 const HELLO: Duration = Duration::from_secs(15);
+
+/// Until the headers of the next request are there; so this is also how long an idle connection is kept.
+const IDLE: Duration = Duration::from_secs(300);
 
 /// How long a read may wait for a revision that is still to come; upstream's.
 const FRESH: Duration = Duration::from_secs(3);
@@ -319,7 +322,7 @@ async fn connection(core: Arc<Core>, stream: tokio_rustls::server::TlsStream<tok
         }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HELLO);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(IDLE);
     // Upstream allows 250 streams a connection, a client of many watches needs most of them.
     builder.http2().timer(TokioTimer::new()).max_concurrent_streams(250).keep_alive_interval(Duration::from_secs(30));
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);

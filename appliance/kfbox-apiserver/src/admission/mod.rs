@@ -10,7 +10,7 @@ pub use services::{Addresses, Reservation};
 use crate::{
     crds,
     effects::CRDS,
-    object::{self, is_deleting, meta},
+    object::{self, meta},
     schema::FieldError,
     status::ApiError,
     store::Key,
@@ -94,7 +94,7 @@ fn check_namespace(call: &Call, object: &Value) -> Result<(), ApiError> {
     let Some(stored) = call.core.store.get("namespaces", &Key::new("", namespace)) else {
         return Err(ApiError::not_found("", "namespaces", namespace));
     };
-    if is_deleting(&stored.value()) {
+    if stored.fields.first().is_some_and(|phase| &**phase == "Terminating") {
         let why = format!("unable to create new content in namespace {namespace} because it is being terminated");
         let error = ApiError::forbidden(&call.resource.group, &call.resource.plural, meta(object, "name"), why);
         return Err(error.caused_by(

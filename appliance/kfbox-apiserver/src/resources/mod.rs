@@ -5,11 +5,12 @@ mod builtin;
 pub mod crd;
 
 use crate::schema::Schema;
+use bytes::Bytes;
 use parking_lot::RwLock;
 use serde_json::Value;
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 /// One resource in one version.
@@ -38,14 +39,50 @@ pub struct Resource {
 /// What a CRD says of one version.
 #[derive(Debug, Clone)]
 pub struct Custom {
-    pub schema: Arc<Schema>,
+    pub schema: LazySchema,
     /// `additionalPrinterColumns`.
     pub columns: Value,
     pub status: bool,
+    /// The definition is being deleted.
+    pub terminating: bool,
     /// `subresources.scale`.
     pub scale: Option<ScalePaths>,
     pub selectable_fields: Vec<String>,
     pub deprecation: Option<String>,
+}
+
+/// A version's schema, compiled when it is first needed: a box has dozens of definitions, some of a megabyte, and uses
+/// few of them.
+#[derive(Clone)]
+pub struct LazySchema {
+    /// The definition, shared with the store.
+    crd: Bytes,
+    version: Box<str>,
+    made: OnceLock<Arc<Schema>>,
+}
+
+impl LazySchema {
+    pub fn new(crd: Bytes, version: &str) -> Self {
+        Self { crd, version: version.into(), made: OnceLock::new() }
+    }
+
+    pub fn get(&self) -> &Arc<Schema> {
+        self.made.get_or_init(|| {
+            // Checked when the definition was written.
+            let crd: Value = serde_json::from_slice(&self.crd).unwrap_or_default();
+            crate::schema::from_crd_version(&crd, &self.version).unwrap_or_else(|errors| {
+                let crd = crate::object::meta(&crd, "name");
+                tracing::warn!(crd, version = %self.version, ?errors, "a stored schema cannot be read");
+                Schema::open()
+            })
+        })
+    }
+}
+
+impl std::fmt::Debug for LazySchema {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LazySchema").field("version", &self.version).finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -100,7 +137,7 @@ impl Resource {
 
     pub fn schema(&self) -> Option<Arc<Schema>> {
         match &self.custom {
-            Some(custom) => Some(custom.schema.clone()),
+            Some(custom) => Some(custom.schema.get().clone()),
             None => crate::schema::builtin(&self.group, &self.version, &self.kind),
         }
     }
@@ -116,12 +153,14 @@ impl Resource {
     }
 }
 
+type GroupVersionResource = (Box<str>, Box<str>, Box<str>);
+
 /// An immutable view: requests use the one that was current when they arrived.
 #[derive(Debug, Default)]
 pub struct Registry {
     /// Groups in order of preference, each with its versions in order of preference.
     pub groups: Vec<Group>,
-    index: HashMap<(Box<str>, Box<str>, Box<str>), Arc<Resource>>,
+    index: HashMap<GroupVersionResource, Arc<Resource>>,
 }
 
 #[derive(Debug)]

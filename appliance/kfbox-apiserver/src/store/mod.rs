@@ -79,11 +79,6 @@ impl Store {
         self.state.read().count(collection)
     }
 
-    /// Every collection that holds or held an object.
-    pub fn collections(&self) -> Vec<Arc<str>> {
-        self.state.read().collections()
-    }
-
     /// Changes of one collection after `since`.
     pub fn watch(&self, collection: &str, since: u64) -> Result<Watcher, Expired> {
         let (collection, notify) = self.state.write().subscribe(collection, since)?;

@@ -80,10 +80,6 @@ impl State {
         self.collections.get(collection).map_or(0, |c| c.objects.len())
     }
 
-    pub fn collections(&self) -> Vec<Arc<str>> {
-        self.collections.keys().cloned().collect()
-    }
-
     fn collection(&mut self, name: &str, floor: u64) -> &mut Collection {
         if !self.collections.contains_key(name) {
             let name: Arc<str> = name.into();

@@ -50,9 +50,11 @@ pub(super) struct Write {
 }
 
 type Answer<T, E> = oneshot::Sender<Result<T, E>>;
+type WriteAnswer = Answer<Arc<Object>, WriteError>;
+type Group = Vec<(Write, WriteAnswer)>;
 
 pub(super) enum Job {
-    Write { write: Write, answer: Answer<Arc<Object>, WriteError> },
+    Write { write: Write, answer: WriteAnswer },
     Compact { revisions: u64, age: Duration, answer: Answer<u64, kfbox_db::Error> },
 }
 
@@ -60,7 +62,7 @@ struct Pending {
     collection: Box<str>,
     object: Arc<Object>,
     deleted: bool,
-    answer: Answer<Arc<Object>, WriteError>,
+    answer: WriteAnswer,
 }
 
 pub(super) struct Writer {
@@ -95,7 +97,7 @@ impl Writer {
         }
     }
 
-    fn write_group(&mut self, group: Vec<(Write, Answer<Arc<Object>, WriteError>)>) {
+    fn write_group(&mut self, group: Group) {
         if group.is_empty() {
             return;
         }
@@ -110,10 +112,8 @@ impl Writer {
         }
     }
 
-    fn commit(
-        &mut self,
-        group: Vec<(Write, Answer<Arc<Object>, WriteError>)>,
-    ) -> Result<Vec<Pending>, (kfbox_db::Error, Vec<Answer<Arc<Object>, WriteError>>)> {
+    /// The answers beside an error are those that are still owed.
+    fn commit(&mut self, group: Group) -> Result<Vec<Pending>, (kfbox_db::Error, Vec<WriteAnswer>)> {
         let mut committed: Vec<Pending> = Vec::with_capacity(group.len());
         let mut group = group.into_iter();
         let result = (|| -> Result<(), kfbox_db::rusqlite::Error> {

@@ -101,5 +101,5 @@ async fn finalize(call: &Call, body: Body) -> Result<Response, ApiError> {
         Ok(new)
     })
     .await?;
-    Ok(object_response(call, StatusCode::OK, &modified.object))
+    Ok(object_response(call, StatusCode::OK, &modified))
 }

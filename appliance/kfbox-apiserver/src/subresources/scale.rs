@@ -136,7 +136,7 @@ async fn change(call: &Call, f: impl Fn(&Value) -> Result<Value, ApiError>) -> R
         Ok(new)
     })
     .await?;
-    let scale = scale_of(&convert::value(&call.resource, &modified.object), &paths);
+    let scale = scale_of(&convert::value(&call.resource, &modified), &paths);
     Ok(respond::value(call, StatusCode::OK, &scale))
 }
 

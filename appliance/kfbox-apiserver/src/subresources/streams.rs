@@ -189,7 +189,8 @@ async fn carry(socket: WebSocket, session: ExecSession, dialect: Dialect) {
                 Some((CLOSE, data)) if data.first() == Some(&STDIN) => stdin = None,
                 Some((RESIZE, data)) => {
                     if let (Some(resize), Some(size)) = (&resize, terminal_size(&data)) {
-                        drop(resize.send(size).await);
+                        // Fails when the process has ended, which the writing side tells.
+                        let _ = resize.send(size).await;
                     }
                 }
                 _ => {}

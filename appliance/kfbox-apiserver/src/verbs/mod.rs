@@ -13,7 +13,7 @@ pub use delete::{DeleteOptions, Deleted, delete, delete_collection, delete_objec
 pub use list::list;
 pub use patch::{Patch, patch};
 pub use read::{get, object_response};
-pub use update::{Modification, Modified, modify, update};
+pub use update::{Modification, modify, update};
 pub use watch::watch;
 
 use crate::{
@@ -118,7 +118,7 @@ impl Call {
 
     pub fn default(&self, object: &mut Value) {
         match &self.resource.custom {
-            Some(custom) => crate::schema::default(&custom.schema, object),
+            Some(custom) => crate::schema::default(custom.schema.get(), object),
             None => crate::schema::default_builtin(&self.resource.group, &self.resource.version, &self.resource.kind, object),
         }
     }
@@ -128,7 +128,7 @@ impl Call {
         let errors = match &self.resource.custom {
             Some(custom) => {
                 let mut errors = crate::admission::metadata_errors(object, self.resource.namespaced);
-                errors.extend(crate::schema::validate(&custom.schema, object, old));
+                errors.extend(crate::schema::validate(custom.schema.get(), object, old));
                 errors
             }
             None => {

@@ -74,7 +74,7 @@ pub async fn patch(call: &Call, body: Body) -> Result<Response, ApiError> {
         Ok(without_unasked_revision(old, new))
     })
     .await?;
-    Ok(object_response(call, StatusCode::OK, &modified.object))
+    Ok(object_response(call, StatusCode::OK, &modified))
 }
 
 /// The patched object still carries the revision it was read at; only another one is a demand.
@@ -162,7 +162,7 @@ async fn apply(call: &Call, body: &[u8]) -> Result<Response, ApiError> {
         .await;
         match modified {
             Err(error) if error.reason() == "NotFound" && subresource.is_empty() => {}
-            result => return Ok(object_response(call, StatusCode::OK, &result?.object)),
+            result => return Ok(object_response(call, StatusCode::OK, &result?)),
         }
     }
     Err(ApiError::modified(&call.resource.group, &call.resource.plural, &call.target.name))

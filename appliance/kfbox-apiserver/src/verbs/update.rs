@@ -29,12 +29,6 @@ pub struct Modification<'a> {
     pub replace: bool,
 }
 
-pub struct Modified {
-    pub object: Arc<Object>,
-    /// The change was the last thing that kept a deleted object.
-    pub vanished: bool,
-}
-
 pub async fn update(call: &Call, body: Body) -> Result<Response, ApiError> {
     let body = read_body(body).await?;
     let mut new = decode(&call.headers, &body)?;
@@ -51,7 +45,7 @@ pub async fn update(call: &Call, body: Body) -> Result<Response, ApiError> {
     }
     let how = Modification { subresource, track: true, replace: true };
     let modified = modify(call, &how, |_| Ok(new.clone())).await?;
-    Ok(object_response(call, StatusCode::OK, &modified.object))
+    Ok(object_response(call, StatusCode::OK, &modified))
 }
 
 /// Reads the object, lets `change` make the new one (both in the version of the call), checks, and writes it.
@@ -59,7 +53,7 @@ pub async fn modify(
     call: &Call,
     how: &Modification<'_>,
     change: impl Fn(&Value) -> Result<Value, ApiError>,
-) -> Result<Modified, ApiError> {
+) -> Result<Arc<Object>, ApiError> {
     let resource = &*call.resource;
     let key = call.key();
     for _ in 0..ATTEMPTS {
@@ -72,7 +66,7 @@ pub async fn modify(
 
         let vanishing = object::is_deleting(&new) && object::may_vanish(&resource.collection, &new);
         if !vanishing && unchanged(&old, &new) {
-            return Ok(Modified { object: stored, vanished: false });
+            return Ok(stored);
         }
         let encoded = encode_in_storage(call, new);
         let expect = Expect::Revision(stored.revision);
@@ -89,7 +83,7 @@ pub async fn modify(
                 if !call.dry_run {
                     effects::after_write(call, &object);
                 }
-                return Ok(Modified { object, vanished: vanishing });
+                return Ok(object);
             }
             Err(WriteError::Changed | WriteError::Exists) if insists && !asked_revision.is_empty() => {
                 return Err(ApiError::modified(&resource.group, &resource.plural, &key.name));
@@ -144,11 +138,7 @@ async fn prepare(
     call.prune(new)?;
     keep_server_owned(old, new);
     match how.subresource {
-        "" => {
-            if resource.has_subresource("status") {
-                restore_member(old, new, "status");
-            }
-        }
+        "" if resource.has_subresource("status") => restore_member(old, new, "status"),
         "status" | "approval" => keep_all_but_status(call, old, new),
         "ephemeralcontainers" => keep_all_but(old, new, |old, new| {
             old["spec"]["ephemeralContainers"] = new["spec"]["ephemeralContainers"].clone();

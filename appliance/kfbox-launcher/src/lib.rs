@@ -96,6 +96,7 @@ pub(crate) struct Output {
 }
 
 /// Reads the environment and runs; the only place that does.
+#[expect(clippy::disallowed_methods, reason = "this is the program's entry")]
 pub fn main() -> ExitCode {
     // Before any thread starts, so that all inherit it: signals are taken by one thread that hands them on.
     let signals = child::hold_signals();

@@ -239,19 +239,17 @@ fn a_daemon_that_dies_in_every_call_and_comes_back_is_waited_for_and_the_command
 fn a_daemon_restarted_while_the_command_runs_gets_the_result() {
     let folder = tempfile::tempdir().unwrap();
     let (told, started) = mpsc::channel();
-    let watch = TcpListener::bind("127.0.0.1:0").unwrap();
     // The command says that it runs by way of a file; no input, so that nothing else is called.
     let mut work = task(
         folder.path(),
         "echo up > \"$0/up\"; while [ ! -e \"$0/go\" ]; do sleep 0.02; done; printf 1 > \"$0/params/p\"; printf 2 > \"$0/params/q\"",
     );
     work["inputs"] = json!([]);
-    drop(watch);
     let mut inner = serve(work.clone());
     let mut daemon = Daemon::start(
         "127.0.0.1:0",
         Box::new(move |call| {
-            drop(told.send(()));
+            let _ = told.send(());
             inner(call)
         }),
     );

@@ -272,6 +272,10 @@ impl Actor<'_> {
             if self.deleted {
                 self.dirty.extend(plan::cancel(&mut self.run, self.deadline_error.take()));
                 self.run_dirty = true;
+                // Kept before the pods were deleted.
+                for task in self.run.tasks.values_mut().filter(|t| t.state == State::Canceled) {
+                    task.log_archived = true;
+                }
             }
             return;
         }

@@ -25,7 +25,7 @@ use crate::{
 use actor::Mailbox;
 use futures::future::BoxFuture;
 use hmac::{Hmac, KeyInit, Mac};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::api::{Api, DeleteParams, ListParams};
 use model::{State, Task};
 use parking_lot::Mutex;
@@ -147,6 +147,12 @@ impl Engine {
                 Err(kube::Error::Api(status)) if status.code == 404 => {}
                 Err(error) => return Err(ApiError::internal("deleting the run's pods", error)),
             }
+        }
+        let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.core.deps.client.clone(), &row.namespace);
+        match claims.delete(&pod::workspace_claim(&row.id), &DeleteParams::default()).await {
+            Ok(_) => {}
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            Err(error) => return Err(ApiError::internal("deleting the run's workspace", error)),
         }
         self.core.store.delete_run(&row.id).await?;
         logs::forget(&self.core, &row.id).await;

@@ -129,7 +129,7 @@ pub(super) fn build(
         apply(&mut parts, scope, settings)?;
     }
     if needs_workspace(scope.input) {
-        let claim = workspace_claim(run);
+        let claim = workspace_claim(&run.id);
         parts.mount("kfp-workspace", WORKSPACE, json!({"persistentVolumeClaim": {"claimName": claim}}));
     }
     let set = |parts: &Parts, name: &str| parts.env.iter().any(|e| e["name"] == name);
@@ -213,8 +213,8 @@ pub(super) fn needs_workspace(input: &ExecutorInput) -> bool {
     in_parameters || in_artifacts
 }
 
-pub(super) fn workspace_claim(run: &RunState) -> String {
-    format!("kfp-workspace-{}", run.id)
+pub(super) fn workspace_claim(run_id: &str) -> String {
+    format!("kfp-workspace-{run_id}")
 }
 
 /// At most 63 characters that a label's value may hold.

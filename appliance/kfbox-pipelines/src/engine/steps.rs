@@ -432,7 +432,7 @@ impl Context {
         Done::Finished { task: self.task.id.clone(), outputs, fingerprint: None, cached_from: None, execution }
     }
 
-    /// The run's shared volume, made for the first step that needs it; it goes with the run's pods' namespace owner.
+    /// The run's shared volume, made for the first step that needs it; it goes when the run is deleted.
     async fn workspace(&self) -> Result<(), TaskError> {
         let Some(workspace) = self.pipeline.workspace() else {
             return Err(TaskError::step(
@@ -448,7 +448,7 @@ impl Context {
         }
         let claim = json!({
             "apiVersion": "v1", "kind": "PersistentVolumeClaim",
-            "metadata": {"name": pod::workspace_claim(&self.run), "labels": {pod::RUN_LABEL: self.run.id}},
+            "metadata": {"name": pod::workspace_claim(&self.run.id), "labels": {pod::RUN_LABEL: self.run.id}},
             "spec": spec,
         });
         let claim: PersistentVolumeClaim = serde_json::from_value(claim)

@@ -1,7 +1,7 @@
 //! `RecurringRunService`: stored, listed, switched; periodic schedules are run by `crate::schedule`. Cron expressions
 //! are refused by name.
 
-use super::{App, Args, Caller, description, display_name, empty, field, json_body, render, text_field};
+use super::{App, Args, Caller, description, display_name, empty, field, json_body, render};
 use crate::{
     Inner,
     error::{ApiError, ApiResult, Code},
@@ -111,13 +111,4 @@ pub(super) async fn act(app: App, Caller(user): Caller, Path(id): Path<String>) 
     app.store.put_recurring(row).await?;
     app.schedule.wake();
     Ok(empty())
-}
-
-/// Whether a mode in a request means on.
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn names_of_fields_are_told_apart_by_spelling_only() {
-        assert_eq!(super::text_field(&serde_json::json!({"displayName": "x"}), "display_name").unwrap(), "x");
-    }
 }

@@ -109,6 +109,7 @@ fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<V
     Value::deserialize(deserializer).map(Some)
 }
 
+#[expect(clippy::enum_variant_names, reason = "the names of the format")]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum ParameterType {
@@ -289,6 +290,7 @@ pub struct TriggerPolicy {
     pub strategy: TriggerStrategy,
 }
 
+#[expect(clippy::enum_variant_names, reason = "the names of the format")]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum TriggerStrategy {

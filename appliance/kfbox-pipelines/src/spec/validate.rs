@@ -95,6 +95,9 @@ fn check_component(pipeline: &Pipeline, name: &str, component: &ComponentSpec) -
     if !component.single_platform_specs.is_empty() {
         return unsupported(at, "singlePlatformSpecs in a component");
     }
+    if !component.task_config_passthroughs.is_empty() {
+        return unsupported(at, "passing the task's configuration on (dsl.TaskConfig)");
+    }
     if component.dag.is_some() && component.executor_label.is_some() {
         return reference(at, "it has both a dag and an executorLabel");
     }
@@ -446,7 +449,7 @@ fn check_executor(label: &str, config: &ExecutorConfig) -> Result<(), SpecError>
 pub(crate) fn duration(text: &str) -> Option<u64> {
     let seconds: f64 = text.strip_suffix('s')?.parse().ok()?;
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be within range")]
-    (0.0..=1e9).contains(&seconds).then(|| (seconds * 1000.0) as u64)
+    (0.0..=1e9).contains(&seconds).then_some((seconds * 1000.0) as u64)
 }
 
 /// The parameters of a run against what the pipeline declares; returns them complete, with defaults.

@@ -181,7 +181,10 @@ impl Store {
         self.db
             .write(move |tx| {
                 let known = tx.execute(
-                    "UPDATE runs SET state = ?2, finished_at = ?3, error = ?4, state_history = ?5, context_ids = ?6 WHERE id = ?1",
+                    "UPDATE runs SET
+                        -- A request to cancel that came between is not lost.
+                        state = CASE WHEN state = 'CANCELING' AND ?2 IN ('PENDING', 'RUNNING') AND finished_at = 0 THEN state ELSE ?2 END,
+                        finished_at = ?3, error = ?4, state_history = ?5, context_ids = ?6 WHERE id = ?1",
                     params![id, state, finished, error, history, contexts],
                 )?;
                 if known == 0 {

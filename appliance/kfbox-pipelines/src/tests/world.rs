@@ -256,6 +256,10 @@ fn cluster(world: Arc<World>) -> Router {
         .route("/api/v1/pods", get(list))
         .route("/api/v1/namespaces/{ns}/pods", get(list).post(create))
         .route("/api/v1/namespaces/{ns}/pods/{name}", get(one).delete(delete))
+        .route(
+            "/api/v1/namespaces/{ns}/persistentvolumeclaims/{name}",
+            axum::routing::delete(async || api_status(404, "NotFound")),
+        )
         .with_state(world)
 }
 

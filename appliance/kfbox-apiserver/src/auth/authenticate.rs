@@ -16,6 +16,8 @@ use std::sync::Arc;
 
 /// How a browser, which cannot set headers on a WebSocket, presents its token.
 const WEBSOCKET_BEARER: &str = "base64url.bearer.authorization.k8s.io.";
+/// Names and groups that no other issuer may give.
+const RESERVED: &str = "system:";
 /// An impersonation asks RBAC once for each group and extra; more than this is no honest client.
 const MAX_IMPERSONATED: usize = 256;
 
@@ -128,9 +130,13 @@ impl Authenticator {
         let issuers = self.extra.read().clone();
         for issuer in issuers {
             match issuer.authenticate(token, audiences).await {
+                // `system:` names are the cluster's own; a provider that lets people choose their name must not hand one
+                // out.
+                Ok(Some(user)) if user.username.is_empty() || user.username.starts_with(RESERVED) => {
+                    return Err(format!("the name {:?} cannot come from this issuer", user.username));
+                }
                 Ok(Some(mut user)) => {
-                    // Only a certificate of our authority makes a master; an issuer's groups are its users' own words.
-                    user.groups.retain(|g| g != UserInfo::MASTERS);
+                    user.groups.retain(|g| !g.starts_with(RESERVED));
                     let user =
                         UserInfo { uid: user.uid, extra: user.extra, ..UserInfo::new(user.username, user.groups) };
                     let audiences = if audiences.is_empty() { self.tokens.api_audiences() } else { audiences.to_vec() };
@@ -268,7 +274,9 @@ pub(super) mod tests {
     #[async_trait::async_trait]
     impl TokenAuthenticator for Gateway {
         async fn authenticate(&self, token: &str, _: &[String]) -> Result<Option<UserInfo>, BoxError> {
-            Ok((token == "kfbox-ada").then(|| UserInfo::new("ada", ["system:masters".to_owned(), "staff".to_owned()])))
+            Ok(token
+                .strip_prefix("kfbox-")
+                .map(|name| UserInfo::new(name, ["system:masters".to_owned(), "staff".to_owned()])))
         }
     }
 
@@ -323,7 +331,15 @@ pub(super) mod tests {
         assert_eq!(user.groups, ["staff", "system:authenticated"], "no issuer makes a master");
         let mut wrong = token.clone();
         wrong.replace_range(token.len() - 8..token.len() - 4, "AAAA");
-        for value in ["Bearer nonsense", "Bearer", "Bearer ", "Basic YTpi", &format!("Bearer {wrong}")] {
+        for value in [
+            "Bearer kfbox-system:admin",
+            "Bearer kfbox-",
+            "Bearer nonsense",
+            "Bearer",
+            "Bearer ",
+            "Basic YTpi",
+            &format!("Bearer {wrong}"),
+        ] {
             let refused = who(&world, &[("Authorization", value)]).await;
             assert!(matches!(refused, Err(AuthnError::Unauthorized)), "{value}: {refused:?}");
         }

@@ -1,6 +1,7 @@
 //! Upkeep, little and often: compaction of the log, and the end of Events after an hour.
 
 use crate::{bootstrap, handle::own_call, server::Core, verbs};
+use futures::StreamExt as _;
 use std::{sync::Arc, time::Duration};
 
 const EVERY: Duration = Duration::from_secs(30);
@@ -9,7 +10,10 @@ const EVERY: Duration = Duration::from_secs(30);
 const EVENTS_LAST: i64 = 3600;
 
 /// Events removed in one round: a storm of them is worked off over several rounds, not in one burst of writes.
-const REMOVED_AT_ONCE: usize = 500;
+const REMOVED_AT_ONCE: usize = 4096;
+
+/// Removals under way together, which share group commits.
+const TOGETHER: usize = 64;
 
 pub fn start(core: &Arc<Core>) {
     let weak = Arc::downgrade(core);
@@ -43,9 +47,15 @@ pub async fn expire_events(core: &Arc<Core>, before: i64) {
     let Ok(snapshot) = core.store.list("events", None, None, None) else { return };
     let call = own_call(core, resource, "", "");
     let options = verbs::DeleteOptions::default();
-    for event in snapshot.objects.iter().filter(|o| o.written < before).take(REMOVED_AT_ONCE) {
-        if let Err(error) = verbs::delete_object(&call, &event.key, &options, false).await {
-            tracing::debug!(%error, "an old event was not removed");
-        }
-    }
+    let old: Vec<_> = snapshot.objects.into_iter().filter(|o| o.written < before).take(REMOVED_AT_ONCE).collect();
+    futures::stream::iter(old)
+        .for_each_concurrent(TOGETHER, |event| {
+            let (call, options) = (&call, &options);
+            async move {
+                if let Err(error) = verbs::delete_object(call, &event.key, options, false).await {
+                    tracing::debug!(%error, "an old event was not removed");
+                }
+            }
+        })
+        .await;
 }

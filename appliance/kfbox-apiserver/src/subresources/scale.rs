@@ -130,9 +130,10 @@ async fn change(call: &Call, f: impl Fn(&Value) -> Result<Value, ApiError>) -> R
         }
         let mut new = old.clone();
         set(&mut new, &paths.spec, replicas.into());
+        // The revision that was read is no demand; any other one is, and conflicts.
         let asked = meta(&after, "resourceVersion");
-        let revision = if asked == meta(old, "resourceVersion") && !asked.is_empty() && after == before { "" } else { asked };
-        crate::object::set_meta(&mut new, "resourceVersion", if revision == meta(old, "resourceVersion") { "" } else { revision });
+        let demand = if asked == meta(old, "resourceVersion") { "" } else { asked };
+        crate::object::set_meta(&mut new, "resourceVersion", demand);
         Ok(new)
     })
     .await?;

@@ -87,6 +87,8 @@ async fn the_anonymous_and_the_unprivileged_are_refused() {
     let kube::Error::Api(status) = api.get("a").await.unwrap_err() else { panic!() };
     assert_eq!(status.code, 404, "the new binding holds at once");
     assert!(api.create(&PostParams::default(), &pod("a")).await.is_err());
+    let (_, view) = world.get("/apis/rbac.authorization.k8s.io/v1/clusterroles/view").await;
+    assert!(view["rules"].as_array().unwrap().len() > 3, "an aggregated role shows its rules: {view}");
 }
 
 #[tokio::test]

@@ -83,10 +83,10 @@ async fn a_watch_resumes_from_a_revision_and_is_told_when_that_is_too_old() {
     assert_eq!((&event["type"], &event["object"]["metadata"]["name"]), (&json!("DELETED"), &json!("b")));
 
     world.server.core().store.compact_keeping(0, std::time::Duration::ZERO).await.unwrap();
-    let expired = watch(format!("resourceVersion={first}")).await;
-    assert_eq!(expired.status(), 410);
-    let body: Value = serde_json::from_slice(&expired.into_body().collect().await.unwrap().to_bytes()).unwrap();
-    assert_eq!(body["reason"], "Expired");
+    let mut expired = watch(format!("resourceVersion={first}")).await;
+    let event = next_line(&mut expired, &mut Vec::new()).await.unwrap();
+    assert_eq!((&event["type"], &event["object"]["code"]), (&json!("ERROR"), &json!(410)));
+    assert_eq!(event["object"]["reason"], "Expired");
 
     let mut stream = watch("timeoutSeconds=1&allowWatchBookmarks=true&resourceVersion=0&fieldSelector=metadata.name%3Db".into()).await;
     let mut types = Vec::new();

@@ -8,7 +8,7 @@ use crate::{
     respond,
     selectors::Selector,
     status::ApiError,
-    store::{Change, Object, Watcher},
+    store::{Change, Expired, Object, Watcher},
 };
 use axum::{body::Body, response::Response};
 use bytes::Bytes;
@@ -60,7 +60,7 @@ pub async fn watch(call: Arc<Call>) -> Result<Response, ApiError> {
     let (snapshot, watcher) = if from_now {
         call.core.wait_for_revision(since.unwrap_or(0)).await?;
         let (snapshot, watcher) = call.core.store.list_and_watch(collection, namespace.as_deref());
-        (snapshot.objects, watcher)
+        (snapshot.objects, Ok(watcher))
     } else {
         let since = match since.unwrap_or(0) {
             0 => call.core.store.revision(),
@@ -68,10 +68,14 @@ pub async fn watch(call: Arc<Call>) -> Result<Response, ApiError> {
         };
         // A revision of the future: the client talked to another cluster's data, or one that was restored.
         call.core.wait_for_revision(since).await?;
-        (Vec::new(), call.core.store.watch(collection, since)?)
+        (Vec::new(), call.core.store.watch(collection, since))
+    };
+    let watcher = match watcher {
+        Ok(watcher) => watcher,
+        // Upstream answers 200 and tells it in the stream, where informers look for it.
+        Err(expired) => return Ok(streaming(Body::from(error_event(expired)))),
     };
 
-    let table_header = true;
     let state = Stream {
         selector,
         namespace,
@@ -80,7 +84,7 @@ pub async fn watch(call: Arc<Call>) -> Result<Response, ApiError> {
         end_of_initial: initial && bookmarks,
         bookmarks: bookmarks.then(|| Instant::now() + BOOKMARK_EVERY),
         deadline: Instant::now() + Duration::from_secs(seconds),
-        table_header,
+        table_header: true,
         ended: false,
         call: call.clone(),
     };
@@ -88,10 +92,18 @@ pub async fn watch(call: Arc<Call>) -> Result<Response, ApiError> {
         let frame = state.next_frame().await?;
         Some((Ok::<_, std::convert::Infallible>(frame), state))
     });
-    let mut response = Response::new(Body::from_stream(frames));
+    Ok(streaming(Body::from_stream(frames)))
+}
+
+fn streaming(body: Body) -> Response {
+    let mut response = Response::new(body);
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
-    Ok(response)
+    response
+}
+
+fn error_event(expired: Expired) -> String {
+    format!("{}\n", json!({"type": "ERROR", "object": ApiError::from(expired).to_value()}))
 }
 
 struct Stream {
@@ -137,8 +149,7 @@ impl Stream {
                     Ok(batch) => batch.iter().for_each(|change| self.change(&mut frame, change)),
                     Err(expired) => {
                         self.ended = true;
-                        let error = ApiError::from(expired).to_value();
-                        frame.extend_from_slice(format!("{}\n", json!({"type": "ERROR", "object": error})).as_bytes());
+                        frame.extend_from_slice(error_event(expired).as_bytes());
                     }
                 },
                 () = tokio::time::sleep_until(bookmark_at) => {

@@ -387,7 +387,7 @@ async fn pump(
                     Ok(n) => n,
                 };
                 decoder.push(&buffer[..n]);
-                while let Ok(Some((channel, payload))) = decoder.next() {
+                while let Ok(Some((channel, payload))) = decoder.take() {
                     match channel {
                         // A reader that went away only loses what it would have read.
                         Channel::Stdout => drop(stdout.write_all(&payload).await),

@@ -295,7 +295,9 @@ impl<'a> Output<'a> {
 }
 
 /// Time, stream, whether the line is whole, and its text.
-fn parse(line: &[u8]) -> Option<(&[u8], &[u8], bool, &[u8])> {
+type Parts<'a> = (&'a [u8], &'a [u8], bool, &'a [u8]);
+
+fn parse(line: &[u8]) -> Option<Parts<'_>> {
     let mut parts = line.splitn(4, |b| *b == b' ');
     let (time, stream, tag) = (parts.next()?, parts.next()?, parts.next()?);
     Some((time, stream, tag == b"F", parts.next().unwrap_or_default()))

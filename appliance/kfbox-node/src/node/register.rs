@@ -186,7 +186,6 @@ async fn renew(leases: &Api<Lease>, name: &str, uid: &str) -> Result<(), kube::E
             renew_time: Some(now),
             ..LeaseSpec::default()
         }),
-        ..Lease::default()
     };
     leases.create(&PostParams::default(), &lease).await.map(drop)
 }

@@ -99,7 +99,7 @@ impl Client {
         }
         let mut inputs = Vec::new();
         loop {
-            match self.decoder.next() {
+            match self.decoder.take() {
                 Ok(Some((Channel::Stdin, bytes))) => inputs.push(Input::Stdin(bytes)),
                 Ok(Some((Channel::StdinEnd, _))) => inputs.push(Input::StdinEnd),
                 Ok(Some((Channel::Request, bytes))) => inputs.push(Input::Request(bytes)),

@@ -88,7 +88,7 @@ impl Decoder {
     }
 
     /// The next whole frame, if there is one.
-    pub fn next(&mut self) -> Result<Option<(Channel, Vec<u8>)>, FrameError> {
+    pub fn take(&mut self) -> Result<Option<(Channel, Vec<u8>)>, FrameError> {
         let Some((head, _)) = self.buffer.split_first_chunk::<HEADER>() else { return Ok(None) };
         let channel = Channel::from_byte(head[0]).ok_or(FrameError::Channel(head[0]))?;
         let length = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize;
@@ -117,7 +117,7 @@ mod tests {
         let mut seen = Vec::new();
         for byte in wire {
             decoder.push(&[byte]);
-            while let Some(frame) = decoder.next().unwrap() {
+            while let Some(frame) = decoder.take().unwrap() {
                 seen.push(frame);
             }
         }
@@ -128,9 +128,9 @@ mod tests {
     fn a_frame_too_long_is_refused_before_it_is_buffered() {
         let mut decoder = Decoder::default();
         decoder.push(&header(Channel::Stdin, MAX_PAYLOAD + 1));
-        assert_eq!(decoder.next(), Err(FrameError::Length(MAX_PAYLOAD + 1)));
+        assert_eq!(decoder.take(), Err(FrameError::Length(MAX_PAYLOAD + 1)));
         let mut decoder = Decoder::default();
         decoder.push(&[99, 0, 0, 0, 0]);
-        assert_eq!(decoder.next(), Err(FrameError::Channel(99)));
+        assert_eq!(decoder.take(), Err(FrameError::Channel(99)));
     }
 }

@@ -196,7 +196,8 @@ async fn another_process_joins_with_streams_and_exit_code() {
     drop(session.stdin);
     let (mut out, mut err) = (String::new(), String::new());
     let (a, b) = tokio::join!(session.stdout.read_to_string(&mut out), session.stderr.read_to_string(&mut err));
-    (a.unwrap(), b.unwrap());
+    a.unwrap();
+    b.unwrap();
     assert_eq!((out.as_str(), err.as_str()), ("through", "err\n"));
     assert_eq!(session.exit.await.unwrap(), Outcome::Exited(5));
 

@@ -362,3 +362,40 @@ async fn a_typed_watch_sees_each_change_once() {
     world.tasks.stop();
     assert!(watch.next().await.is_none());
 }
+
+#[tokio::test]
+async fn misshapen_objects_are_refused_and_never_a_servers_fault() {
+    let world = world().await;
+    world.default_account().await;
+    let odd = [json!(5), json!("x"), json!([]), json!([1]), json!({"x": {"y": 1}}), json!(true), Value::Null];
+    let registry = world.server.core().resources.current();
+    let mut tried = 0;
+    for resource in registry.all().filter(|r| r.custom.is_none()) {
+        let prefix = if resource.group.is_empty() { "/api".into() } else { format!("/apis/{}", resource.group) };
+        let scope = if resource.namespaced { "/namespaces/default" } else { "" };
+        let path = format!("{prefix}/{}{scope}/{}", resource.version, resource.plural);
+        for odd in &odd {
+            for place in ["/metadata", "/metadata/labels", "/metadata/finalizers", "/spec", "/spec/template", "/spec/containers",
+                          "/spec/ports", "/spec/names", "/spec/versions", "/data", "/stringData", "/status", "/rules"] {
+                let mut object = json!({"metadata": {"name": "odd"}, "spec": {}});
+                let (parent, last) = place.rsplit_once('/').unwrap();
+                object.pointer_mut(parent).unwrap()[last] = odd.clone();
+                let (code, body) = world.post(&format!("{path}?dryRun=All"), object).await;
+                assert!(code.as_u16() < 500, "{path} {place} {odd}: {body}");
+                tried += 1;
+            }
+        }
+    }
+    assert!(tried > 4000);
+    // The same through patches of an object that is there.
+    for path in ["/api/v1/namespaces/default", "/api/v1/namespaces/default/services/kubernetes"] {
+        for odd in &odd {
+            for patch in [json!({"metadata": odd}), json!({"spec": odd}), json!({"spec": {"ports": odd}}), json!({"status": odd}), odd.clone()] {
+                for path in [path.to_owned(), format!("{path}/status")] {
+                    let (code, body) = world.merge(&format!("{path}?dryRun=All"), patch.clone()).await;
+                    assert!(code.as_u16() < 500, "{path} {patch}: {body}");
+                }
+            }
+        }
+    }
+}

@@ -116,6 +116,20 @@ impl Call {
         Ok(())
     }
 
+    /// Built-in kinds have Go types upstream: what does not fit them is no such object. Everything after this may rely on
+    /// it.
+    pub fn check_shape(&self, object: &Value) -> Result<(), ApiError> {
+        let Resource { version, kind, custom: None, .. } = &*self.resource else { return Ok(()) };
+        let Some(schema) = self.resource.schema() else { return Ok(()) };
+        let errors = crate::schema::validate(&schema, object, None);
+        match errors.iter().find(|e| e.reason.as_str() == "FieldValueTypeInvalid") {
+            Some(error) => Err(ApiError::bad_request(format!(
+                "{kind} in version \"{version}\" cannot be handled as a {kind}: {error}"
+            ))),
+            None => Ok(()),
+        }
+    }
+
     pub fn default(&self, object: &mut Value) {
         match &self.resource.custom {
             Some(custom) => crate::schema::default(custom.schema.get(), object),

@@ -136,6 +136,7 @@ async fn prepare(
 ) -> Result<Vec<admission::Reservation>, ApiError> {
     let resource = &*call.resource;
     call.prune(new)?;
+    call.check_shape(new)?;
     keep_server_owned(old, new);
     match how.subresource {
         "" if resource.has_subresource("status") => restore_member(old, new, "status"),

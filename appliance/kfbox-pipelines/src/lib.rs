@@ -68,7 +68,7 @@ impl Config {
             pipeline_root: "minio://mlpipeline/v2/artifacts/{namespace}".into(),
             service_account: "default-editor".into(),
             caching: true,
-            start_deadline: Duration::from_secs(120),
+            start_deadline: Duration::from_secs(60),
         }
     }
 }

@@ -139,12 +139,6 @@ impl Backend for DaemonBackend {
             let _ = progress.send(last).await;
         })
     }
-
-    fn stop_pods(&self) -> BoxFuture<'_, Result<(), ErrorBody>> {
-        Box::pin(async move {
-            Ok(())
-        })
-    }
 }
 
 impl DaemonBackend {

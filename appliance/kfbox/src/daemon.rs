@@ -80,9 +80,10 @@ async fn supervise(config: &Config, announce: bool) -> anyhow::Result<()> {
         return Err(Failure::new(Code::Requirement, missing.join("\n       "), "`kfbox doctor` shows the whole list").into());
     }
     let tasks = Tasks::new();
+    let mut control = None;
     let outcome = tokio::select! {
         outcome = async {
-            start(config, &tasks, announce).await?;
+            control = Some(start(config, &tasks, announce).await?);
             tasks.stopped().await.map_err(anyhow::Error::from)
         } => outcome,
         name = signalled() => {
@@ -94,6 +95,9 @@ async fn supervise(config: &Config, announce: bool) -> anyhow::Result<()> {
     tasks.stop();
     for name in tasks.drain(DRAIN).await {
         tracing::warn!(task = name, "did not stop in time");
+    }
+    if control.is_some_and(|c| c.ends_pods()) {
+        Node::stop_containers(&node_config(config, &node_name())?).await;
     }
     let _ = std::fs::remove_file(Config::control_socket(&config.data_dir));
     outcome.map_err(explain)
@@ -145,7 +149,7 @@ impl Listeners {
     }
 }
 
-async fn start(config: &Config, tasks: &Tasks, announce: bool) -> anyhow::Result<()> {
+async fn start(config: &Config, tasks: &Tasks, announce: bool) -> anyhow::Result<Control> {
     let data_dir = &config.data_dir;
     let Addresses { bridge, api_service, dns } = config.addresses()?;
     let listeners = Listeners::bind(config).await?;
@@ -302,8 +306,8 @@ async fn start(config: &Config, tasks: &Tasks, announce: bool) -> anyhow::Result
 
     control.set_backend(Arc::new(DaemonBackend { api, gateway, objects, node, kubernetes_url, objects_url, user: config.user.clone() }));
     platform_ready.ready();
-    tell_when_ready(control, readiness, tasks, announce);
-    Ok(())
+    tell_when_ready(control.clone(), readiness, tasks, announce);
+    Ok(control)
 }
 
 /// Tells the service manager, and in the foreground the person, once everything is ready.

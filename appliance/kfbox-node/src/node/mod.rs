@@ -11,6 +11,7 @@ mod machine;
 mod register;
 mod reset;
 mod sessions;
+mod stop;
 
 pub use crate::runtime::{ExecSession, TerminalSize};
 pub use logs::{LogOptions, LogStream};
@@ -242,6 +243,11 @@ impl Node {
     fn pod(&self, namespace: &str, name: &str) -> Result<Arc<Pod>, NodeError> {
         let key = (namespace.to_owned(), name.to_owned());
         self.pods.lock().get(&key).cloned().ok_or_else(|| NodeError::NoPod(name.into()))
+    }
+
+    /// Ends every container of an instance, asking first. For when this node's own tasks have ended.
+    pub async fn stop_containers(config: &NodeConfig) {
+        stop::stop(config).await;
     }
 
     /// Ends every container of an instance and removes all that it made on this machine but its data. The daemon must

@@ -142,6 +142,13 @@ pub(super) fn build(
             parts.env.push(json!({"name": name, "value": value}));
         }
     }
+    // A step's log is for what the step says, not for pip's advice to administrators.
+    for name in ["PIP_DISABLE_PIP_VERSION_CHECK", "PIP_ROOT_USER_ACTION"] {
+        if !set(&parts, name) {
+            let value = if name == "PIP_ROOT_USER_ACTION" { "ignore" } else { "1" };
+            parts.env.push(json!({"name": name, "value": value}));
+        }
+    }
     let own = [
         ("KFP_POD_NAME", json!({"valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}})),
         ("KFP_POD_UID", json!({"valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}})),

@@ -293,17 +293,25 @@ impl Data for DashboardData {
         let changes = BroadcastStream::new(self.pipelines.changes());
         let run = run.map(str::to_owned);
         if let Some(run) = &run {
-            self.pipelines.run_detail(user, run).await.map_err(failed)?;
+            let detail = self.pipelines.run_detail(user, run).await.map_err(failed)?;
+            if state(detail.run.state, false).is_final() {
+                return Ok(futures::stream::empty().boxed());
+            }
         }
         // Nothing of a change is shown from here: whoever looks again is asked for rights again.
-        let wanted = changes.filter_map(move |change| {
-            let wanted = match (&change, &run) {
-                (Ok(change), Some(run)) => change.run_id == *run,
-                _ => true,
+        let wanted = changes.scan(false, move |over, change| {
+            let item = match (&change, &run) {
+                _ if *over => None,
+                (Ok(change), Some(run)) if change.run_id == *run => {
+                    *over = state(change.state, false).is_final();
+                    Some(Some(()))
+                }
+                (Ok(_), Some(_)) => Some(None),
+                _ => Some(Some(())),
             };
-            async move { wanted.then_some(()) }
+            async move { item }
         });
-        Ok(merged(wanted.boxed()))
+        Ok(merged(wanted.filter_map(|item| async move { item }).boxed()))
     }
 
     async fn terminate(&self, user: &UserInfo, run: &str) -> Result<(), DataError> {

@@ -19,7 +19,10 @@ use serde_json::Value;
 use std::{
     collections::BTreeMap,
     path::Path,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Instant,
 };
 use tokio::sync::mpsc;
@@ -37,8 +40,6 @@ pub trait Backend: Send + Sync + 'static {
     /// Sends progress and, last, `Done` or `Error`.
     fn import_image(&self, request: ImageRequest, progress: mpsc::Sender<Progress>) -> BoxFuture<'static, ()>;
     fn pull_image(&self, request: ImageRequest, progress: mpsc::Sender<Progress>) -> BoxFuture<'static, ()>;
-    /// Ends the containers of all pods; they are started again, as their restart policies say, by the next `up`.
-    fn stop_pods(&self) -> BoxFuture<'_, Result<(), ErrorBody>>;
 }
 
 /// What the daemon says about itself. Cloning shares it.
@@ -58,6 +59,7 @@ struct Inner {
     password: Mutex<Option<String>>,
     backend: OnceLock<Arc<dyn Backend>>,
     backend_set: tokio::sync::Notify,
+    end_pods: AtomicBool,
 }
 
 impl Control {
@@ -81,6 +83,7 @@ impl Control {
                 password: Mutex::default(),
                 backend: OnceLock::new(),
                 backend_set: tokio::sync::Notify::new(),
+                end_pods: AtomicBool::new(false),
             }),
         }
     }
@@ -92,6 +95,11 @@ impl Control {
 
     pub fn take_password(&self) -> Option<String> {
         self.inner.password.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Whether the one who stopped the daemon wants the containers to end too.
+    pub fn ends_pods(&self) -> bool {
+        self.inner.end_pods.load(Ordering::SeqCst)
     }
 
     pub fn set_backend(&self, backend: Arc<dyn Backend>) {
@@ -224,11 +232,7 @@ fn lines<T: serde::Serialize>(items: impl Stream<Item = T> + Send + 'static) -> 
 }
 
 async fn stop(State(control): State<Control>, Json(request): Json<StopRequest>) -> Answer<Value> {
-    if !request.keep_pods
-        && let Some(backend) = control.inner.backend.get()
-    {
-        backend.stop_pods().await?;
-    }
+    control.inner.end_pods.store(!request.keep_pods, Ordering::SeqCst);
     control.inner.tasks.stop();
     Ok(Json(Value::Null))
 }

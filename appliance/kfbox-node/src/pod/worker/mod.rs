@@ -361,8 +361,10 @@ impl Worker {
             if let Some((_, until)) = self.pull_back_off.waiting(name, now) {
                 let image = container.image.clone().unwrap_or_default();
                 let shown = self.record(name).map(|r| r.state.clone());
-                if matches!(shown, Some(State::Waiting { reason: "ErrImagePull", .. })) {
-                    let message = format!("Back-off pulling image \"{image}\"");
+                if let Some(State::Waiting { reason: "ErrImagePull", message: cause }) = shown {
+                    // As upstream since 1.31: the back-off says what it is for.
+                    let cause = cause.map_or_else(String::new, |cause| format!(": ErrImagePull: {cause}"));
+                    let message = format!("Back-off pulling image \"{image}\"{cause}");
                     self.ctx.events.pod(&self.pod, Some(name), Level::Normal, "BackOff", message.clone());
                     self.ctx.events.pod(&self.pod, Some(name), Level::Warning, "Failed", "Error: ImagePullBackOff");
                     // Shown once the failure itself has been.

@@ -271,7 +271,8 @@ mod tests {
     #[test]
     fn what_a_write_taught_is_not_undone_by_an_older_event() {
         let cache = Cache::<ConfigMap>::default();
-        let seen: Arc<Mutex<Vec<(Option<String>, Option<String>)>>> = Arc::default();
+        type Seen = (Option<String>, Option<String>);
+        let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
         let log = seen.clone();
         cache.on_change(move |change| {
             let version = |o: Option<&Arc<ConfigMap>>| o.and_then(|o| o.metadata.resource_version.clone());

@@ -112,10 +112,11 @@ where
         let mut changes = std::pin::pin!(watcher(api.clone(), watcher::Config::default()));
         let mut listed = false;
         loop {
-            if let Ok(ObjectList { items, .. }) = api.list(&ListParams::default()).await {
-                if listed && done(&items) {
-                    return items;
-                }
+            if let Ok(ObjectList { items, .. }) = api.list(&ListParams::default()).await
+                && listed
+                && done(&items)
+            {
+                return items;
             }
             if let Ok(Some(watcher::Event::InitDone)) = changes.try_next().await {
                 listed = true;

@@ -87,16 +87,17 @@ mod tests {
     use super::*;
     use crate::pods::testing::{at, object, pod};
     use serde_json::json;
+    use std::slice::from_ref;
 
     #[test]
     fn a_lost_nodes_pods_go_after_a_while_and_a_known_nodes_stay() {
         let here = Arc::new(pod("here", "x", json!({}), "Running", true));
         let node = Arc::new(object::<Node>(json!({ "metadata": { "name": "node" } })));
         let mut since = HashMap::new();
-        assert!(decide(&[here.clone()], &[node.clone()], &mut since, at(0)).is_empty());
-        assert!(decide(&[here.clone()], &[], &mut since, at(1)).is_empty());
-        assert!(decide(&[here.clone()], &[node], &mut since, at(30)).is_empty());
-        assert!(decide(&[here.clone()], &[], &mut since, at(60)).is_empty(), "the count starts anew");
+        assert!(decide(from_ref(&here), from_ref(&node), &mut since, at(0)).is_empty());
+        assert!(decide(from_ref(&here), &[], &mut since, at(1)).is_empty());
+        assert!(decide(from_ref(&here), &[node], &mut since, at(30)).is_empty());
+        assert!(decide(from_ref(&here), &[], &mut since, at(60)).is_empty(), "the count starts anew");
         assert_eq!(decide(&[here], &[], &mut since, at(101)).len(), 1);
     }
 

@@ -5,6 +5,7 @@
 use super::rbac::{GROUP, Rule};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
+use std::slice::from_ref;
 
 const READ: &str = "get list watch";
 const WRITE: &str = "create delete deletecollection patch update";
@@ -295,15 +296,15 @@ fn kubeflow() -> Vec<Value> {
     let (admin, edit, view) = (to("kubeflow-admin"), to("kubeflow-edit"), to("kubeflow-view"));
     let mut all = vec![
         aggregated("kubeflow-admin", &[], &admin),
-        aggregated("kubeflow-edit", &[admin.clone()], &edit),
-        aggregated("kubeflow-view", &[edit.clone()], &view),
-        cluster_role("kubeflow-kubernetes-admin", &[admin.clone()], ownership()),
-        cluster_role("kubeflow-kubernetes-edit", &[edit.clone()], workloads_edit(false)),
-        cluster_role("kubeflow-kubernetes-view", &[view.clone()], workloads_view()),
+        aggregated("kubeflow-edit", from_ref(&admin), &edit),
+        aggregated("kubeflow-view", from_ref(&edit), &view),
+        cluster_role("kubeflow-kubernetes-admin", from_ref(&admin), ownership()),
+        cluster_role("kubeflow-kubernetes-edit", from_ref(&edit), workloads_edit(false)),
+        cluster_role("kubeflow-kubernetes-view", from_ref(&view), workloads_view()),
     ];
     let pipelines = "pipelines.kubeflow.org";
     all.extend([
-        aggregated("kubeflow-pipelines-edit", &[edit.clone()], &to("kubeflow-pipelines-edit")),
+        aggregated("kubeflow-pipelines-edit", from_ref(&edit), &to("kubeflow-pipelines-edit")),
         aggregated(
             "kubeflow-pipelines-view",
             &[to("kubeflow-pipelines-edit"), view.clone()],
@@ -344,7 +345,7 @@ fn kubeflow() -> Vec<Value> {
         let status = status.join(" ");
         let component_admin = to(&format!("kubeflow-{name}-admin"));
         [
-            aggregated(&format!("kubeflow-{name}-admin"), &[admin.clone()], &component_admin),
+            aggregated(&format!("kubeflow-{name}-admin"), from_ref(&admin), &component_admin),
             cluster_role(
                 &format!("kubeflow-{name}-edit"),
                 &[edit.clone(), component_admin],
@@ -352,7 +353,7 @@ fn kubeflow() -> Vec<Value> {
             ),
             cluster_role(
                 &format!("kubeflow-{name}-view"),
-                &[view.clone()],
+                from_ref(&view),
                 vec![rule(group, resources, READ), rule(group, &status, "get")],
             ),
         ]

@@ -152,7 +152,8 @@ fn set(
     let changed = present.as_ref().is_none_or(|c| c.status != value);
     let different =
         present.as_ref().is_none_or(|c| c.reason.as_deref() != Some(reason) || c.message.as_deref() != Some(message));
-    if !changed && !different && !(touch && reason == "ReplicaSetUpdated") {
+    let moved = touch && reason == "ReplicaSetUpdated";
+    if !(changed || different || moved) {
         return;
     }
     let transition = match &present {

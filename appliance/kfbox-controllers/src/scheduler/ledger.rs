@@ -28,30 +28,16 @@ impl Ledger {
             self.held.remove(&uid);
             return false;
         }
-        match pods::node(pod) {
-            Some(node) => {
-                let same = self.held.get(&uid).filter(|h| h.pod.spec == pod.spec && h.node == node);
-                let held = match same {
-                    // Requests are parsed once; a changed status does not change them.
-                    Some(held) => Held {
-                        pod: pod.clone(),
-                        node: held.node.clone(),
-                        requests: held.requests.clone(),
-                        ports: held.ports.clone(),
-                        assumed: false,
-                    },
-                    None => Held {
-                        pod: pod.clone(),
-                        node: node.to_owned(),
-                        requests: fit::requests(pod),
-                        ports: fit::host_ports(pod),
-                        assumed: false,
-                    },
-                };
-                self.held.insert(uid, held);
-            }
-            // Seen without a node after we assumed one: the binding is still under way.
-            None => {}
+        // Without a node after we assumed one: the binding is still under way.
+        if let Some(node) = pods::node(pod) {
+            let same = self.held.get(&uid).filter(|h| h.pod.spec == pod.spec && h.node == node);
+            // Requests are parsed once; a changed status does not change them.
+            let (requests, ports) = match same {
+                Some(held) => (held.requests.clone(), held.ports.clone()),
+                None => (fit::requests(pod), fit::host_ports(pod)),
+            };
+            let held = Held { pod: pod.clone(), node: node.to_owned(), requests, ports, assumed: false };
+            self.held.insert(uid, held);
         }
         true
     }

@@ -103,7 +103,7 @@ impl World {
                 self.end(n, "Failed", 137);
             }
         }
-        self.pods.retain(|p| !(pods::is_deleting(p) && !tracked(p)));
+        self.pods.retain(|p| !pods::is_deleting(p) || tracked(p));
     }
 
     fn active(&self) -> usize {

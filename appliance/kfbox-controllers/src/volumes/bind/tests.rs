@@ -131,7 +131,7 @@ fn lost_taken_and_growing() {
         matches!(&decide(&bound("1Gi"), &[], &[], &config())[..], [Step::Status(s), Step::Say { reason: "ClaimLost", .. }] if s.phase.as_deref() == Some("Lost"))
     );
     assert!(
-        matches!(&decide(&bound("2Gi"), &[held.clone()], &[class("Immediate")], &config())[..], [Step::Grow(_, q)] if q.0 == "2Gi")
+        matches!(&decide(&bound("2Gi"), std::slice::from_ref(&held), &[class("Immediate")], &config())[..], [Step::Grow(_, q)] if q.0 == "2Gi")
     );
     let foreign =
         volume("v", "1Gi", json!({ "spec": { "claimRef": { "namespace": "n", "name": "else", "uid": "u" } } }));

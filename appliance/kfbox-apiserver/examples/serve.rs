@@ -97,7 +97,13 @@ impl Kubelet for ThisMachine {
         Ok(ExecSession { stdin: Some(stdin), stdout, stderr, resize: None, exit })
     }
 
-    async fn attach(&self, ns: &str, pod: &str, container: &str, streams: Streams) -> Result<ExecSession, KubeletError> {
+    async fn attach(
+        &self,
+        ns: &str,
+        pod: &str,
+        container: &str,
+        streams: Streams,
+    ) -> Result<ExecSession, KubeletError> {
         self.exec(ns, pod, container, vec!["cat".into()], streams).await
     }
 

@@ -15,7 +15,8 @@ use std::sync::Arc;
 const NAMESPACES: [&str; 5] = ["default", "kube-system", "kube-public", "kube-node-lease", "kubeflow"];
 
 pub async fn ensure(core: &Arc<Core>) -> Result<(), ApiError> {
-    let namespaces = NAMESPACES.map(|name| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}));
+    let namespaces =
+        NAMESPACES.map(|name| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}));
     futures::future::try_join_all(namespaces.iter().map(|o| create_if_missing(core, o))).await?;
     // All at once: they share a few group commits.
     let objects = others(core);
@@ -76,7 +77,11 @@ fn others(core: &Core) -> Vec<Value> {
             },
             "provisioner": "kfbox.dev/local-path", "volumeBindingMode": "WaitForFirstConsumer", "reclaimPolicy": "Delete",
         }),
-        class("system-cluster-critical", 2_000_000_000, "For system pods that must run in the cluster, on whatever node."),
+        class(
+            "system-cluster-critical",
+            2_000_000_000,
+            "For system pods that must run in the cluster, on whatever node.",
+        ),
         class("system-node-critical", 2_000_001_000, "For system pods that must not be moved from their node."),
     ]
 }
@@ -86,7 +91,8 @@ fn call_for(core: &Arc<Core>, object: &Value) -> Result<verbs::Call, ApiError> {
     let (group, version) = api_version.rsplit_once('/').unwrap_or(("", api_version));
     let kind = object["kind"].as_str().unwrap_or_default();
     let registry = core.resources.current();
-    let resource = registry.by_kind(group, version, kind).ok_or_else(|| ApiError::internal(format!("no kind {kind}")))?;
+    let resource =
+        registry.by_kind(group, version, kind).ok_or_else(|| ApiError::internal(format!("no kind {kind}")))?;
     let metadata = &object["metadata"];
     let text = |field: &str| metadata[field].as_str().unwrap_or_default();
     Ok(own_call(core, resource.clone(), text("namespace"), text("name")))

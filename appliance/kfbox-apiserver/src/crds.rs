@@ -100,12 +100,17 @@ fn check(call: &Call, crd: &Value) -> Result<(), ApiError> {
             errors.push(FieldError::duplicate(&format!("spec.versions[{n}].name"), &version["name"]));
         }
         if version["schema"]["openAPIV3Schema"].is_null() {
-            errors.push(FieldError::required(&format!("spec.versions[{n}].schema.openAPIV3Schema"), "schemas are required"));
+            errors.push(FieldError::required(
+                &format!("spec.versions[{n}].schema.openAPIV3Schema"),
+                "schemas are required",
+            ));
         }
     }
     if text(&spec["conversion"]["strategy"]) == "Webhook" && versions.len() > 1 {
         // Objects are then stored and served alike; what a webhook would change between versions is not.
-        call.warn("spec.conversion.strategy: Webhook is not supported; versions are converted by changing apiVersion only");
+        call.warn(
+            "spec.conversion.strategy: Webhook is not supported; versions are converted by changing apiVersion only",
+        );
     }
     if errors.is_empty()
         && let Err(found) = schema::from_crd(crd)
@@ -329,8 +334,7 @@ async fn delete_objects(core: &Arc<Core>, name: &str) -> Result<(), ApiError> {
     let how = Modification { subresource: "", track: false, replace: false };
     let modified = verbs::modify(&call, &how, |crd| {
         let mut crd = crd.clone();
-        let left: Vec<Value> =
-            object::finalizers(&crd).into_iter().filter(|f| f != CLEANUP).map(Value::from).collect();
+        let left: Vec<Value> = object::finalizers(&crd).into_iter().filter(|f| f != CLEANUP).map(Value::from).collect();
         set_meta(&mut crd, "finalizers", left);
         Ok(crd)
     });

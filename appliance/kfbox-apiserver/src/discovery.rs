@@ -42,7 +42,8 @@ pub async fn answer(core: &Arc<Core>, parts: &Parts, query: &Query) -> Result<Re
         }
         ["api", version] => resources(&registry, "", version)?,
         ["apis", name] => {
-            let mut found = group(registry.group(name).filter(|g| !g.name.is_empty()).ok_or_else(ApiError::no_such_path)?);
+            let mut found =
+                group(registry.group(name).filter(|g| !g.name.is_empty()).ok_or_else(ApiError::no_such_path)?);
             found["kind"] = "APIGroup".into();
             found["apiVersion"] = "v1".into();
             found
@@ -93,8 +94,17 @@ fn architecture() -> &'static str {
 
 fn paths(registry: &Registry) -> Value {
     let mut paths: Vec<String> = [
-        "/.well-known/openid-configuration", "/api", "/api/v1", "/apis", "/healthz", "/livez", "/openapi/v2", "/openapi/v3",
-        "/openid/v1/jwks", "/readyz", "/version",
+        "/.well-known/openid-configuration",
+        "/api",
+        "/api/v1",
+        "/apis",
+        "/healthz",
+        "/livez",
+        "/openapi/v2",
+        "/openapi/v3",
+        "/openid/v1/jwks",
+        "/readyz",
+        "/version",
     ]
     .map(str::to_owned)
     .into();

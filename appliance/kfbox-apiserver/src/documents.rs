@@ -46,9 +46,15 @@ struct Document {
     hash: String,
 }
 
-pub async fn answer(core: &Arc<Core>, headers: &HeaderMap, steps: &[&str], query: &Query) -> Result<Response, ApiError> {
+pub async fn answer(
+    core: &Arc<Core>,
+    headers: &HeaderMap,
+    steps: &[&str],
+    query: &Query,
+) -> Result<Response, ApiError> {
     let accept = headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or_default();
-    let protobuf_first = accept.split(',').next().is_some_and(|first| first.contains("openapi.spec.v2") && first.contains("protobuf"));
+    let protobuf_first =
+        accept.split(',').next().is_some_and(|first| first.contains("openapi.spec.v2") && first.contains("protobuf"));
     let (name, media) = match *steps {
         ["v2"] if protobuf_first => (Name::V2Protobuf, openapi::V2_PROTOBUF),
         ["v2"] => (Name::V2Json, "application/json"),
@@ -149,7 +155,12 @@ fn make(core: &Core, registry: &Registry, name: &Name) -> Option<Document> {
     Some(Document { compressed, hash })
 }
 
-fn respond(document: &Document, headers: &HeaderMap, media: &'static str, hash: Option<&str>) -> Result<Response, ApiError> {
+fn respond(
+    document: &Document,
+    headers: &HeaderMap,
+    media: &'static str,
+    hash: Option<&str>,
+) -> Result<Response, ApiError> {
     let etag = format!("\"{}\"", document.hash);
     let same = headers.get(header::IF_NONE_MATCH).is_some_and(|v| v.as_bytes() == etag.as_bytes());
     let gzip = headers

@@ -151,8 +151,7 @@ pub fn yaml(body: &[u8]) -> Result<Value, ApiError> {
     {
         return Ok(value);
     }
-    serde_yaml::from_slice(body)
-        .map_err(|e| ApiError::bad_request(format!("error decoding YAML: {e}")))
+    serde_yaml::from_slice(body).map_err(|e| ApiError::bad_request(format!("error decoding YAML: {e}")))
 }
 
 #[cfg(test)]
@@ -170,7 +169,12 @@ mod tests {
         let kubectl = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json";
         assert_eq!(form(kubectl), Some(Form::Table));
         assert_eq!(form("application/json;as=Other;v=v1;g=meta.k8s.io, application/json"), Some(Form::Object));
-        assert_eq!(form("application/vnd.kubernetes.protobuf;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"), Some(Form::Metadata));
+        assert_eq!(
+            form(
+                "application/vnd.kubernetes.protobuf;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"
+            ),
+            Some(Form::Metadata)
+        );
         assert_eq!(form("*/*"), Some(Form::Object));
         assert_eq!(form("image/png"), None);
     }

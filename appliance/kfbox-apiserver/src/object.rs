@@ -59,16 +59,13 @@ pub fn is_deleting(object: &Value) -> bool {
 /// finalizer of its content.
 pub fn may_vanish(collection: &str, object: &Value) -> bool {
     let content = collection == "namespaces" && object["spec"]["finalizers"].as_array().is_some_and(|f| !f.is_empty());
-    finalizers(object).is_empty() && object["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) == 0 && !content
+    finalizers(object).is_empty()
+        && object["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) == 0
+        && !content
 }
 
 pub fn string_map(value: &Value) -> BTreeMap<String, String> {
-    value
-        .as_object()
-        .into_iter()
-        .flatten()
-        .filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned())))
-        .collect()
+    value.as_object().into_iter().flatten().filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned()))).collect()
 }
 
 pub fn now() -> String {

@@ -95,9 +95,7 @@ pub fn route(parts: &Parts, query: &Query) -> Result<Route, ApiError> {
 }
 
 fn decode(step: &str) -> Result<String, ApiError> {
-    let step = percent_decode_str(step)
-        .decode_utf8()
-        .map_err(|_| ApiError::bad_request("the path is not UTF-8"))?;
+    let step = percent_decode_str(step).decode_utf8().map_err(|_| ApiError::bad_request("the path is not UTF-8"))?;
     if step.contains('/') || step == "." || step == ".." || step.contains('\0') {
         return Err(ApiError::bad_request(format!("the path has a step {step:?} that is no name")));
     }
@@ -132,7 +130,9 @@ impl Query {
 
     pub fn number(&self, key: &str) -> Result<Option<i64>, ApiError> {
         self.get(key)
-            .map(|v| v.parse().map_err(|_| ApiError::bad_request(format!("strconv.ParseInt: parsing {v:?}: invalid syntax"))))
+            .map(|v| {
+                v.parse().map_err(|_| ApiError::bad_request(format!("strconv.ParseInt: parsing {v:?}: invalid syntax")))
+            })
             .transpose()
     }
 
@@ -177,16 +177,31 @@ mod tests {
     fn paths_are_read_as_upstream_reads_them() {
         assert_eq!(parsed("GET", "/api/v1/pods"), ("list", target("", "", "pods", "", "", "")));
         assert_eq!(parsed("GET", "/api/v1/pods?watch=true"), ("watch", target("", "", "pods", "", "", "")));
-        assert_eq!(parsed("GET", "/apis/apps/v1/watch/namespaces/n/deployments"), ("watch", target("apps", "n", "deployments", "", "", "")));
-        assert_eq!(parsed("DELETE", "/api/v1/namespaces/n/pods"), ("deletecollection", target("", "n", "pods", "", "", "")));
+        assert_eq!(
+            parsed("GET", "/apis/apps/v1/watch/namespaces/n/deployments"),
+            ("watch", target("apps", "n", "deployments", "", "", ""))
+        );
+        assert_eq!(
+            parsed("DELETE", "/api/v1/namespaces/n/pods"),
+            ("deletecollection", target("", "n", "pods", "", "", ""))
+        );
         assert_eq!(parsed("GET", "/api/v1/namespaces/n"), ("get", target("", "n", "namespaces", "n", "", "")));
-        assert_eq!(parsed("PUT", "/api/v1/namespaces/n/finalize"), ("update", target("", "n", "namespaces", "n", "finalize", "")));
-        assert_eq!(parsed("PATCH", "/apis/apps/v1/namespaces/n/deployments/d/scale"), ("patch", target("apps", "n", "deployments", "d", "scale", "")));
+        assert_eq!(
+            parsed("PUT", "/api/v1/namespaces/n/finalize"),
+            ("update", target("", "n", "namespaces", "n", "finalize", ""))
+        );
+        assert_eq!(
+            parsed("PATCH", "/apis/apps/v1/namespaces/n/deployments/d/scale"),
+            ("patch", target("apps", "n", "deployments", "d", "scale", ""))
+        );
         assert_eq!(
             parsed("GET", "/api/v1/namespaces/n/services/http:s:80/proxy/a//b%2Fc/"),
             ("get", target("", "n", "services", "http:s:80", "proxy", "a//b%2Fc/"))
         );
-        assert_eq!(parsed("GET", "/api/v1/namespaces/n/pods/p/proxy/"), ("get", target("", "n", "pods", "p", "proxy", "")));
+        assert_eq!(
+            parsed("GET", "/api/v1/namespaces/n/pods/p/proxy/"),
+            ("get", target("", "n", "pods", "p", "proxy", ""))
+        );
     }
 
     #[test]

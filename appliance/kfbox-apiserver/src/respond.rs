@@ -1,7 +1,7 @@
 //! Answers: bodies, warnings, compression, Tables and metadata-only objects.
 
-use crate::{object, printing, verbs::Call};
 pub use crate::printing::partial;
+use crate::{object, printing, verbs::Call};
 use axum::{body::Body, response::Response};
 use bytes::Bytes;
 use flate2::{Compression, write::GzEncoder};

@@ -225,7 +225,8 @@ fn field_source(resource: &Resource, key: &str) -> Option<FieldSource> {
         return declared.then(|| FieldSource::Path(key.to_owned()));
     }
     // events.k8s.io calls the same field by another name.
-    let key = if &*resource.collection == "events" { key.replace("regarding.", "involvedObject.") } else { key.to_owned() };
+    let key =
+        if &*resource.collection == "events" { key.replace("regarding.", "involvedObject.") } else { key.to_owned() };
     selectable_fields(&resource.collection).iter().position(|f| *f == key).map(FieldSource::Indexed)
 }
 

@@ -96,9 +96,11 @@ impl ApiError {
 
     /// Server-side apply found fields of other managers: message and `(manager text, field)` of each.
     pub fn apply_conflict(message: String, conflicts: impl IntoIterator<Item = (String, String)>) -> Self {
-        Self::new(StatusCode::CONFLICT, "Conflict", message).causes(conflicts.into_iter().map(|(message, field)| {
-            json!({"reason": "FieldManagerConflict", "message": message, "field": field})
-        }))
+        Self::new(StatusCode::CONFLICT, "Conflict", message).causes(
+            conflicts
+                .into_iter()
+                .map(|(message, field)| json!({"reason": "FieldManagerConflict", "message": message, "field": field})),
+        )
     }
 
     pub fn invalid(group: &str, kind: &str, name: &str, errors: &[FieldError]) -> Self {

@@ -39,7 +39,13 @@ pub async fn open(dir: &Path) -> (ApiServer, Tasks) {
 
 impl World {
     /// A request by the administrator with these headers; the answer's code, headers and JSON.
-    pub async fn request(&self, method: &str, path: &str, headers: &[(&str, &str)], body: Value) -> (StatusCode, http::HeaderMap, Value) {
+    pub async fn request(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Value,
+    ) -> (StatusCode, http::HeaderMap, Value) {
         let mut request = Request::builder().method(method).uri(path);
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -51,7 +57,8 @@ impl World {
         let response = self.server.call(request).await;
         let (parts, body) = response.into_parts();
         let bytes = body.collect().await.unwrap().to_bytes();
-        let value = serde_json::from_slice(&bytes).unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&bytes).into()));
+        let value =
+            serde_json::from_slice(&bytes).unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&bytes).into()));
         (parts.status, parts.headers, value)
     }
 
@@ -71,7 +78,8 @@ impl World {
     }
 
     pub async fn merge(&self, path: &str, body: Value) -> (StatusCode, Value) {
-        let (code, _, value) = self.request("PATCH", path, &[("content-type", "application/merge-patch+json")], body).await;
+        let (code, _, value) =
+            self.request("PATCH", path, &[("content-type", "application/merge-patch+json")], body).await;
         (code, value)
     }
 

@@ -106,7 +106,8 @@ pub fn signing_request(call: &Call, object: &mut Value) {
     spec.insert("username".into(), call.user.username.clone().into());
     spec.insert("groups".into(), json!(call.user.groups));
     for (key, value) in [("uid", json!(call.user.uid)), ("extra", json!(call.user.extra))] {
-        let empty = value.as_str().is_some_and(str::is_empty) || value.as_object().is_some_and(serde_json::Map::is_empty);
+        let empty =
+            value.as_str().is_some_and(str::is_empty) || value.as_object().is_some_and(serde_json::Map::is_empty);
         if empty {
             spec.remove(key);
         } else {

@@ -62,9 +62,8 @@ pub async fn on_update(
 
 /// Checks that need more than the object: who writes, and what else is there.
 pub fn validate(call: &Call, new: &Value, old: Option<&Value>) -> Result<(), ApiError> {
-    let forbid = |why: String| {
-        Err(ApiError::forbidden(&call.resource.group, &call.resource.plural, meta(new, "name"), why))
-    };
+    let forbid =
+        |why: String| Err(ApiError::forbidden(&call.resource.group, &call.resource.plural, meta(new, "name"), why));
     let rbac = &call.core.rbac;
     let checked = match &*call.resource.collection {
         "roles.rbac.authorization.k8s.io" | "clusterroles.rbac.authorization.k8s.io" => {

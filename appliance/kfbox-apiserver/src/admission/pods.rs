@@ -17,7 +17,8 @@ const TOKEN_SECONDS: i64 = 3607;
 /// A namespace's `default` account is made by a controller moments after the namespace.
 const ACCOUNT_PATIENCE: Duration = Duration::from_secs(2);
 
-const SYSTEM_CLASSES: [(&str, i64); 2] = [("system-cluster-critical", 2_000_000_000), ("system-node-critical", 2_000_001_000)];
+const SYSTEM_CLASSES: [(&str, i64); 2] =
+    [("system-cluster-critical", 2_000_000_000), ("system-node-critical", 2_000_001_000)];
 
 pub async fn on_create(call: &Call, pod: &mut Value) -> Result<(), ApiError> {
     service_account(call, pod).await?;
@@ -93,9 +94,8 @@ async fn find_account(call: &Call, name: &str) -> Option<Arc<Object>> {
 
 /// Every container that does not bring its own sees the token, the authority's certificate and the namespace.
 fn mount_token(spec: &mut Value) {
-    let mounts_own = |c: &Value| {
-        c["volumeMounts"].as_array().into_iter().flatten().any(|m| m["mountPath"] == TOKEN_PATH)
-    };
+    let mounts_own =
+        |c: &Value| c["volumeMounts"].as_array().into_iter().flatten().any(|m| m["mountPath"] == TOKEN_PATH);
     let name = spec["volumes"]
         .as_array()
         .into_iter()
@@ -164,7 +164,8 @@ fn tolerations(pod: &mut Value) {
     for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
         let tolerated = pod["spec"]["tolerations"].as_array().into_iter().flatten().any(|t| {
             let effect = t["effect"].as_str().unwrap_or_default();
-            (t["key"] == key || t["key"].as_str().unwrap_or_default().is_empty()) && (effect.is_empty() || effect == "NoExecute")
+            (t["key"] == key || t["key"].as_str().unwrap_or_default().is_empty())
+                && (effect.is_empty() || effect == "NoExecute")
         });
         if !tolerated {
             let toleration = json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300});

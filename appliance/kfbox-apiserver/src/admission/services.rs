@@ -3,11 +3,7 @@
 use crate::{object::meta, schema::FieldError, status::ApiError, verbs::Call};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use std::{
-    collections::BTreeSet,
-    net::Ipv4Addr,
-    sync::Arc,
-};
+use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc};
 
 const NODE_PORTS: std::ops::RangeInclusive<u16> = 30000..=32767;
 
@@ -73,7 +69,10 @@ pub fn on_create(call: &Call, object: &mut Value) -> Result<Vec<Reservation>, Ap
 pub fn on_update(call: &Call, old: &Value, new: &mut Value) -> Result<Vec<Reservation>, ApiError> {
     let both_have_addresses = has_address(old) && has_address(new);
     for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
-        if both_have_addresses && (new["spec"][field].is_null() || new["spec"][field] == "") && !old["spec"][field].is_null() {
+        if both_have_addresses
+            && (new["spec"][field].is_null() || new["spec"][field] == "")
+            && !old["spec"][field].is_null()
+        {
             new["spec"][field] = old["spec"][field].clone();
         }
     }
@@ -186,8 +185,12 @@ fn reserve_address(call: &Call, asked: Option<Ipv4Addr>) -> Result<(Ipv4Addr, Re
     let addresses = &call.core.addresses;
     let mut pending = addresses.pending.lock();
     let stored = call.core.store.list("services", None, None, None)?;
-    let taken: BTreeSet<Ipv4Addr> =
-        stored.objects.iter().filter_map(|o| o.fields.first()?.parse().ok()).chain(pending.addresses.iter().copied()).collect();
+    let taken: BTreeSet<Ipv4Addr> = stored
+        .objects
+        .iter()
+        .filter_map(|o| o.fields.first()?.parse().ok())
+        .chain(pending.addresses.iter().copied())
+        .collect();
     let address = match asked {
         Some(asked) if taken.contains(&asked) => {
             let error = FieldError::invalid(
@@ -215,14 +218,20 @@ fn reserve_address(call: &Call, asked: Option<Ipv4Addr>) -> Result<(Ipv4Addr, Re
 
 fn node_ports_taken(call: &Call) -> BTreeSet<u16> {
     let Ok(stored) = call.core.store.list("services", None, None, None) else { return BTreeSet::new() };
-    let with_ports = stored.objects.iter().filter(|o| matches!(o.fields.get(1).map(|t| &**t), Some("NodePort" | "LoadBalancer")));
+    let with_ports =
+        stored.objects.iter().filter(|o| matches!(o.fields.get(1).map(|t| &**t), Some("NodePort" | "LoadBalancer")));
     with_ports
         .flat_map(|o| o.value()["spec"]["ports"].as_array().cloned().unwrap_or_default())
         .filter_map(|p| p["nodePort"].as_u64().and_then(|n| u16::try_from(n).ok()))
         .collect()
 }
 
-fn reserve_port(call: &Call, name: &str, asked: u16, taken: &mut BTreeSet<u16>) -> Result<(u16, Reservation), ApiError> {
+fn reserve_port(
+    call: &Call,
+    name: &str,
+    asked: u16,
+    taken: &mut BTreeSet<u16>,
+) -> Result<(u16, Reservation), ApiError> {
     let addresses = &call.core.addresses;
     let mut pending = addresses.pending.lock();
     let free = |port: &u16| !taken.contains(port) && !pending.ports.contains(port);

@@ -97,15 +97,8 @@ fn field(line: &'static str) -> Option<(u32, Field)> {
         message => Kind::Message(message),
     };
     let has = |flag: &str| flags.contains(flag);
-    let field = Field {
-        name,
-        kind,
-        pointer: has("*"),
-        list: has("[]"),
-        map: has("{}"),
-        inline: has("^"),
-        always: has("!"),
-    };
+    let field =
+        Field { name, kind, pointer: has("*"), list: has("[]"), map: has("{}"), inline: has("^"), always: has("!") };
     Some((number, field))
 }
 

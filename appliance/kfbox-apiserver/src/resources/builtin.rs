@@ -115,7 +115,8 @@ static TABLE: &[Row] = &[
 ];
 
 pub fn resources() -> &'static [Arc<Resource>] {
-    static RESOURCES: LazyLock<Vec<Arc<Resource>>> = LazyLock::new(|| TABLE.iter().map(|r| Arc::new(resource(r))).collect());
+    static RESOURCES: LazyLock<Vec<Arc<Resource>>> =
+        LazyLock::new(|| TABLE.iter().map(|r| Arc::new(resource(r))).collect());
     &RESOURCES
 }
 

@@ -305,7 +305,8 @@ mod tests {
 
     #[test]
     fn versions_are_ordered_as_kubernetes_orders_them() {
-        let mut versions = vec!["foo10", "v1", "v11alpha2", "foo1", "v10beta3", "v3beta1", "v12alpha1", "v2", "v10", "v11beta2"];
+        let mut versions =
+            vec!["foo10", "v1", "v11alpha2", "foo1", "v10beta3", "v3beta1", "v12alpha1", "v2", "v10", "v11beta2"];
         versions.sort_by_key(|v| std::cmp::Reverse(version_priority(v)));
         assert_eq!(
             versions,

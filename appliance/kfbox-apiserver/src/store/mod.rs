@@ -94,18 +94,33 @@ impl Store {
         (snapshot, watcher)
     }
 
-    pub async fn put(&self, collection: &str, key: Key, expect: Expect, object: Encoded) -> Result<Arc<Object>, WriteError> {
+    pub async fn put(
+        &self,
+        collection: &str,
+        key: Key,
+        expect: Expect,
+        object: Encoded,
+    ) -> Result<Arc<Object>, WriteError> {
         self.submit(Write { collection: collection.into(), key, expect, action: Action::Put(object) }).await
     }
 
     /// `last` is the object's final state: what watchers are told.
-    pub async fn delete(&self, collection: &str, key: Key, expect: Expect, last: Encoded) -> Result<Arc<Object>, WriteError> {
+    pub async fn delete(
+        &self,
+        collection: &str,
+        key: Key,
+        expect: Expect,
+        last: Encoded,
+    ) -> Result<Arc<Object>, WriteError> {
         self.submit(Write { collection: collection.into(), key, expect, action: Action::Delete(last) }).await
     }
 
     async fn submit(&self, write: Write) -> Result<Arc<Object>, WriteError> {
         let (answer, receive) = oneshot::channel();
-        self.jobs.send(Job::Write { write, answer }).await.map_err(|_| WriteError::Database(kfbox_db::Error::Closed))?;
+        self.jobs
+            .send(Job::Write { write, answer })
+            .await
+            .map_err(|_| WriteError::Database(kfbox_db::Error::Closed))?;
         receive.await.unwrap_or(Err(WriteError::Database(kfbox_db::Error::Closed)))
     }
 
@@ -114,7 +129,11 @@ impl Store {
         self.compact_keeping(state::KEPT_REVISIONS, state::KEPT_FOR).await
     }
 
-    pub(crate) async fn compact_keeping(&self, revisions: u64, age: std::time::Duration) -> Result<u64, kfbox_db::Error> {
+    pub(crate) async fn compact_keeping(
+        &self,
+        revisions: u64,
+        age: std::time::Duration,
+    ) -> Result<u64, kfbox_db::Error> {
         let (answer, receive) = oneshot::channel();
         let job = Job::Compact { revisions, age, answer };
         self.jobs.send(job).await.map_err(|_| kfbox_db::Error::Closed)?;

@@ -150,7 +150,11 @@ impl State {
             return Ok(self.list_now(collection, namespace, after));
         };
         let Some(collection) = self.collections.get(collection) else {
-            return if at < self.floor { Err(Expired { asked: at, oldest: self.floor }) } else { Ok(Snapshot { revision: at, objects: Vec::new() }) };
+            return if at < self.floor {
+                Err(Expired { asked: at, oldest: self.floor })
+            } else {
+                Ok(Snapshot { revision: at, objects: Vec::new() })
+            };
         };
         if at < collection.floor {
             return Err(Expired { asked: at, oldest: collection.floor });

@@ -75,7 +75,10 @@ async fn of_two_writers_with_the_same_belief_one_wins() {
     assert_eq!(results.iter().filter(|r| r.is_ok()).count(), 1);
     assert!(results.iter().filter_map(|r| r.as_ref().err()).all(|e| matches!(e, WriteError::Changed)));
     let object = encode("configmaps", &config_map("x", "again"));
-    assert!(matches!(store.put("configmaps", Key::new("a", "x"), Expect::Absent, object).await, Err(WriteError::Exists)));
+    assert!(matches!(
+        store.put("configmaps", Key::new("a", "x"), Expect::Absent, object).await,
+        Err(WriteError::Exists)
+    ));
     // Refused writes take no revision.
     assert_eq!(store.revision(), created.revision + 1);
 }

@@ -17,7 +17,12 @@ pub struct Watcher {
 }
 
 impl Watcher {
-    pub(super) fn new(state: Arc<RwLock<State>>, collection: Arc<str>, notify: watch::Receiver<u64>, cursor: u64) -> Self {
+    pub(super) fn new(
+        state: Arc<RwLock<State>>,
+        collection: Arc<str>,
+        notify: watch::Receiver<u64>,
+        cursor: u64,
+    ) -> Self {
         Self { state, collection, notify, cursor }
     }
 

@@ -98,7 +98,12 @@ async fn forward(
     }
 }
 
-async fn copy(connection: Box<dyn Duplex>, mut queue: mpsc::Receiver<Bytes>, out: &mpsc::Sender<Message>, channel: usize) {
+async fn copy(
+    connection: Box<dyn Duplex>,
+    mut queue: mpsc::Receiver<Bytes>,
+    out: &mpsc::Sender<Message>,
+    channel: usize,
+) {
     let (mut from_pod, mut to_pod) = tokio::io::split(connection);
     let up = async {
         while let Some(chunk) = queue.recv().await {

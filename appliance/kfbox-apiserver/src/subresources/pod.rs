@@ -30,7 +30,12 @@ pub fn kubelet_error(error: KubeletError) -> ApiError {
 /// The container that is asked for, or the only one there is to ask for.
 pub fn container(call: &Call, pod: &Value) -> Result<String, ApiError> {
     let names = |list: &str| -> Vec<String> {
-        pod["spec"][list].as_array().into_iter().flatten().filter_map(|c| c["name"].as_str().map(str::to_owned)).collect()
+        pod["spec"][list]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|c| c["name"].as_str().map(str::to_owned))
+            .collect()
     };
     let (containers, init, ephemeral) = (names("containers"), names("initContainers"), names("ephemeralContainers"));
     let name = meta(pod, "name");
@@ -47,7 +52,8 @@ pub fn container(call: &Call, pod: &Value) -> Result<String, ApiError> {
         (_, [first, ..]) if call.target.subresource != "log" => Ok(first.clone()),
         (_, [only]) if !init.is_empty() => Ok(only.clone()),
         _ => {
-            let mut why = format!("a container name must be specified for pod {name}, choose one of: [{}]", containers.join(" "));
+            let mut why =
+                format!("a container name must be specified for pod {name}, choose one of: [{}]", containers.join(" "));
             if !init.is_empty() {
                 why += &format!(" or one of the init containers: [{}]", init.join(" "));
             }
@@ -67,7 +73,8 @@ pub async fn log(call: &Call) -> Result<Response, ApiError> {
             None => Ok(None),
             Some(Ok(value)) => Ok(Some(value)),
             Some(Err(_)) => {
-                let error = crate::schema::FieldError::invalid(key, &json!(value), "must be greater than or equal to 0");
+                let error =
+                    crate::schema::FieldError::invalid(key, &json!(value), "must be greater than or equal to 0");
                 Err(ApiError::invalid("", "PodLogOptions", &call.target.name, &[error]))
             }
         }
@@ -199,12 +206,14 @@ fn check_budgets(call: &Call, pod: &Value) -> Result<(), ApiError> {
             continue;
         }
         if budget["status"]["disruptionsAllowed"].as_i64().unwrap_or(0) <= 0 {
-            let error = ApiError::too_many_requests("Cannot evict pod as it would violate the pod's disruption budget.", 10);
+            let error =
+                ApiError::too_many_requests("Cannot evict pod as it would violate the pod's disruption budget.", 10);
             let name = meta(&budget, "name");
-            let (healthy, current) =
-                (budget["status"]["desiredHealthy"].as_i64().unwrap_or(0), budget["status"]["currentHealthy"].as_i64().unwrap_or(0));
-            let why =
-                format!("The disruption budget {name} needs {healthy} healthy pods and has {current} currently");
+            let (healthy, current) = (
+                budget["status"]["desiredHealthy"].as_i64().unwrap_or(0),
+                budget["status"]["currentHealthy"].as_i64().unwrap_or(0),
+            );
+            let why = format!("The disruption budget {name} needs {healthy} healthy pods and has {current} currently");
             return Err(error.caused_by("DisruptionBudget", &why, ""));
         }
     }

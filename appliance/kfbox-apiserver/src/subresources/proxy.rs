@@ -12,7 +12,8 @@ use tokio::net::TcpStream;
 const CONNECT: Duration = Duration::from_secs(10);
 
 /// Headers of one hop only (RFC 9110 7.6.1).
-const HOP: [&str; 7] = ["connection", "proxy-connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"];
+const HOP: [&str; 7] =
+    ["connection", "proxy-connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"];
 
 pub async fn proxy(call: &Arc<Call>, parts: Parts, body: Body) -> Result<Response, ApiError> {
     let (address, port) = target(call)?;
@@ -26,7 +27,8 @@ pub async fn proxy(call: &Arc<Call>, parts: Parts, body: Body) -> Result<Respons
     *request.uri_mut() = path;
     let identity: Vec<HeaderName> = auth::authenticate::identity_headers(&parts.headers);
     for (name, value) in &parts.headers {
-        let hop = HOP.contains(&name.as_str()) && !(upgrading && (name == header::UPGRADE || name == header::CONNECTION));
+        let hop =
+            HOP.contains(&name.as_str()) && !(upgrading && (name == header::UPGRADE || name == header::CONNECTION));
         if !hop && !identity.contains(name) && name != header::HOST && name != header::COOKIE {
             request.headers_mut().append(name, value.clone());
         }
@@ -105,9 +107,7 @@ fn target(call: &Call) -> Result<(IpAddr, u16), ApiError> {
             let mut ports = container_ports.flat_map(|c| c["ports"].as_array().into_iter().flatten());
             let port = match port.parse::<u16>() {
                 Ok(port) => Some(port),
-                Err(_) if port.is_empty() => {
-                    ports.next().and_then(|p| number(&p["containerPort"])).or(Some(80))
-                }
+                Err(_) if port.is_empty() => ports.next().and_then(|p| number(&p["containerPort"])).or(Some(80)),
                 Err(_) => ports.find(|p| p["name"] == port).and_then(|p| number(&p["containerPort"])),
             };
             let port = port.ok_or_else(|| ApiError::bad_request(format!("pod {name:?} has no such port")))?;
@@ -130,9 +130,9 @@ fn endpoint(call: &Call, service: &Value, port: &str) -> Result<(IpAddr, u16), A
     let chosen = match (port, ports) {
         ("", [only]) => Some(only),
         ("", _) => ports.iter().find(|p| p["name"].as_str().unwrap_or_default().is_empty()).or(ports.first()),
-        (port, _) => ports
-            .iter()
-            .find(|p| p["name"] == port || number(&p["port"]).is_some_and(|n| n.to_string() == port)),
+        (port, _) => {
+            ports.iter().find(|p| p["name"] == port || number(&p["port"]).is_some_and(|n| n.to_string() == port))
+        }
     };
     let no_such = || ApiError::unavailable(format!("no service port {port:?} found for service {name:?}"));
     let port_name = chosen.ok_or_else(no_such)?["name"].as_str().unwrap_or_default().to_owned();

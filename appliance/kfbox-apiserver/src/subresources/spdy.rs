@@ -51,17 +51,71 @@ const CHUNK: usize = 32 << 10;
 /// word is preceded by its length in 32 bits, as in a header block; then follow the values found in headers.
 fn dictionary() -> Vec<u8> {
     const WORDS: [&str; 46] = [
-        "options", "head", "post", "put", "delete", "trace", "accept", "accept-charset", "accept-encoding",
-        "accept-language", "accept-ranges", "age", "allow", "authorization", "cache-control", "connection",
-        "content-base", "content-encoding", "content-language", "content-length", "content-location", "content-md5",
-        "content-range", "content-type", "date", "etag", "expect", "expires", "from", "host", "if-match",
-        "if-modified-since", "if-none-match", "if-range", "if-unmodified-since", "last-modified", "location",
-        "max-forwards", "pragma", "proxy-authenticate", "proxy-authorization", "range", "referer", "retry-after",
-        "server", "te",
+        "options",
+        "head",
+        "post",
+        "put",
+        "delete",
+        "trace",
+        "accept",
+        "accept-charset",
+        "accept-encoding",
+        "accept-language",
+        "accept-ranges",
+        "age",
+        "allow",
+        "authorization",
+        "cache-control",
+        "connection",
+        "content-base",
+        "content-encoding",
+        "content-language",
+        "content-length",
+        "content-location",
+        "content-md5",
+        "content-range",
+        "content-type",
+        "date",
+        "etag",
+        "expect",
+        "expires",
+        "from",
+        "host",
+        "if-match",
+        "if-modified-since",
+        "if-none-match",
+        "if-range",
+        "if-unmodified-since",
+        "last-modified",
+        "location",
+        "max-forwards",
+        "pragma",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "range",
+        "referer",
+        "retry-after",
+        "server",
+        "te",
     ];
     const MORE: [&str; 17] = [
-        "trailer", "transfer-encoding", "upgrade", "user-agent", "vary", "via", "warning", "www-authenticate", "method",
-        "get", "status", "200 OK", "version", "HTTP/1.1", "url", "public", "set-cookie",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "user-agent",
+        "vary",
+        "via",
+        "warning",
+        "www-authenticate",
+        "method",
+        "get",
+        "status",
+        "200 OK",
+        "version",
+        "HTTP/1.1",
+        "url",
+        "public",
+        "set-cookie",
     ];
     const LAST: [&str; 2] = ["keep-alive", "origin"];
     const VALUES: &str = "100101201202205206300302303304305306307402405406407408409410411412413414415416417502504505\
@@ -171,11 +225,23 @@ fn parse_headers(block: &[u8]) -> Result<Headers, Broken> {
 
 #[derive(Debug, PartialEq, Eq)]
 enum Frame {
-    Open { stream: u32, fin: bool, block: Bytes },
-    Reset { stream: u32 },
-    Ping { id: u32 },
+    Open {
+        stream: u32,
+        fin: bool,
+        block: Bytes,
+    },
+    Reset {
+        stream: u32,
+    },
+    Ping {
+        id: u32,
+    },
     GoAway,
-    Data { stream: u32, fin: bool, data: Bytes },
+    Data {
+        stream: u32,
+        fin: bool,
+        data: Bytes,
+    },
     /// Settings, windows and the like.
     Other,
 }
@@ -501,7 +567,10 @@ mod tests {
             buffer.extend_from_slice(&[byte]);
             frames.extend(take_frame(&mut buffer).unwrap());
         }
-        assert_eq!(frames, [Frame::Ping { id: 7 }, Frame::Data { stream: 5, fin: true, data: Bytes::from_static(b"abc") }]);
+        assert_eq!(
+            frames,
+            [Frame::Ping { id: 7 }, Frame::Data { stream: 5, fin: true, data: Bytes::from_static(b"abc") }]
+        );
         let mut huge = BytesMut::from(&[0, 0, 0, 1, 0, 0xff, 0xff, 0xff][..]);
         assert!(take_frame(&mut huge).is_err());
     }

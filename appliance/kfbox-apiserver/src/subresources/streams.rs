@@ -34,7 +34,11 @@ const CLOSE: u8 = 255;
 
 /// Newest first. `base64.` ones wrap every payload, for clients that have text frames only.
 const PROTOCOLS: [&str; 6] = [
-    "v5.channel.k8s.io", "v4.channel.k8s.io", "v3.channel.k8s.io", "v2.channel.k8s.io", "channel.k8s.io",
+    "v5.channel.k8s.io",
+    "v4.channel.k8s.io",
+    "v3.channel.k8s.io",
+    "v2.channel.k8s.io",
+    "channel.k8s.io",
     "base64.channel.k8s.io",
 ];
 
@@ -55,7 +59,10 @@ pub fn upgrade_required(parts: &Parts) -> Result<(), ApiError> {
     Err(ApiError::bad_request("Upgrade request required"))
 }
 
-pub async fn upgrade(mut parts: Parts, protocols: &[&'static str]) -> Result<(WebSocketUpgrade, Option<String>), ApiError> {
+pub async fn upgrade(
+    mut parts: Parts,
+    protocols: &[&'static str],
+) -> Result<(WebSocketUpgrade, Option<String>), ApiError> {
     upgrade_required(&parts)?;
     let upgrade = WebSocketUpgrade::from_request_parts(&mut parts, &())
         .await

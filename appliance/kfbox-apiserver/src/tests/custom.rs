@@ -35,7 +35,11 @@ async fn a_definition_is_served_at_once_and_takes_its_objects_along() {
     assert_eq!(world.get(WIDGETS).await.0, 404);
     let (code, crd) = world.post(CRDS, definition()).await;
     assert_eq!(code, 201, "{crd}");
-    let established = crd["status"]["conditions"].as_array().unwrap().iter().any(|c| c["type"] == "Established" && c["status"] == "True");
+    let established = crd["status"]["conditions"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .any(|c| c["type"] == "Established" && c["status"] == "True");
     assert!(established, "{crd}");
     let (_, group) = world.get("/apis/example.com").await;
     assert_eq!(group["preferredVersion"]["version"], "v1");
@@ -50,7 +54,8 @@ async fn a_definition_is_served_at_once_and_takes_its_objects_along() {
 
     let (_, old) = world.get("/apis/example.com/v1beta1/namespaces/default/widgets/a").await;
     assert_eq!((&old["apiVersion"], &old["spec"]["size"]), (&json!("example.com/v1beta1"), &json!(2)));
-    let (code, status) = world.merge(&format!("{WIDGETS}/a/status"), json!({"status": {"size": 1}, "spec": {"size": 9}})).await;
+    let (code, status) =
+        world.merge(&format!("{WIDGETS}/a/status"), json!({"status": {"size": 1}, "spec": {"size": 9}})).await;
     assert_eq!((code.as_u16(), &status["spec"]["size"], &status["status"]["size"]), (200, &json!(2), &json!(1)));
     let (_, scale) = world.merge(&format!("{WIDGETS}/a/scale"), json!({"spec": {"replicas": 5}})).await;
     assert_eq!((&scale["spec"]["replicas"], &scale["status"]["replicas"]), (&json!(5), &json!(1)));
@@ -60,11 +65,17 @@ async fn a_definition_is_served_at_once_and_takes_its_objects_along() {
     assert_eq!(world.put(&format!("{WIDGETS}/a"), unconditional.clone()).await.0, 422);
     unconditional["metadata"]["resourceVersion"] = whole["metadata"]["resourceVersion"].clone();
     assert_eq!(world.put(&format!("{WIDGETS}/a"), unconditional).await.0, 200);
-    let (_, _, table) = world.request("GET", WIDGETS, &[("accept", "application/json;as=Table;v=v1;g=meta.k8s.io")], Value::Null).await;
+    let (_, _, table) =
+        world.request("GET", WIDGETS, &[("accept", "application/json;as=Table;v=v1;g=meta.k8s.io")], Value::Null).await;
     assert_eq!(table["rows"][0]["cells"], json!(["a", 3]));
 
     world.merge(&format!("{WIDGETS}/a"), json!({"metadata": {"finalizers": ["example.com/wait"]}})).await;
-    let mut gone = world.server.core().store.watch("customresourcedefinitions.apiextensions.k8s.io", world.server.core().store.revision()).unwrap();
+    let mut gone = world
+        .server
+        .core()
+        .store
+        .watch("customresourcedefinitions.apiextensions.k8s.io", world.server.core().store.revision())
+        .unwrap();
     let (code, marked) = world.delete(&format!("{CRDS}/widgets.example.com"), Value::Null).await;
     assert_eq!(code, 200);
     assert!(marked["metadata"]["deletionTimestamp"].is_string());

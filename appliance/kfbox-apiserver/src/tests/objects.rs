@@ -41,18 +41,22 @@ async fn errors_read_as_upstreams() {
     let (code, body) = world.post("/api/v1/namespaces/default/configmaps", json!({"metadata": {"name": "a"}})).await;
     assert_eq!((code.as_u16(), body["reason"].as_str().unwrap()), (409, "AlreadyExists"));
     assert_eq!(body["message"], "configmaps \"a\" already exists");
-    let (code, body) = world.post("/api/v1/namespaces/default/pods", json!({"kind": "Secret", "metadata": {"name": "a"}})).await;
+    let (code, body) =
+        world.post("/api/v1/namespaces/default/pods", json!({"kind": "Secret", "metadata": {"name": "a"}})).await;
     assert_eq!((code.as_u16(), body["reason"].as_str().unwrap()), (400, "BadRequest"));
     let (code, body) = world.post("/api/v1/namespaces/default/secrets", json!({"metadata": {"name": "A_b"}})).await;
     assert_eq!((code.as_u16(), body["reason"].as_str().unwrap()), (422, "Invalid"), "{body}");
     assert!(body["details"]["causes"].as_array().unwrap().iter().any(|c| c["field"] == "metadata.name"), "{body}");
     let (code, _) = world.get("/api/v1/nothings").await;
     assert_eq!(code, 404);
-    let (code, _, body) =
-        world.request("POST", "/api/v1/namespaces/default/pods", &[("content-type", "application/cbor")], json!({})).await;
+    let (code, _, body) = world
+        .request("POST", "/api/v1/namespaces/default/pods", &[("content-type", "application/cbor")], json!({}))
+        .await;
     assert_eq!((code.as_u16(), body["reason"].as_str().unwrap()), (415, "UnsupportedMediaType"));
     let huge = "x".repeat(crate::negotiate::BODY_LIMIT);
-    let (code, _) = world.post("/api/v1/namespaces/default/configmaps", json!({"metadata": {"name": "b"}, "data": {"k": huge}})).await;
+    let (code, _) = world
+        .post("/api/v1/namespaces/default/configmaps", json!({"metadata": {"name": "b"}, "data": {"k": huge}}))
+        .await;
     assert_eq!(code, 413);
 }
 
@@ -95,7 +99,12 @@ async fn the_anonymous_and_the_unprivileged_are_refused() {
 async fn finalizers_keep_a_deleted_object_until_they_are_done() {
     let world = world().await;
     let path = "/api/v1/namespaces/default/configmaps/a";
-    world.post("/api/v1/namespaces/default/configmaps", json!({"metadata": {"name": "a", "finalizers": ["example.com/x"]}})).await;
+    world
+        .post(
+            "/api/v1/namespaces/default/configmaps",
+            json!({"metadata": {"name": "a", "finalizers": ["example.com/x"]}}),
+        )
+        .await;
     let (code, marked) = world.delete(path, Value::Null).await;
     assert_eq!(code, 200);
     assert!(marked["metadata"]["deletionTimestamp"].is_string(), "{marked}");
@@ -114,7 +123,8 @@ async fn finalizers_keep_a_deleted_object_until_they_are_done() {
         world.delete("/api/v1/namespaces/default/configmaps/b", json!({"preconditions": {"uid": "other"}})).await
     };
     assert_eq!(code, 409, "{gone}");
-    let (code, gone) = world.delete("/api/v1/namespaces/default/configmaps/b", json!({"propagationPolicy": "Foreground"})).await;
+    let (code, gone) =
+        world.delete("/api/v1/namespaces/default/configmaps/b", json!({"propagationPolicy": "Foreground"})).await;
     assert_eq!(code, 200);
     assert_eq!(gone["metadata"]["finalizers"], json!(["foregroundDeletion"]));
 }
@@ -130,14 +140,18 @@ async fn a_pod_on_a_node_is_deleted_by_its_node() {
     let created = api.get("bound").await.unwrap();
     let spec = created.spec.as_ref().unwrap();
     assert_eq!(spec.service_account_name.as_deref(), Some("default"));
-    assert_eq!(spec.containers[0].volume_mounts.as_ref().unwrap()[0].mount_path, "/var/run/secrets/kubernetes.io/serviceaccount");
+    assert_eq!(
+        spec.containers[0].volume_mounts.as_ref().unwrap()[0].mount_path,
+        "/var/run/secrets/kubernetes.io/serviceaccount"
+    );
     assert_eq!(created.status.as_ref().unwrap().phase.as_deref(), Some("Pending"));
     assert_eq!(created.status.as_ref().unwrap().qos_class.as_deref(), Some("BestEffort"));
     let (code, body) = world
         .post("/api/v1/namespaces/default/pods/bound/binding", json!({"target": {"kind": "Node", "name": "n1"}}))
         .await;
     assert_eq!(code, 201, "{body}");
-    let (code, _) = world.post("/api/v1/namespaces/default/pods/bound/binding", json!({"target": {"name": "n2"}})).await;
+    let (code, _) =
+        world.post("/api/v1/namespaces/default/pods/bound/binding", json!({"target": {"name": "n2"}})).await;
     assert_eq!(code, 409);
 
     assert!(api.delete("free", &DeleteParams::default()).await.is_ok());
@@ -164,7 +178,9 @@ async fn a_namespace_ends_when_its_content_is_finalized() {
     let (code, body) = world.post("/api/v1/namespaces/team/configmaps", json!({"metadata": {"name": "a"}})).await;
     assert_eq!(code, 403);
     assert_eq!(body["details"]["causes"][0]["reason"], "NamespaceTerminating");
-    let (code, _) = world.put("/api/v1/namespaces/team/finalize", json!({"metadata": {"name": "team"}, "spec": {"finalizers": []}})).await;
+    let (code, _) = world
+        .put("/api/v1/namespaces/team/finalize", json!({"metadata": {"name": "team"}, "spec": {"finalizers": []}}))
+        .await;
     assert_eq!(code, 200);
     assert!(api.get_opt("team").await.unwrap().is_none());
     assert_eq!(world.delete("/api/v1/namespaces/default", Value::Null).await.0, 403);
@@ -174,7 +190,9 @@ async fn a_namespace_ends_when_its_content_is_finalized() {
 async fn a_dry_run_answers_and_stores_nothing() {
     let world = world().await;
     let before = world.server.core().store.revision();
-    let (code, body) = world.post("/api/v1/namespaces/default/configmaps?dryRun=All", json!({"metadata": {"generateName": "a-"}})).await;
+    let (code, body) = world
+        .post("/api/v1/namespaces/default/configmaps?dryRun=All", json!({"metadata": {"generateName": "a-"}}))
+        .await;
     assert_eq!(code, 201);
     assert!(body["metadata"]["name"].as_str().unwrap().starts_with("a-"));
     assert_eq!(world.server.core().store.revision(), before);
@@ -230,7 +248,8 @@ async fn patches_and_unconditional_updates_survive_concurrency() {
 async fn apply_creates_owns_and_conflicts() {
     let world = world().await;
     let api: Api<ConfigMap> = Api::namespaced(world.client.clone(), "default");
-    let object = |value: &str| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"k": value}});
+    let object =
+        |value: &str| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"k": value}});
     let apply = |manager: &'static str, value: &'static str, force: bool| {
         let api = api.clone();
         let mut parameters = PatchParams::apply(manager);
@@ -264,7 +283,8 @@ async fn services_get_addresses_of_their_own() {
     let created = futures::future::join_all(services.iter().map(|s| api.create(&parameters, s))).await;
     let specs: Vec<_> = created.into_iter().map(|s| s.unwrap().spec.unwrap()).collect();
     let addresses: std::collections::BTreeSet<_> = specs.iter().map(|s| s.cluster_ip.clone().unwrap()).collect();
-    let ports: std::collections::BTreeSet<_> = specs.iter().map(|s| s.ports.as_ref().unwrap()[0].node_port.unwrap()).collect();
+    let ports: std::collections::BTreeSet<_> =
+        specs.iter().map(|s| s.ports.as_ref().unwrap()[0].node_port.unwrap()).collect();
     assert_eq!((addresses.len(), ports.len()), (20, 20));
     let taken = service("t", json!({"clusterIP": specs[0].cluster_ip.clone()}));
     assert!(api.create(&parameters, &taken).await.is_err());
@@ -290,7 +310,8 @@ async fn status_and_spec_are_written_apart() {
     assert!(created["status"]["replicas"].is_null());
     assert_eq!(created["metadata"]["generation"], 1);
     let path = &format!("{path}/web");
-    let (_, status) = world.merge(&format!("{path}/status"), json!({"status": {"replicas": 3}, "spec": {"replicas": 9}})).await;
+    let (_, status) =
+        world.merge(&format!("{path}/status"), json!({"status": {"replicas": 3}, "spec": {"replicas": 9}})).await;
     assert_eq!((&status["status"]["replicas"], &status["spec"]["replicas"]), (&json!(3), &json!(1)));
     assert_eq!(status["metadata"]["generation"], 1);
     let (_, spec) = world.merge(path, json!({"status": {"replicas": 5}, "spec": {"replicas": 2}})).await;
@@ -328,7 +349,10 @@ async fn events_are_one_store_under_two_groups_and_end() {
         .await;
     assert_eq!(code, 201, "{body}");
     let (_, new) = world.get("/apis/events.k8s.io/v1/namespaces/default/events/e").await;
-    assert_eq!((&new["apiVersion"], &new["note"], &new["regarding"]["name"]), (&json!("events.k8s.io/v1"), &json!("hello"), &json!("p")));
+    assert_eq!(
+        (&new["apiVersion"], &new["note"], &new["regarding"]["name"]),
+        (&json!("events.k8s.io/v1"), &json!("hello"), &json!("p"))
+    );
     let (_, list) = world.get("/api/v1/events?fieldSelector=involvedObject.name=p,reason!=Other").await;
     assert_eq!(list["items"].as_array().unwrap().len(), 1);
     assert_eq!(world.get("/api/v1/events?fieldSelector=nothing=p").await.0, 400);
@@ -375,8 +399,21 @@ async fn misshapen_objects_are_refused_and_never_a_servers_fault() {
         let scope = if resource.namespaced { "/namespaces/default" } else { "" };
         let path = format!("{prefix}/{}{scope}/{}", resource.version, resource.plural);
         for odd in &odd {
-            for place in ["/metadata", "/metadata/labels", "/metadata/finalizers", "/spec", "/spec/template", "/spec/containers",
-                          "/spec/ports", "/spec/names", "/spec/versions", "/data", "/stringData", "/status", "/rules"] {
+            for place in [
+                "/metadata",
+                "/metadata/labels",
+                "/metadata/finalizers",
+                "/spec",
+                "/spec/template",
+                "/spec/containers",
+                "/spec/ports",
+                "/spec/names",
+                "/spec/versions",
+                "/data",
+                "/stringData",
+                "/status",
+                "/rules",
+            ] {
                 let mut object = json!({"metadata": {"name": "odd"}, "spec": {}});
                 let (parent, last) = place.rsplit_once('/').unwrap();
                 object.pointer_mut(parent).unwrap()[last] = odd.clone();
@@ -390,7 +427,13 @@ async fn misshapen_objects_are_refused_and_never_a_servers_fault() {
     // The same through patches of an object that is there.
     for path in ["/api/v1/namespaces/default", "/api/v1/namespaces/default/services/kubernetes"] {
         for odd in &odd {
-            for patch in [json!({"metadata": odd}), json!({"spec": odd}), json!({"spec": {"ports": odd}}), json!({"status": odd}), odd.clone()] {
+            for patch in [
+                json!({"metadata": odd}),
+                json!({"spec": odd}),
+                json!({"spec": {"ports": odd}}),
+                json!({"status": odd}),
+                odd.clone(),
+            ] {
                 for path in [path.to_owned(), format!("{path}/status")] {
                     let (code, body) = world.merge(&format!("{path}?dryRun=All"), patch.clone()).await;
                     assert!(code.as_u16() < 500, "{path} {patch}: {body}");

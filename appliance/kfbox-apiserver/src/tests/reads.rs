@@ -17,7 +17,9 @@ async fn continue_tokens_page_through_one_moment() {
     world.delete(&format!("{path}/c3"), Value::Null).await;
     loop {
         assert_eq!(page["metadata"]["resourceVersion"], revision);
-        names.extend(page["items"].as_array().unwrap().iter().map(|i| i["metadata"]["name"].as_str().unwrap().to_owned()));
+        names.extend(
+            page["items"].as_array().unwrap().iter().map(|i| i["metadata"]["name"].as_str().unwrap().to_owned()),
+        );
         let Some(token) = page["metadata"]["continue"].as_str() else { break };
         page = world.get(&format!("{path}?limit=2&continue={token}")).await.1;
     }
@@ -70,7 +72,11 @@ async fn a_watch_resumes_from_a_revision_and_is_told_when_that_is_too_old() {
     assert_eq!((&event["type"], &event["object"]["metadata"]["name"]), (&json!("ADDED"), &json!("b")));
 
     // A selector turns a change of labels into a deletion.
-    let mut stream = watch("labelSelector=app%3Db&allowWatchBookmarks=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan".into()).await;
+    let mut stream = watch(
+        "labelSelector=app%3Db&allowWatchBookmarks=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan"
+            .into(),
+    )
+    .await;
     let mut buffer = Vec::new();
     let event = next_line(&mut stream, &mut buffer).await.unwrap();
     assert_eq!((&event["type"], &event["object"]["metadata"]["name"]), (&json!("ADDED"), &json!("b")));
@@ -88,7 +94,9 @@ async fn a_watch_resumes_from_a_revision_and_is_told_when_that_is_too_old() {
     assert_eq!((&event["type"], &event["object"]["code"]), (&json!("ERROR"), &json!(410)));
     assert_eq!(event["object"]["reason"], "Expired");
 
-    let mut stream = watch("timeoutSeconds=1&allowWatchBookmarks=true&resourceVersion=0&fieldSelector=metadata.name%3Db".into()).await;
+    let mut stream =
+        watch("timeoutSeconds=1&allowWatchBookmarks=true&resourceVersion=0&fieldSelector=metadata.name%3Db".into())
+            .await;
     let mut types = Vec::new();
     let mut buffer = Vec::new();
     while let Some(event) = next_line(&mut stream, &mut buffer).await {
@@ -103,14 +111,22 @@ async fn kubectl_gets_tables_and_controllers_get_metadata() {
     world.config_map("a", "1").await;
     let path = "/api/v1/namespaces/default/configmaps";
     let accept = |form: &'static str| [("accept", form)];
-    let (_, _, table) = world.request("GET", path, &accept("application/json;as=Table;v=v1;g=meta.k8s.io,application/json"), Value::Null).await;
+    let (_, _, table) = world
+        .request("GET", path, &accept("application/json;as=Table;v=v1;g=meta.k8s.io,application/json"), Value::Null)
+        .await;
     assert_eq!((&table["kind"], &table["columnDefinitions"][0]["name"]), (&json!("Table"), &json!("Name")));
-    assert_eq!((&table["rows"][0]["cells"][0], &table["rows"][0]["object"]["kind"]), (&json!("a"), &json!("PartialObjectMetadata")));
+    assert_eq!(
+        (&table["rows"][0]["cells"][0], &table["rows"][0]["object"]["kind"]),
+        (&json!("a"), &json!("PartialObjectMetadata"))
+    );
     assert!(table["rows"][0]["object"]["data"].is_null());
     let (_, _, list) = world
         .request("GET", path, &accept("application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"), Value::Null)
         .await;
-    assert_eq!((&list["kind"], &list["items"][0]["metadata"]["name"]), (&json!("PartialObjectMetadataList"), &json!("a")));
+    assert_eq!(
+        (&list["kind"], &list["items"][0]["metadata"]["name"]),
+        (&json!("PartialObjectMetadataList"), &json!("a"))
+    );
     assert!(list["items"][0]["data"].is_null());
     assert_eq!(world.request("GET", path, &accept("image/png"), Value::Null).await.0, 406);
 }
@@ -125,13 +141,20 @@ async fn discovery_agrees_with_upstreams_documents() {
         for version in &group.versions {
             let (path, file) = match &*group.name {
                 "" => ("/api/v1".to_owned(), "api__v1.json".to_owned()),
-                name => (format!("/apis/{name}/{}", version.version), format!("apis__{name}__{}.json", version.version)),
+                name => {
+                    (format!("/apis/{name}/{}", version.version), format!("apis__{name}__{}.json", version.version))
+                }
             };
             let Ok(upstream) = std::fs::read(root.join(&file)) else { continue };
             let upstream: Value = serde_json::from_slice(&upstream).unwrap();
             let (_, ours) = world.get(&path).await;
             let by_name = |list: &Value| -> std::collections::BTreeMap<String, Value> {
-                list["resources"].as_array().unwrap().iter().map(|r| (r["name"].as_str().unwrap().to_owned(), r.clone())).collect()
+                list["resources"]
+                    .as_array()
+                    .unwrap()
+                    .iter()
+                    .map(|r| (r["name"].as_str().unwrap().to_owned(), r.clone()))
+                    .collect()
             };
             let (ours, upstream) = (by_name(&ours), by_name(&upstream));
             for (name, theirs) in &upstream {
@@ -157,7 +180,15 @@ async fn discovery_agrees_with_upstreams_documents() {
     }
     assert!(compared > 90 || !root.exists(), "only {compared} compared");
     let (_, _, aggregated) = world
-        .request("GET", "/apis", &[("accept", "application/json;v=v2;g=apidiscovery.k8s.io;as=APIGroupDiscoveryList,application/json")], Value::Null)
+        .request(
+            "GET",
+            "/apis",
+            &[("accept", "application/json;v=v2;g=apidiscovery.k8s.io;as=APIGroupDiscoveryList,application/json")],
+            Value::Null,
+        )
         .await;
-    assert_eq!((&aggregated["kind"], &aggregated["apiVersion"]), (&json!("APIGroupDiscoveryList"), &json!("apidiscovery.k8s.io/v2")));
+    assert_eq!(
+        (&aggregated["kind"], &aggregated["apiVersion"]),
+        (&json!("APIGroupDiscoveryList"), &json!("apidiscovery.k8s.io/v2"))
+    );
 }

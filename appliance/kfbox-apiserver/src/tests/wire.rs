@@ -18,13 +18,22 @@ struct Cat;
 impl Kubelet for Cat {
     async fn logs(&self, _: &str, pod: &str, container: &str, options: LogOptions) -> Result<LogStream, KubeletError> {
         if options.previous {
-            return Err(KubeletError::NotNow(format!("previous terminated container {container:?} in pod {pod:?} not found")));
+            return Err(KubeletError::NotNow(format!(
+                "previous terminated container {container:?} in pod {pod:?} not found"
+            )));
         }
         let lines = (0..options.tail_lines.unwrap_or(3)).map(|n| Ok(Bytes::from(format!("line {n} of {container}\n"))));
         Ok(futures::stream::iter(lines.collect::<Vec<_>>()).boxed())
     }
 
-    async fn exec(&self, _: &str, _: &str, _: &str, command: Vec<String>, streams: Streams) -> Result<ExecSession, KubeletError> {
+    async fn exec(
+        &self,
+        _: &str,
+        _: &str,
+        _: &str,
+        command: Vec<String>,
+        streams: Streams,
+    ) -> Result<ExecSession, KubeletError> {
         let (stdin, mut input) = mpsc::channel::<Bytes>(4);
         let (output, stdout) = mpsc::channel(4);
         let (errors, stderr) = mpsc::channel(4);
@@ -33,7 +42,9 @@ impl Kubelet for Cat {
         #[expect(clippy::disallowed_methods, reason = "a stand-in for a process in a test")]
         tokio::spawn(async move {
             let mut length = 0;
-            while streams.stdin && let Some(chunk) = input.recv().await {
+            while streams.stdin
+                && let Some(chunk) = input.recv().await
+            {
                 length += chunk.len();
                 output.send(chunk).await.unwrap();
                 if length >= 5 {
@@ -46,7 +57,13 @@ impl Kubelet for Cat {
         Ok(ExecSession { stdin: Some(stdin), stdout: Some(stdout), stderr: Some(stderr), resize: None, exit: exited })
     }
 
-    async fn attach(&self, ns: &str, pod: &str, container: &str, streams: Streams) -> Result<ExecSession, KubeletError> {
+    async fn attach(
+        &self,
+        ns: &str,
+        pod: &str,
+        container: &str,
+        streams: Streams,
+    ) -> Result<ExecSession, KubeletError> {
         self.exec(ns, pod, container, vec!["attached".into(), "0".into()], streams).await
     }
 
@@ -72,7 +89,8 @@ async fn running() -> (World, Client) {
     world.server.serve(listener, &world.tasks).unwrap();
     let config = world.server.admin_kubeconfig(&format!("https://{address}")).unwrap();
     let config = serde_json::from_value(config).unwrap();
-    let config = kube::Config::from_custom_kubeconfig(config, &kube::config::KubeConfigOptions::default()).await.unwrap();
+    let config =
+        kube::Config::from_custom_kubeconfig(config, &kube::config::KubeConfigOptions::default()).await.unwrap();
     let client = Client::try_from(config).unwrap();
     world.default_account().await;
     let api: Api<Pod> = Api::namespaced(client.clone(), "default");
@@ -88,9 +106,17 @@ async fn logs_and_exec_reach_the_node_and_the_exit_code_comes_back() {
     let api: Api<Pod> = Api::namespaced(client, "default");
     let log = api.logs("p", &LogParams { tail_lines: Some(2), ..LogParams::default() }).await.unwrap();
     assert_eq!(log, "line 0 of main\nline 1 of main\n");
-    let kube::Error::Api(status) = api.logs("p", &LogParams { previous: true, ..LogParams::default() }).await.unwrap_err() else { panic!() };
+    let kube::Error::Api(status) =
+        api.logs("p", &LogParams { previous: true, ..LogParams::default() }).await.unwrap_err()
+    else {
+        panic!()
+    };
     assert_eq!(status.code, 400);
-    let kube::Error::Api(status) = api.logs("p", &LogParams { container: Some("x".into()), ..LogParams::default() }).await.unwrap_err() else { panic!() };
+    let kube::Error::Api(status) =
+        api.logs("p", &LogParams { container: Some("x".into()), ..LogParams::default() }).await.unwrap_err()
+    else {
+        panic!()
+    };
     assert_eq!(status.message, "container x is not valid for pod p");
 
     for (code, expected) in [("0", "Success"), ("3", "Failure")] {
@@ -134,9 +160,17 @@ async fn a_service_accounts_token_is_its_user() {
     let (world, client) = running().await;
     let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), "default");
     let request = k8s_openapi::api::authentication::v1::TokenRequest::default();
-    let token = accounts.create_token_request("default", &PostParams::default(), &request).await.unwrap().status.unwrap().token.unwrap();
+    let token = accounts
+        .create_token_request("default", &PostParams::default(), &request)
+        .await
+        .unwrap()
+        .status
+        .unwrap()
+        .token
+        .unwrap();
     let authorized = |path: &str, token: &str| {
-        let request = Request::get(path).header("authorization", format!("Bearer {token}")).body(Body::empty()).unwrap();
+        let request =
+            Request::get(path).header("authorization", format!("Bearer {token}")).body(Body::empty()).unwrap();
         world.server.call(request)
     };
     assert_eq!(authorized("/api/v1/namespaces/default/pods", &token).await.status(), 403);

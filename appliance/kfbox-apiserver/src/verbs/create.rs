@@ -53,7 +53,8 @@ async fn create_named(call: &Call, mut object: Value, track: bool) -> Result<Arc
         set_meta(&mut object, "name", format!("{prefix}{}", object::random_suffix(5)));
     }
     let metadata = metadata_mut(&mut object);
-    for server_owned in ["selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "resourceVersion", "generation"] {
+    for server_owned in ["selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "resourceVersion", "generation"]
+    {
         metadata.remove(server_owned);
     }
     metadata.insert("uid".into(), uuid::Uuid::new_v4().to_string().into());
@@ -80,7 +81,10 @@ async fn create_named(call: &Call, mut object: Value, track: bool) -> Result<Arc
     let encoded = encode(&resource.collection, &object);
     if call.dry_run {
         if call.core.store.get(&resource.collection, &key).is_some() {
-            return Err((ApiError::already_exists(&resource.group, &resource.plural, &key.name), Some(key.name.into())));
+            return Err((
+                ApiError::already_exists(&resource.group, &resource.plural, &key.name),
+                Some(key.name.into()),
+            ));
         }
         return Ok(Arc::new(encoded.preview(key, None)));
     }

@@ -17,7 +17,13 @@ use std::sync::Arc;
 
 /// Kinds whose finished deletion answers with the object instead of a Status.
 const RETURN_DELETED: [&str; 7] = [
-    "pods", "persistentvolumes", "persistentvolumeclaims", "podtemplates", "resourcequotas", "serviceaccounts", "services",
+    "pods",
+    "persistentvolumes",
+    "persistentvolumeclaims",
+    "podtemplates",
+    "resourcequotas",
+    "serviceaccounts",
+    "services",
 ];
 
 const ATTEMPTS: usize = 16;

@@ -29,8 +29,10 @@ struct Continue {
 }
 
 pub fn revision(text: Option<&str>) -> Result<Option<u64>, ApiError> {
-    text.map(|t| t.parse().map_err(|_| ApiError::bad_request(format!("Invalid value: {t:?}: invalid resource version"))))
-        .transpose()
+    text.map(|t| {
+        t.parse().map_err(|_| ApiError::bad_request(format!("Invalid value: {t:?}: invalid resource version")))
+    })
+    .transpose()
 }
 
 pub fn selector(call: &Call) -> Result<Selector, ApiError> {
@@ -54,10 +56,10 @@ pub async fn list(call: &Call) -> Result<Response, ApiError> {
         (Some(_), Some(rv), None) if rv > 0 => {
             return Err(ApiError::bad_request("specifying resource version is not allowed when using continue"));
         }
-        (Some(token), _, None) => {
-            (Some(token.rv).filter(|rv| *rv > 0), Some(Key::new(&token.namespace, &token.name)))
+        (Some(token), _, None) => (Some(token.rv).filter(|rv| *rv > 0), Some(Key::new(&token.namespace, &token.name))),
+        (None, None, Some(_)) => {
+            return Err(invalid("resourceVersionMatch is forbidden unless resourceVersion is provided"));
         }
-        (None, None, Some(_)) => return Err(invalid("resourceVersionMatch is forbidden unless resourceVersion is provided")),
         (None, Some(0), Some("Exact")) => {
             return Err(invalid("resourceVersionMatch \"Exact\" is forbidden for resourceVersion \"0\""));
         }
@@ -81,17 +83,17 @@ pub async fn list(call: &Call) -> Result<Response, ApiError> {
             )));
         }
     };
-    let snapshot = call
-        .core
-        .store
-        .list(&call.resource.collection, namespace(call), after.as_ref(), at)
-        .map_err(|_| match &token {
+    let snapshot = call.core.store.list(&call.resource.collection, namespace(call), after.as_ref(), at).map_err(
+        |_| match &token {
             Some(_) => ApiError::expired(
                 "The provided continue parameter is too old to display a consistent list result. Start a new list \
                  without the continue parameter.",
             ),
-            None => ApiError::expired(format!("The resourceVersion for the provided list is too old: {}", at.unwrap_or(0))),
-        })?;
+            None => {
+                ApiError::expired(format!("The resourceVersion for the provided list is too old: {}", at.unwrap_or(0)))
+            }
+        },
+    )?;
 
     let revision = snapshot.revision;
     let all = selector.is_empty();

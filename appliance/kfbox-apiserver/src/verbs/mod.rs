@@ -133,7 +133,12 @@ impl Call {
     pub fn default(&self, object: &mut Value) {
         match &self.resource.custom {
             Some(custom) => crate::schema::default(custom.schema.get(), object),
-            None => crate::schema::default_builtin(&self.resource.group, &self.resource.version, &self.resource.kind, object),
+            None => crate::schema::default_builtin(
+                &self.resource.group,
+                &self.resource.version,
+                &self.resource.kind,
+                object,
+            ),
         }
     }
 

@@ -26,7 +26,9 @@ impl Patch {
             "application/json-patch+json" => json(body).map(Self::Json),
             "application/merge-patch+json" => json(body).map(Self::Merge),
             // Custom resources have no strategies.
-            "application/strategic-merge-patch+json" if call.resource.custom.is_none() => json(body).map(Self::Strategic),
+            "application/strategic-merge-patch+json" if call.resource.custom.is_none() => {
+                json(body).map(Self::Strategic)
+            }
             _ if call.resource.custom.is_some() => Err(ApiError::unsupported_media_type(PATCHES)),
             _ => Err(ApiError::unsupported_media_type(&format!("{PATCHES}, application/strategic-merge-patch+json"))),
         }
@@ -49,9 +51,7 @@ pub fn refuse(error: &PatchError) -> ApiError {
     match error {
         PatchError::Malformed(why) => ApiError::bad_request(why.clone()),
         PatchError::Unprocessable(why) => ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", why.clone()),
-        PatchError::TooLarge(why) => {
-            ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "RequestEntityTooLarge", why.clone())
-        }
+        PatchError::TooLarge(why) => ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "RequestEntityTooLarge", why.clone()),
     }
 }
 
@@ -170,10 +170,9 @@ async fn apply(call: &Call, body: &[u8]) -> Result<Response, ApiError> {
 
 fn refuse_apply(error: &apply::ApplyError) -> ApiError {
     match error {
-        apply::ApplyError::Conflicts(conflicts) => ApiError::apply_conflict(
-            error.to_string(),
-            conflicts.iter().map(|c| (c.message.clone(), c.field.clone())),
-        ),
+        apply::ApplyError::Conflicts(conflicts) => {
+            ApiError::apply_conflict(error.to_string(), conflicts.iter().map(|c| (c.message.clone(), c.field.clone())))
+        }
         apply::ApplyError::Invalid(why) => ApiError::bad_request(why.clone()),
     }
 }

@@ -164,7 +164,9 @@ async fn prepare(
         if !added.is_empty() {
             let error = crate::schema::FieldError::forbidden(
                 "metadata.finalizers",
-                &format!("no new finalizers can be added if the object is being deleted, found new finalizers {added:?}"),
+                &format!(
+                    "no new finalizers can be added if the object is being deleted, found new finalizers {added:?}"
+                ),
             );
             return Err(ApiError::invalid(&resource.group, &resource.kind, meta(old, "name"), &[error]));
         }
@@ -189,8 +191,16 @@ async fn prepare(
 fn keep_server_owned(old: &Value, new: &mut Value) {
     let metadata = metadata_mut(new);
     for field in [
-        "name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation",
-        "generateName", "resourceVersion", "selfLink",
+        "name",
+        "namespace",
+        "uid",
+        "creationTimestamp",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "generation",
+        "generateName",
+        "resourceVersion",
+        "selfLink",
     ] {
         match old["metadata"].get(field) {
             Some(value) => drop(metadata.insert(field.into(), value.clone())),

@@ -217,7 +217,9 @@ impl Stream {
             Form::Object => json!({
                 "kind": &*self.call.resource.kind, "apiVersion": self.call.resource.api_version(), "metadata": metadata,
             }),
-            Form::Metadata => json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata}),
+            Form::Metadata => {
+                json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata})
+            }
             Form::Table => json!({
                 "kind": "Table", "apiVersion": "meta.k8s.io/v1", "columnDefinitions": null,
                 "metadata": {"resourceVersion": self.watcher.cursor().to_string()},

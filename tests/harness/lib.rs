@@ -38,7 +38,8 @@ impl TestBox {
         match std::env::var_os("KFBOX_TEST_BOX") {
             Some(dir) => {
                 let data_dir = PathBuf::from(dir);
-                let password = std::fs::read_to_string(data_dir.join("test-password")).ok().map(|p| p.trim().to_owned());
+                let password =
+                    std::fs::read_to_string(data_dir.join("test-password")).ok().map(|p| p.trim().to_owned());
                 Ok(Self { data_dir, owned: None, user: "user@example.com".into(), password })
             }
             None => {

@@ -57,7 +57,10 @@ fn a_kubeconfig_is_merged_into_what_is_there() -> anyhow::Result<()> {
     let b = TestBox::shared()?;
     let dir = tempfile::tempdir()?;
     let path = dir.path().join("config");
-    std::fs::write(&path, "apiVersion: v1\nkind: Config\ncurrent-context: work\ncontexts:\n- {name: work, context: {cluster: work, user: me}}\n")?;
+    std::fs::write(
+        &path,
+        "apiVersion: v1\nkind: Config\ncurrent-context: work\ncontexts:\n- {name: work, context: {cluster: work, user: me}}\n",
+    )?;
     b.kfbox_ok(&["kubeconfig", "--merge", path.to_str().unwrap()])?;
     let mut kubectl = Command::new(kfbox_tests::cache_dir().join("bin/kubectl"));
     kubectl.args(["--kubeconfig", path.to_str().unwrap(), "get", "namespaces", "-o", "name"]);
@@ -81,7 +84,11 @@ fn errors_say_the_next_step() -> anyhow::Result<()> {
     ] {
         let output = run(Command::new(program()?).args(&args).env("KFBOX_DATA_DIR", &missing))?;
         assert_eq!(output.code, Some(code), "{args:?}: {output:?}");
-        assert!(output.stderr.starts_with("error: ") && output.stderr.contains("next: "), "{args:?}: {}", output.stderr);
+        assert!(
+            output.stderr.starts_with("error: ") && output.stderr.contains("next: "),
+            "{args:?}: {}",
+            output.stderr
+        );
     }
     let doctor = run(Command::new(program()?).args(["doctor", "--output", "json"]).env("KFBOX_DATA_DIR", &missing))?;
     assert!(serde_json::from_str::<serde_json::Value>(&doctor.stdout)?.as_array().is_some_and(|f| f.len() > 5));
@@ -101,7 +108,8 @@ fn reset_leaves_the_machine_as_it_was() -> anyhow::Result<()> {
         let tables = run(Command::new("nft").args(["list", "tables"]))?.ok()?.stdout;
         let mounts = std::fs::read_to_string("/proc/mounts")?;
         let all = [links, tables, mounts].concat();
-        let mine = |line: &&str| line.contains(&format!("{instance}0")) || line.split([' ', '/']).any(|w| w == instance);
+        let mine =
+            |line: &&str| line.contains(&format!("{instance}0")) || line.split([' ', '/']).any(|w| w == instance);
         Ok(all.lines().filter(mine).map(String::from).collect())
     };
     b.up(&[])?;

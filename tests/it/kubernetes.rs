@@ -149,7 +149,8 @@ spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 64Mi}}}
     for (name, script, expected) in [("writer", "echo kept > /data/file", ""), ("reader", "cat /data/file", "kept")] {
         b.kubectl_with_input(&[&["apply", "-f", "-"], &n[..]].concat(), &pod(name, script))?.ok()?;
         let target = format!("pod/{name}");
-        b.kubectl(&[&["wait", "--for=jsonpath={.status.phase}=Succeeded", &target, "--timeout=60s"], &n[..]].concat())?.ok()?;
+        b.kubectl(&[&["wait", "--for=jsonpath={.status.phase}=Succeeded", &target, "--timeout=60s"], &n[..]].concat())?
+            .ok()?;
         let log = b.kubectl(&[&["logs", name], &n[..]].concat())?.ok()?.stdout;
         assert_eq!(log.trim(), expected);
         b.kubectl(&[&["delete", &target, "--timeout=30s"], &n[..]].concat())?.ok()?;
@@ -174,7 +175,14 @@ fn strangers_get_nothing() -> anyhow::Result<()> {
         assert_eq!(curl(&format!("{url}{path}"), &["-H", "Accept: application/json"])?, "401", "{path}");
         let spoofed = curl(
             &format!("{url}{path}"),
-            &["-H", "Accept: application/json", "-H", "kubeflow-userid: user@example.com", "-H", "X-Auth-Request-Email: user@example.com"],
+            &[
+                "-H",
+                "Accept: application/json",
+                "-H",
+                "kubeflow-userid: user@example.com",
+                "-H",
+                "X-Auth-Request-Email: user@example.com",
+            ],
         )?;
         assert_eq!(spoofed, "401", "{path}");
     }

@@ -20,11 +20,8 @@ fn crates_depend_only_downwards_and_as_the_architecture_says() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let table = table(&std::fs::read_to_string(root.join("appliance/ARCHITECTURE.md")).unwrap());
     assert!(table.len() >= 14, "the table of crates was not found: {table:?}");
-    let metadata = cargo_metadata::MetadataCommand::new()
-        .manifest_path(root.join("Cargo.toml"))
-        .no_deps()
-        .exec()
-        .unwrap();
+    let metadata =
+        cargo_metadata::MetadataCommand::new().manifest_path(root.join("Cargo.toml")).no_deps().exec().unwrap();
     let mut wrong = Vec::new();
     for package in metadata.packages.iter().filter(|p| p.name.as_str() != "kfbox-tests") {
         let Some((row, uses)) = table.get(package.name.as_str()) else {
@@ -51,7 +48,10 @@ fn one_stack_of_each_kind_is_linked() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let lock = std::fs::read_to_string(root.join("Cargo.lock")).unwrap();
     for name in ["openssl", "openssl-sys", "native-tls", "async-std", "actix-web"] {
-        assert!(!lock.contains(&format!("name = \"{name}\"\n")), "{name} came in; see what brings it: cargo tree -i {name}");
+        assert!(
+            !lock.contains(&format!("name = \"{name}\"\n")),
+            "{name} came in; see what brings it: cargo tree -i {name}"
+        );
     }
     for name in ["hyper", "axum", "http", "rustls", "tonic", "prost"] {
         let versions = lock.matches(&format!("name = \"{name}\"\n")).count();

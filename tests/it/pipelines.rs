@@ -47,8 +47,12 @@ try:
     sys.exit('the neighbours could be listed')
 except s3.exceptions.ClientError as error:
     assert error.response['Error']['Code'] == 'AccessDenied', error";
-    let output = run(std::process::Command::new(Python::Clients.program())
-        .args(["-c", script, &credentials.to_string(), run_id]))?
+    let output = run(std::process::Command::new(Python::Clients.program()).args([
+        "-c",
+        script,
+        &credentials.to_string(),
+        run_id,
+    ]))?
     .ok()?;
     assert_eq!(output.stdout.trim(), "hello from the first step");
 
@@ -107,7 +111,8 @@ fn a_terminated_run_ends_cancelled_and_its_pods_go() -> anyhow::Result<()> {
     assert_eq!(result["state"], "CANCELED", "{result}");
     let selector = format!("pipeline/runid={}", result["run_id"].as_str().unwrap());
     kfbox_tests::wait_until(std::time::Duration::from_secs(40), "the end of the run's pods", || {
-        let pods = b.kubectl(&["get", "pods", "-A", "-l", &selector, "-o", "jsonpath={.items[*].status.phase}"])?.ok()?;
+        let pods =
+            b.kubectl(&["get", "pods", "-A", "-l", &selector, "-o", "jsonpath={.items[*].status.phase}"])?.ok()?;
         Ok((!pods.stdout.contains("Running") && !pods.stdout.contains("Pending")).then_some(()))
     })
 }

@@ -42,7 +42,10 @@ fn a_run_survives_kill_minus_nine_of_the_daemon() -> anyhow::Result<()> {
     let after = pods_of_run(&b, run_id)?;
     let same = after.iter().find(|p| p["metadata"]["uid"] == before["metadata"]["uid"]);
     let same = same.unwrap_or_else(|| panic!("the pod is gone: {after:?}"));
-    assert_eq!(same["status"]["containerStatuses"][0]["containerID"], before["status"]["containerStatuses"][0]["containerID"]);
+    assert_eq!(
+        same["status"]["containerStatuses"][0]["containerID"],
+        before["status"]["containerStatuses"][0]["containerID"]
+    );
     assert_eq!(same["status"]["phase"], "Running", "the container stopped with the daemon: {same}");
 
     let result = kfp(&b, &["wait", run_id])?;
@@ -52,7 +55,8 @@ fn a_run_survives_kill_minus_nine_of_the_daemon() -> anyhow::Result<()> {
     for pod in &pods {
         assert_eq!(pod["status"]["containerStatuses"][0]["restartCount"], 0, "{pod}");
     }
-    let (namespace, name) = (before["metadata"]["namespace"].as_str().unwrap(), before["metadata"]["name"].as_str().unwrap());
+    let (namespace, name) =
+        (before["metadata"]["namespace"].as_str().unwrap(), before["metadata"]["name"].as_str().unwrap());
     let log = b.kubectl(&["logs", "-n", namespace, name])?.ok()?.stdout;
     assert_eq!(log.matches("step began").count(), 1, "{log}");
     assert_eq!(log.matches("step ended").count(), 1, "no line was lost: {log}");

@@ -35,9 +35,7 @@ mod store;
 mod subresources;
 mod verbs;
 
-pub use kubelet::{
-    Duplex, ExecSession, Exit, Kubelet, KubeletError, LogOptions, LogStream, Streams, TerminalSize,
-};
+pub use kubelet::{Duplex, ExecSession, Exit, Kubelet, KubeletError, LogOptions, LogStream, Streams, TerminalSize};
 pub use server::{ApiServer, Config, OpenError};
 pub use status::ApiError;
 

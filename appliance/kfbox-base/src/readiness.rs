@@ -43,7 +43,12 @@ impl Readiness {
         let name = name.into();
         self.state.send_modify(|all| {
             all.retain(|c| c.name != name);
-            all.push(ComponentStatus { name: name.clone(), state: State::Starting, message: String::new(), took_ms: None });
+            all.push(ComponentStatus {
+                name: name.clone(),
+                state: State::Starting,
+                message: String::new(),
+                took_ms: None,
+            });
         });
         Component { readiness: self.clone(), name, since: Instant::now() }
     }

@@ -74,7 +74,9 @@ impl Tasks {
             let failure = match handle.await {
                 Ok(Ok(())) => TaskFailure::Ended { name },
                 Ok(Err(cause)) => TaskFailure::Failed { name, cause },
-                Err(error) if error.is_panic() => TaskFailure::Panicked { name, message: panic_text(error.into_panic()) },
+                Err(error) if error.is_panic() => {
+                    TaskFailure::Panicked { name, message: panic_text(error.into_panic()) }
+                }
                 Err(_) => return,
             };
             if !inner.shutdown.is_cancelled() {

@@ -132,7 +132,13 @@ impl Data for Sample {
             self.summary("bad", "churn-model with new features", RunState::Failed, 3900, 312),
             self.summary("r3", "<script>alert('hostile')</script>", RunState::Succeeded, 7600, 95),
             self.summary("r4", "quick-start", RunState::Succeeded, 90_000, 9),
-            self.summary("r5", "sweep-learning-rates-for-the-large-vision-transformer-on-the-whole-corpus", RunState::Canceled, 400_000, 17_000),
+            self.summary(
+                "r5",
+                "sweep-learning-rates-for-the-large-vision-transformer-on-the-whole-corpus",
+                RunState::Canceled,
+                400_000,
+                17_000,
+            ),
             self.summary("r6", "waiting for a GPU", RunState::Pending, 4, 0),
         ];
         let items = all.into_iter().filter(|r| query.state.is_empty() || r.state.key() == query.state).collect();
@@ -163,7 +169,11 @@ impl Data for Sample {
             type_name: kind.into(),
             uri: format!("minio://mlpipeline/v2/artifacts/churn-model/{run}/{node}/{name}"),
             size: Some(size),
-            metadata: if kind == "Metrics" { vec![parameter("accuracy", "0.947"), parameter("f1", "0.912")] } else { vec![] },
+            metadata: if kind == "Metrics" {
+                vec![parameter("accuracy", "0.947"), parameter("f1", "0.912")]
+            } else {
+                vec![]
+            },
         };
         Ok(NodeDetail {
             id: found.id,
@@ -180,16 +190,28 @@ impl Data for Sample {
             image: "python:3.11".into(),
             command: "python3 -m kfp.dsl.executor_main".into(),
             pod: format!("{run}-{node}-7f9c"),
-            inputs: vec![parameter("learning_rate", "0.01"), parameter("columns", "[\"age\", \"plan\", \"months\", \"support_calls\"]")],
+            inputs: vec![
+                parameter("learning_rate", "0.01"),
+                parameter("columns", "[\"age\", \"plan\", \"months\", \"support_calls\"]"),
+            ],
             outputs: vec![parameter("rows", "99 812")],
             input_artifacts: vec![artifact("features", "features", "Dataset", 18_400_000)],
-            output_artifacts: vec![artifact("metrics", "metrics", "Metrics", 120), artifact("plot", "plot", "Artifact", 9000)],
+            output_artifacts: vec![
+                artifact("metrics", "metrics", "Metrics", 120),
+                artifact("plot", "plot", "Artifact", 9000),
+            ],
             has_log: found.kind == NodeKind::Task,
         })
     }
 
     async fn log(&self, _: &UserInfo, _: &str, _: &str, follow: bool) -> Result<LogStream, DataError> {
-        let lines = stream::iter(0..40).map(|n| Ok(Bytes::from(format!("2026-11-22 03:{n:02}:07 INFO  epoch {n:>3}  loss {:.4}  accuracy {:.3}\n", 1.0 / f64::from(n + 1), 1.0 - 0.4 / f64::from(n + 1)))));
+        let lines = stream::iter(0..40).map(|n| {
+            Ok(Bytes::from(format!(
+                "2026-11-22 03:{n:02}:07 INFO  epoch {n:>3}  loss {:.4}  accuracy {:.3}\n",
+                1.0 / f64::from(n + 1),
+                1.0 - 0.4 / f64::from(n + 1)
+            )))
+        });
         let more = stream::unfold(40, |n| async move {
             tokio::time::sleep(Duration::from_secs(1)).await;
             Some((Ok(Bytes::from(format!("2026-11-22 03:40:{n:02} INFO  epoch {n:>3}\n"))), n + 1))
@@ -198,7 +220,8 @@ impl Data for Sample {
     }
 
     async fn artifact(&self, _: &UserInfo, _: &str, id: &str) -> Result<ArtifactContent, DataError> {
-        let text: &[u8] = if id == "plot" { b"\x80\x04\x95\x00" } else { b"age,plan,months\n31,basic,12\n<b>55</b>,pro,40\n" };
+        let text: &[u8] =
+            if id == "plot" { b"\x80\x04\x95\x00" } else { b"age,plan,months\n31,basic,12\n<b>55</b>,pro,40\n" };
         let body = stream::iter([Ok(Bytes::from_static(text))]).boxed();
         Ok(ArtifactContent { file_name: id.into(), size: Some(text.len() as u64), body })
     }
@@ -234,7 +257,13 @@ impl Data for Sample {
             node.started = None;
             node.finished = None;
         }
-        Ok(PipelineDetail { pipeline, versions: vec!["churn-model v3".into(), "v2".into()], parameters: vec![parameter("learning_rate", "NUMBER, 0.01")], nodes, edges })
+        Ok(PipelineDetail {
+            pipeline,
+            versions: vec!["churn-model v3".into(), "v2".into()],
+            parameters: vec![parameter("learning_rate", "NUMBER, 0.01")],
+            nodes,
+            edges,
+        })
     }
 
     async fn experiments(&self, _: &UserInfo, _: &Query) -> Result<Page<ExperimentView>, DataError> {

@@ -79,7 +79,10 @@ mod tests {
             [d(-5), d(0), d(30), d(420), d(59_999), d(125_000), d(11_520_000), d(190_000_000)],
             ["0 s", "0 s", "0.1 s", "0.4 s", "59 s", "2 min 05 s", "3 h 12 min", "2 d 4 h"]
         );
-        assert_eq!([size(0), size(1023), size(1024), size(4300), size(1 << 30)], ["0 B", "1023 B", "1.0 KiB", "4.1 KiB", "1.0 GiB"]);
+        assert_eq!(
+            [size(0), size(1023), size(1024), size(4300), size(1 << 30)],
+            ["0 B", "1023 B", "1.0 KiB", "4.1 KiB", "1.0 GiB"]
+        );
         assert_eq!(size(u64::MAX).split(' ').nth(1), Some("PiB"));
         assert_eq!(shorten("preprocess-the-training-data-2", 16), "preprocess…ata-2");
         assert_eq!(shorten("äöüäöüäöü", 6).chars().count(), 6);

@@ -65,12 +65,9 @@ pub fn draw(nodes: &[GraphNode], edges: &[GraphEdge], options: &Options<'_>) -> 
     let omitted = nodes.len().saturating_sub(DRAWN);
     let nodes = &nodes[..nodes.len().min(DRAWN)];
     let place: HashMap<&str, usize> = nodes.iter().enumerate().map(|(n, node)| (node.id.as_str(), n)).collect();
-    let sizes: Vec<Size> =
-        nodes.iter().map(|n| if n.kind == NodeKind::Artifact { ARTIFACT } else { TASK }).collect();
-    let pairs: Vec<(usize, usize)> = edges
-        .iter()
-        .filter_map(|e| Some((*place.get(e.from.as_str())?, *place.get(e.to.as_str())?)))
-        .collect();
+    let sizes: Vec<Size> = nodes.iter().map(|n| if n.kind == NodeKind::Artifact { ARTIFACT } else { TASK }).collect();
+    let pairs: Vec<(usize, usize)> =
+        edges.iter().filter_map(|e| Some((*place.get(e.from.as_str())?, *place.get(e.to.as_str())?))).collect();
     let drawing = layout::layout(&sizes, &pairs);
     let drawn = nodes
         .iter()
@@ -85,7 +82,11 @@ pub fn draw(nodes: &[GraphNode], edges: &[GraphEdge], options: &Options<'_>) -> 
         .filter(|(points, _)| points.len() > 1)
         .map(|(points, (_, to))| Line {
             path: curve(points),
-            class: if matches!(nodes[*to].state, RunState::Running | RunState::Canceling) { "edge flow" } else { "edge" },
+            class: if matches!(nodes[*to].state, RunState::Running | RunState::Canceling) {
+                "edge flow"
+            } else {
+                "edge"
+            },
         })
         .collect();
     Graph {

@@ -171,7 +171,8 @@ fn order(rows: &mut Vec<Vec<usize>>, cells: &[Cell]) {
         }
         let down = round % 2 == 0;
         let mut rank = ranks(rows, cells.len());
-        let sequence: Vec<usize> = if down { (1..rows.len()).collect() } else { (0..rows.len().saturating_sub(1)).rev().collect() };
+        let sequence: Vec<usize> =
+            if down { (1..rows.len()).collect() } else { (0..rows.len().saturating_sub(1)).rev().collect() };
         for layer in sequence {
             let key = |cell: usize| {
                 let neighbours = if down { &cells[cell].up } else { &cells[cell].down };
@@ -254,7 +255,8 @@ fn place(rows: &[Vec<usize>], cells: &mut [Cell]) {
         }
     }
     for round in 0..PLACINGS {
-        let sequence: Vec<usize> = if round % 2 == 0 { (0..rows.len()).collect() } else { (0..rows.len()).rev().collect() };
+        let sequence: Vec<usize> =
+            if round % 2 == 0 { (0..rows.len()).collect() } else { (0..rows.len()).rev().collect() };
         for layer in sequence {
             let wanted: Vec<f64> = rows[layer].iter().map(|c| desired(*c, cells, round)).collect();
             fit(&rows[layer], &wanted, cells);
@@ -410,7 +412,9 @@ mod tests {
     fn nonsense_is_drawn_without_a_panic() {
         assert_eq!(layout(&[], &[(0, 1)]).edges.len(), 1);
         let sizes = boxes(3);
-        for edges in [vec![(0, 0)], vec![(0, 9)], vec![(0, 1), (1, 0)], vec![(0, 1), (1, 2), (2, 0)], vec![(0, 1), (0, 1)]] {
+        for edges in
+            [vec![(0, 0)], vec![(0, 9)], vec![(0, 1), (1, 0)], vec![(0, 1), (1, 2), (2, 0)], vec![(0, 1), (0, 1)]]
+        {
             let d = layout(&sizes, &edges);
             assert_sound(&sizes, &d);
             assert!(d.edges.iter().flatten().all(|p| p.x.is_finite() && p.y.is_finite()));
@@ -424,7 +428,8 @@ mod tests {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             usize::try_from(seed >> 33).unwrap() % below
         };
-        let sizes: Vec<Size> = (0..300).map(|n| Size { width: if n % 3 == 0 { 200.0 } else { 150.0 }, height: 50.0 }).collect();
+        let sizes: Vec<Size> =
+            (0..300).map(|n| Size { width: if n % 3 == 0 { 200.0 } else { 150.0 }, height: 50.0 }).collect();
         let edges: Vec<(usize, usize)> = (1..300).map(|n: usize| (n.saturating_sub(1 + random(12)), n)).collect();
         assert_sound(&sizes, &layout(&sizes, &edges));
         let wide: Vec<(usize, usize)> = (1..300).map(|n| (0, n)).collect();

@@ -17,8 +17,8 @@ mod view;
 
 pub use data::{ArtifactContent, ChangeStream, Data, DataError, LogStream};
 pub use view::{
-    ArtifactView, ComponentState, ComponentView, Connect, ExperimentView, GraphEdge, GraphNode, NamespaceView, NodeDetail,
-    NodeKind, Page, Parameter, PipelineDetail, PipelineView, Query, RunDetail, RunState, RunSummary,
+    ArtifactView, ComponentState, ComponentView, Connect, ExperimentView, GraphEdge, GraphNode, NamespaceView,
+    NodeDetail, NodeKind, Page, Parameter, PipelineDetail, PipelineView, Query, RunDetail, RunState, RunSummary,
 };
 
 use std::sync::Arc;

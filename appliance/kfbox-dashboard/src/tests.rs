@@ -71,13 +71,25 @@ fn summary(id: &str) -> RunSummary {
 }
 
 fn node(id: &str, kind: NodeKind) -> GraphNode {
-    GraphNode { id: id.into(), kind, name: HOSTILE.into(), detail: HOSTILE.into(), state: RunState::Running, ..GraphNode::default() }
+    GraphNode {
+        id: id.into(),
+        kind,
+        name: HOSTILE.into(),
+        detail: HOSTILE.into(),
+        state: RunState::Running,
+        ..GraphNode::default()
+    }
 }
 
 #[async_trait]
 impl Data for Evil {
     async fn components(&self) -> Vec<ComponentView> {
-        vec![ComponentView { name: HOSTILE.into(), state: ComponentState::Failed, message: HOSTILE.into(), took_ms: None }]
+        vec![ComponentView {
+            name: HOSTILE.into(),
+            state: ComponentState::Failed,
+            message: HOSTILE.into(),
+            took_ms: None,
+        }]
     }
 
     async fn namespaces(&self, _: &UserInfo) -> Result<Vec<NamespaceView>, DataError> {
@@ -94,7 +106,8 @@ impl Data for Evil {
     async fn run(&self, _: &UserInfo, id: &str) -> Result<RunDetail, DataError> {
         guard(id)?;
         let nodes = vec![node(HOSTILE, NodeKind::Task), node("b", NodeKind::Artifact), node("c", NodeKind::Group)];
-        let edges = vec![GraphEdge { from: HOSTILE.into(), to: "b".into() }, GraphEdge { from: "x".into(), to: "c".into() }];
+        let edges =
+            vec![GraphEdge { from: HOSTILE.into(), to: "b".into() }, GraphEdge { from: "x".into(), to: "c".into() }];
         Ok(RunDetail { run: summary(id), error: HOSTILE.into(), parameters: vec![parameter()], nodes, edges })
     }
 
@@ -155,8 +168,13 @@ impl Data for Evil {
     }
 
     async fn pipelines(&self, _: &UserInfo, _: &Query) -> Result<Page<PipelineView>, DataError> {
-        let pipeline =
-            PipelineView { id: HOSTILE.into(), name: HOSTILE.into(), description: HOSTILE.into(), namespace: HOSTILE.into(), created: None };
+        let pipeline = PipelineView {
+            id: HOSTILE.into(),
+            name: HOSTILE.into(),
+            description: HOSTILE.into(),
+            namespace: HOSTILE.into(),
+            created: None,
+        };
         Ok(Page { items: vec![pipeline], next: String::new() })
     }
 
@@ -164,11 +182,22 @@ impl Data for Evil {
         guard(id)?;
         let pipeline = self.pipelines(user, &Query::default()).await?.items.remove(0);
         let nodes = vec![node(HOSTILE, NodeKind::Task)];
-        Ok(PipelineDetail { pipeline, versions: vec![HOSTILE.into()], parameters: vec![parameter()], nodes, edges: vec![] })
+        Ok(PipelineDetail {
+            pipeline,
+            versions: vec![HOSTILE.into()],
+            parameters: vec![parameter()],
+            nodes,
+            edges: vec![],
+        })
     }
 
     async fn experiments(&self, _: &UserInfo, _: &Query) -> Result<Page<ExperimentView>, DataError> {
-        let experiment = ExperimentView { name: HOSTILE.into(), description: HOSTILE.into(), namespace: HOSTILE.into(), ..ExperimentView::default() };
+        let experiment = ExperimentView {
+            name: HOSTILE.into(),
+            description: HOSTILE.into(),
+            namespace: HOSTILE.into(),
+            ..ExperimentView::default()
+        };
         Ok(Page { items: vec![experiment], next: String::new() })
     }
 }
@@ -193,7 +222,15 @@ async fn get(router: &Router, path: &str) -> (StatusCode, HeaderMap, String) {
 
 /// The text holds none of what would run: no tag, no attribute broken out of, no address with a scheme that runs.
 fn assert_harmless(path: &str, text: &str) {
-    for bad in ["<script>alert", "<img src=x", "\"><script", "'<img", "href=\"javascript:", "src=\"javascript:", "action=\"javascript:"] {
+    for bad in [
+        "<script>alert",
+        "<img src=x",
+        "\"><script",
+        "'<img",
+        "href=\"javascript:",
+        "src=\"javascript:",
+        "action=\"javascript:",
+    ] {
         assert!(!text.contains(bad), "{path} holds {bad}");
     }
     // Inline scripts, styles and handlers would need a weaker policy than the gateway's.
@@ -252,13 +289,19 @@ async fn artifacts_and_logs_never_run() {
         let (_, headers, _) = get(&router, path).await;
         assert_eq!(headers[header::CONTENT_TYPE], "application/octet-stream", "{path}");
         let disposition = headers[header::CONTENT_DISPOSITION].to_str().unwrap();
-        assert_eq!(disposition, "attachment; filename*=UTF-8''a%22b%0D%0ASet%2DCookie%3A%20x%3Dy.html".replace("%2D", "-"));
+        assert_eq!(
+            disposition,
+            "attachment; filename*=UTF-8''a%22b%0D%0ASet%2DCookie%3A%20x%3Dy.html".replace("%2D", "-")
+        );
     }
     let (_, headers, _) = get(&router, "/runs/r/artifacts/png?inline=1").await;
     assert_eq!(headers[header::CONTENT_TYPE], "image/png");
     assert!(headers[header::CONTENT_SECURITY_POLICY].to_str().unwrap().starts_with("sandbox"));
     let (_, headers, text) = get(&router, "/runs/r/nodes/n/log").await;
-    assert_eq!((headers[header::CONTENT_TYPE].to_str().unwrap(), text.as_str()), ("text/plain; charset=utf-8", HOSTILE));
+    assert_eq!(
+        (headers[header::CONTENT_TYPE].to_str().unwrap(), text.as_str()),
+        ("text/plain; charset=utf-8", HOSTILE)
+    );
     assert_eq!(headers[header::X_CONTENT_TYPE_OPTIONS], "nosniff");
 }
 

@@ -1,8 +1,9 @@
 //! [`Database`]: the handle that stores use.
 
 use crate::{
-    Error, OpenError, Schema, open_connection,
+    Error, OpenError, Schema,
     open::apply_pragmas,
+    open_connection,
     writer::{self, Job},
 };
 use rusqlite::{Connection, Transaction};
@@ -88,9 +89,7 @@ impl Database {
         E: From<Error> + Send + 'static,
     {
         let this = self.clone();
-        tokio::task::spawn_blocking(move || this.read_blocking(work))
-            .await
-            .unwrap_or(Err(E::from(Error::Closed)))
+        tokio::task::spawn_blocking(move || this.read_blocking(work)).await.unwrap_or(Err(E::from(Error::Closed)))
     }
 
     pub fn read_blocking<T, E, F>(&self, work: F) -> Result<T, E>

@@ -26,7 +26,8 @@ async fn main() -> Result<(), BoxError> {
     if let Some(password) = gateway.ensure_first_user("user@example.com").await? {
         println!("{url} user@example.com {}", password.reveal());
     }
-    let who = Router::new().fallback(any(|Extension(user): Extension<UserInfo>| async move { format!("{}\n", user.username) }));
+    let who = Router::new()
+        .fallback(any(|Extension(user): Extension<UserInfo>| async move { format!("{}\n", user.username) }));
     let tasks = Tasks::new();
     gateway.serve("gateway", listener, gateway.router(Mounts::new().at("/", who)), &tasks);
     tasks.stopped().await?;

@@ -5,8 +5,7 @@
 //! through [`authenticate`]. No header, query or user agent opens a route: the decision reads the path alone.
 
 use crate::{
-    Gateway,
-    paths,
+    Gateway, paths,
     store::{SecretHash, hash_secret, keys::MAX_JWT, tokens::Scope},
 };
 use axum::{
@@ -74,7 +73,10 @@ impl ReviewCache {
 /// Runs before routing: refuses confusing paths, strips headers, and puts the security headers on the answer.
 pub(crate) async fn front(State(gateway): State<Gateway>, mut request: Request, next: Next) -> Response {
     if !paths::is_plain(request.uri().path()) {
-        return secured(problem(StatusCode::BAD_REQUEST, "bad_path", "the path has empty, dot or encoded parts"), &gateway);
+        return secured(
+            problem(StatusCode::BAD_REQUEST, "bad_path", "the path has empty, dot or encoded parts"),
+            &gateway,
+        );
     }
     strip_identity(request.headers_mut());
     secured(next.run(request).await, &gateway)
@@ -145,10 +147,15 @@ pub(crate) async fn authenticate(State(gateway): State<Gateway>, mut request: Re
         Ok(None) => return refuse_anonymous(request.method(), request.uri(), request.headers()),
         Err(error) => {
             tracing::warn!(%error, "a token could not be reviewed");
-            return problem(StatusCode::SERVICE_UNAVAILABLE, "unavailable", "the token cannot be checked right now: try again");
+            return problem(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "unavailable",
+                "the token cannot be checked right now: try again",
+            );
         }
     };
-    if proof == Proof::Cookie && needs_same_origin(request.method(), request.headers())
+    if proof == Proof::Cookie
+        && needs_same_origin(request.method(), request.headers())
         && !same_origin(request.headers(), &gateway.inner.config.external_url)
     {
         tracing::warn!(target: "audit", user = %user.username, path = request.uri().path(), "refused: cross-site request");
@@ -281,9 +288,7 @@ fn refuse_anonymous(method: &Method, uri: &Uri, headers: &HeaderMap) -> Response
     }
     let mut response =
         problem(StatusCode::UNAUTHORIZED, "unauthenticated", "sign in, or send a token: Authorization: Bearer …");
-    response
-        .headers_mut()
-        .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"kfbox\""));
+    response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"kfbox\""));
     response
 }
 

@@ -108,7 +108,10 @@ impl Gateway {
     /// Opens the database and checks the configuration.
     pub fn open(mut config: Config, deps: Deps) -> Result<Self, GatewayError> {
         let url = &config.external_url;
-        if !matches!(url.scheme(), "http" | "https") || url.host().is_none() || url.query().is_some() || url.path() != "/"
+        if !matches!(url.scheme(), "http" | "https")
+            || url.host().is_none()
+            || url.query().is_some()
+            || url.path() != "/"
         {
             return Err(GatewayError::Config(format!(
                 "the external URL {url} must be http(s)://HOST[:PORT] with nothing behind it"

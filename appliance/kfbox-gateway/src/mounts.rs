@@ -47,7 +47,9 @@ impl Mounts {
         let path = request.uri().path();
         let found = self.mounts.iter().find(|m| {
             let rest = path.strip_prefix(m.prefix.as_str());
-            rest.is_some_and(|rest| (rest.is_empty() && !m.strip) || (rest.starts_with('/') && (rest != "/" || !m.strip)))
+            rest.is_some_and(|rest| {
+                (rest.is_empty() && !m.strip) || (rest.starts_with('/') && (rest != "/" || !m.strip))
+            })
         });
         let Some(mount) = found else {
             return crate::guard::problem(StatusCode::NOT_FOUND, "not_found", "there is nothing at this path");

@@ -9,7 +9,10 @@
 use crate::{
     Gateway, guard, paths,
     sign_in::{self, Refused, redirect},
-    store::{SecretHash, StoreError, hash_secret, now, random_secret, refresh::Grant, refresh::Redeemed, seconds, users::User},
+    store::{
+        SecretHash, StoreError, hash_secret, now, random_secret, refresh::Grant, refresh::Redeemed, seconds,
+        users::User,
+    },
 };
 use axum::{
     Form, Json, Router,
@@ -58,7 +61,10 @@ pub struct ClientConfig {
 
 impl std::fmt::Debug for ClientConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ClientConfig").field("id", &self.id).field("redirect_uris", &self.redirect_uris).finish_non_exhaustive()
+        f.debug_struct("ClientConfig")
+            .field("id", &self.id)
+            .field("redirect_uris", &self.redirect_uris)
+            .finish_non_exhaustive()
     }
 }
 
@@ -71,11 +77,13 @@ pub(crate) fn check_clients(clients: &[ClientConfig]) -> Result<(), String> {
             return Err(format!("the secret of client {} has less than 16 characters", client.id));
         }
         for uri in &client.redirect_uris {
-            let fine = Url::parse(uri).is_ok_and(|u| {
-                u.fragment().is_none() && matches!(u.scheme(), "http" | "https") && u.host().is_some()
-            });
+            let fine = Url::parse(uri)
+                .is_ok_and(|u| u.fragment().is_none() && matches!(u.scheme(), "http" | "https") && u.host().is_some());
             if !fine {
-                return Err(format!("the redirect URI {uri:?} of client {} must be an absolute http(s) URL", client.id));
+                return Err(format!(
+                    "the redirect URI {uri:?} of client {} must be an absolute http(s) URL",
+                    client.id
+                ));
             }
         }
     }
@@ -239,8 +247,12 @@ async fn authorize(
     }
     let state = query.state.as_deref();
     let fail = |error: &str, text: &str| {
-        let pairs =
-            [("error", Some(error)), ("error_description", Some(text)), ("state", state), ("iss", Some(gateway.issuer()))];
+        let pairs = [
+            ("error", Some(error)),
+            ("error_description", Some(text)),
+            ("state", state),
+            ("iss", Some(gateway.issuer())),
+        ];
         redirect(StatusCode::FOUND, &with_query(&query.redirect_uri, &pairs))
     };
     if query.response_type != "code" {
@@ -334,7 +346,8 @@ fn client<'a>(gateway: &'a Gateway, headers: &HeaderMap, form: &TokenForm) -> Re
     const WRONG: TokenError = TokenError("invalid_client", "the client is unknown or its secret is wrong");
     let (id, secret) = match headers.get(header::AUTHORIZATION) {
         Some(value) => {
-            let basic = value.to_str().ok().and_then(|v| v.split_once(' ')).filter(|(s, _)| s.eq_ignore_ascii_case("basic"));
+            let basic =
+                value.to_str().ok().and_then(|v| v.split_once(' ')).filter(|(s, _)| s.eq_ignore_ascii_case("basic"));
             let text = basic.and_then(|(_, b)| STANDARD.decode(b.trim()).ok()).and_then(|b| String::from_utf8(b).ok());
             let Some((id, secret)) = text.as_deref().and_then(|t| t.split_once(':')) else { return Err(WRONG) };
             let plain = |t: &str| percent_decode_str(&t.replace('+', " ")).decode_utf8_lossy().into_owned();
@@ -586,7 +599,8 @@ struct LogoutQuery {
 async fn logout(State(gateway): State<Gateway>, headers: HeaderMap, Query(query): Query<LogoutQuery>) -> Response {
     let known = query.post_logout_redirect_uri.as_deref().filter(|uri| {
         let mut clients = gateway.inner.config.clients.iter();
-        clients.any(|c| query.client_id.as_ref().is_none_or(|id| *id == c.id) && c.redirect_uris.iter().any(|r| r == uri))
+        clients
+            .any(|c| query.client_id.as_ref().is_none_or(|id| *id == c.id) && c.redirect_uris.iter().any(|r| r == uri))
     });
     let back = match known {
         Some(uri) => with_query(uri, &[("state", query.state.as_deref())]),

@@ -32,7 +32,8 @@ pub fn return_path(wanted: &str) -> String {
 fn safe_path(wanted: &str) -> Option<String> {
     let tail = wanted.strip_prefix('/')?;
     // Browsers read `/\host` and `/<tab>/host` as `//host`.
-    if wanted.len() > MAX_RETURN || tail.starts_with(['/', '\\']) || wanted.chars().any(|c| c.is_control() || c == '\\') {
+    if wanted.len() > MAX_RETURN || tail.starts_with(['/', '\\']) || wanted.chars().any(|c| c.is_control() || c == '\\')
+    {
         return None;
     }
     let base = Url::parse("http://kfbox.invalid").ok()?;
@@ -86,8 +87,19 @@ mod tests {
             assert!(is_plain(good), "{good}");
         }
         for bad in [
-            "", "x", "//x", "/dex/../apis", "/dex/%2e%2e/apis", "/dex/%2E./apis", "/dex/..%2fapis", "/dex/%252e%252e/apis",
-            "/a/./b", "/a%5c..%5cb", "/a%00", "/a%0d%0ab", "/healthz%2f..%2fapis",
+            "",
+            "x",
+            "//x",
+            "/dex/../apis",
+            "/dex/%2e%2e/apis",
+            "/dex/%2E./apis",
+            "/dex/..%2fapis",
+            "/dex/%252e%252e/apis",
+            "/a/./b",
+            "/a%5c..%5cb",
+            "/a%00",
+            "/a%0d%0ab",
+            "/healthz%2f..%2fapis",
         ] {
             assert!(!is_plain(bad), "{bad}");
         }

@@ -47,7 +47,12 @@ pub(crate) fn serve(name: &str, listener: TcpListener, router: Router, tasks: &T
     });
 }
 
-async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, shutdown: tokio_util::sync::CancellationToken) {
+async fn connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    router: Router,
+    shutdown: tokio_util::sync::CancellationToken,
+) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY");
     }

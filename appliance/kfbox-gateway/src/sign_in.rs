@@ -155,7 +155,8 @@ async fn submit(
     Query(query): Query<Return>,
     form: Result<Form<SignIn>, FormRejection>,
 ) -> Response {
-    let refuse = |status, login: &str, error: &str| page(&gateway, &headers, &query.rd, &Shown { status, login, error });
+    let refuse =
+        |status, login: &str, error: &str| page(&gateway, &headers, &query.rd, &Shown { status, login, error });
     // Another site's form must not sign this browser in as somebody else.
     if !same_origin(&headers, &gateway.inner.config.external_url) {
         return refuse(StatusCode::FORBIDDEN, "", "This form came from another site. Sign in here instead.");
@@ -195,7 +196,11 @@ async fn submit(
         }
         Err(error) => {
             tracing::error!(%error, "a session could not be stored");
-            refuse(StatusCode::SERVICE_UNAVAILABLE, &form.login, "The session could not be stored. See the log of kfbox.")
+            refuse(
+                StatusCode::SERVICE_UNAVAILABLE,
+                &form.login,
+                "The session could not be stored. See the log of kfbox.",
+            )
         }
     }
 }

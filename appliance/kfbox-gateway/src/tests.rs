@@ -59,8 +59,7 @@ async fn world_with(change: impl FnOnce(&mut Config)) -> World {
         redirect_uris: vec![format!("https://{id}.example/callback")],
         platform,
     };
-    config.clients =
-        vec![client("cli", None, true), client("grafana", Some("a-long-enough-secret"), false)];
+    config.clients = vec![client("cli", None, true), client("grafana", Some("a-long-enough-secret"), false)];
     change(&mut config);
     let (reviewer, readiness) = (Arc::new(Reviewer::default()), Readiness::default());
     let deps = Deps { token_reviewer: reviewer.clone(), readiness: readiness.clone() };
@@ -98,7 +97,8 @@ impl Answer {
 
 impl World {
     async fn send(&self, request: http::request::Builder, body: &str) -> Answer {
-        let response: Response = self.router.clone().oneshot(request.body(Body::from(body.to_owned())).unwrap()).await.unwrap();
+        let response: Response =
+            self.router.clone().oneshot(request.body(Body::from(body.to_owned())).unwrap()).await.unwrap();
         let (parts, body) = response.into_parts();
         let bytes = axum::body::to_bytes(body, 1 << 20).await.unwrap();
         Answer { status: parts.status, headers: parts.headers, text: String::from_utf8(bytes.to_vec()).unwrap() }
@@ -116,7 +116,8 @@ impl World {
     }
 
     async fn sign_in(&self) -> String {
-        let answer = self.form("/dex/auth/local/login?rd=%2Fruns", &[("login", EMAIL), ("password", PASSWORD)], &[]).await;
+        let answer =
+            self.form("/dex/auth/local/login?rd=%2Fruns", &[("login", EMAIL), ("password", PASSWORD)], &[]).await;
         assert_eq!(answer.status, StatusCode::SEE_OTHER, "{}", answer.text);
         let cookie = answer.headers[header::SET_COOKIE].to_str().unwrap();
         cookie.split(';').next().unwrap().to_owned()
@@ -161,7 +162,9 @@ async fn only_health_and_sign_in_are_open() {
         &[("authorization", "Basic dXNlcjpwYXNz")],
         &[("cookie", "oauth2_proxy_kubeflow=guess; authservice_session=guess")],
     ];
-    for path in ["/apis/v2beta1/runs", "/apis/v2beta1/runs?x=/healthz", "/healthz/x", "/readyzz", "/oauth2x", "/apis/dex"] {
+    for path in
+        ["/apis/v2beta1/runs", "/apis/v2beta1/runs?x=/healthz", "/healthz/x", "/readyzz", "/oauth2x", "/apis/dex"]
+    {
         for headers in tricks {
             let answer = w.get(path, headers).await;
             assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{path} {headers:?} {}", answer.text);
@@ -191,7 +194,8 @@ async fn browsers_are_led_to_sign_in_and_back_and_programs_are_not() {
     assert_eq!(w.send(Request::post("/runs").header("accept", "text/html"), "").await.status, StatusCode::UNAUTHORIZED);
     // The old cookie's name is read too.
     let secret = cookie.split(';').next().unwrap().split_once('=').unwrap().1;
-    let me = w.get("/pipeline/apis/v1", &[("cookie", &format!("authservice_session={secret}; theme=dark"))]).await.json();
+    let me =
+        w.get("/pipeline/apis/v1", &[("cookie", &format!("authservice_session={secret}; theme=dark"))]).await.json();
     assert_eq!((&me["user"], &me["path"]), (&EMAIL.into(), &"/apis/v1".into()));
     assert_eq!(me["headers"]["cookie"], "theme=dark", "the session's secret must not reach components");
 }
@@ -265,7 +269,8 @@ async fn writes_by_cookie_must_come_from_our_own_pages() {
 #[tokio::test]
 async fn sign_in_returns_only_to_this_host() {
     let w = world().await;
-    for rd in ["https://evil.example", "//evil.example", "/\\evil.example", "/%09/evil.example", "javascript:alert(1)"] {
+    for rd in ["https://evil.example", "//evil.example", "/\\evil.example", "/%09/evil.example", "javascript:alert(1)"]
+    {
         let path = format!("/dex/auth/local/login?rd={}", sign_in::encode(rd));
         let answer = w.form(&path, &[("login", EMAIL), ("password", PASSWORD)], &[]).await;
         assert!(matches!(answer.location(), "/" | "/%09/evil.example"), "{rd} -> {}", answer.location());
@@ -368,16 +373,21 @@ async fn personal_tokens_have_scopes_an_end_and_are_stored_hashed() {
     assert_eq!(answer.status, StatusCode::UNAUTHORIZED);
 
     let dying = make(&Scope::ALL, Some(Duration::from_secs(1))).await;
-    w.gateway.inner.store.tokens.write().values_mut().filter(|t| t.id == dying.token.id).for_each(|t| t.expires = Some(1));
+    w.gateway
+        .inner
+        .store
+        .tokens
+        .write()
+        .values_mut()
+        .filter(|t| t.id == dying.token.id)
+        .for_each(|t| t.expires = Some(1));
     assert_eq!(status(dying.reveal()).await, StatusCode::UNAUTHORIZED);
     assert!(w.gateway.revoke_token(&both.token.id).await.unwrap());
     assert_eq!(status(both.reveal()).await, StatusCode::UNAUTHORIZED);
     assert!(!w.gateway.revoke_token(&both.token.id).await.unwrap());
 
-    let bytes: Vec<u8> = std::fs::read_dir(w._dir.path())
-        .unwrap()
-        .flat_map(|f| std::fs::read(f.unwrap().path()).unwrap())
-        .collect();
+    let bytes: Vec<u8> =
+        std::fs::read_dir(w._dir.path()).unwrap().flat_map(|f| std::fs::read(f.unwrap().path()).unwrap()).collect();
     let raw = platform.reveal().as_bytes();
     assert!(!bytes.windows(raw.len()).any(|window| window == raw), "the secret is on disk");
     assert!(!format!("{platform:?}").contains(platform.reveal()));
@@ -407,7 +417,9 @@ async fn a_public_client_signs_in_with_pkce_and_its_tokens_work_once_each() {
     assert!(anonymous.location().starts_with("/dex/auth/local/login?rd=%2Fdex%2Fauth%3F"), "{}", anonymous.location());
     let page = w.get(anonymous.location(), &[]).await;
     assert!(page.text.contains("The cli"));
-    assert!(page.headers["content-security-policy"].to_str().unwrap().contains("form-action 'self' https://cli.example"));
+    assert!(
+        page.headers["content-security-policy"].to_str().unwrap().contains("form-action 'self' https://cli.example")
+    );
 
     let cookie = w.sign_in().await;
     let code = w.code("cli", &cookie, &challenge).await;
@@ -427,7 +439,8 @@ async fn a_public_client_signs_in_with_pkce_and_its_tokens_work_once_each() {
     assert_eq!(redeem(&code, &verifier, uri).await.json()["error"], "invalid_grant", "a code is good once");
     let tokens = tokens.json();
     let id = tokens["id_token"].as_str().unwrap();
-    let claims: Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(id.split('.').nth(1).unwrap()).unwrap()).unwrap();
+    let claims: Value =
+        serde_json::from_slice(&URL_SAFE_NO_PAD.decode(id.split('.').nth(1).unwrap()).unwrap()).unwrap();
     assert_eq!(claims["iss"], "http://127.0.0.1:8080/dex");
     assert_eq!((&claims["aud"], &claims["nonce"], &claims["email"]), (&"cli".into(), &"n1".into(), &EMAIL.into()));
     assert_eq!(claims["groups"], serde_json::json!(["team"]));
@@ -442,10 +455,14 @@ async fn a_public_client_signs_in_with_pkce_and_its_tokens_work_once_each() {
     let access = format!("Bearer {}", tokens["access_token"].as_str().unwrap());
     assert_eq!(w.get("/apis/x", &[("authorization", &access)]).await.json()["user"], EMAIL);
     assert_eq!(w.get("/dex/userinfo", &[("authorization", &access)]).await.json()["email"], EMAIL);
-    assert_eq!(w.get("/dex/userinfo", &[("authorization", &format!("Bearer {id}"))]).await.status, StatusCode::UNAUTHORIZED);
+    assert_eq!(
+        w.get("/dex/userinfo", &[("authorization", &format!("Bearer {id}"))]).await.status,
+        StatusCode::UNAUTHORIZED
+    );
 
     let refresh = async |token: &str| {
-        w.form("/dex/token", &[("grant_type", "refresh_token"), ("client_id", "cli"), ("refresh_token", token)], &[]).await
+        w.form("/dex/token", &[("grant_type", "refresh_token"), ("client_id", "cli"), ("refresh_token", token)], &[])
+            .await
     };
     let first = tokens["refresh_token"].as_str().unwrap();
     let second = refresh(first).await.json();
@@ -458,10 +475,20 @@ async fn a_public_client_signs_in_with_pkce_and_its_tokens_work_once_each() {
     assert_eq!(redeem(&code, &store::random_secret(), uri).await.json()["error"], "invalid_grant");
     let code = w.code("cli", &cookie, &challenge).await;
     assert_eq!(redeem(&code, &verifier, "https://cli.example/callback/").await.json()["error"], "invalid_grant");
-    for plain in ["", "&code_challenge=0123456789012345678901234567890123456789012", "&code_challenge=0123456789012345678901234567890123456789012&code_challenge_method=plain"] {
-        let path = format!("/dex/auth?client_id=cli&redirect_uri=https%3A%2F%2Fcli.example%2Fcallback&response_type=code{plain}");
+    for plain in [
+        "",
+        "&code_challenge=0123456789012345678901234567890123456789012",
+        "&code_challenge=0123456789012345678901234567890123456789012&code_challenge_method=plain",
+    ] {
+        let path = format!(
+            "/dex/auth?client_id=cli&redirect_uri=https%3A%2F%2Fcli.example%2Fcallback&response_type=code{plain}"
+        );
         let answer = w.get(&path, &[("cookie", &cookie)]).await;
-        assert!(answer.location().starts_with("https://cli.example/callback?error=invalid_request"), "{}", answer.location());
+        assert!(
+            answer.location().starts_with("https://cli.example/callback?error=invalid_request"),
+            "{}",
+            answer.location()
+        );
     }
     // Tokens end with the password they were got by.
     w.gateway.set_password(EMAIL, "another password").await.unwrap();
@@ -474,8 +501,11 @@ async fn another_applications_tokens_are_not_good_on_the_platform() {
     let w = world().await;
     let cookie = w.sign_in().await;
     let code = w.code("grafana", &cookie, "").await;
-    let pairs =
-        [("grant_type", "authorization_code"), ("code", code.as_str()), ("redirect_uri", "https://grafana.example/callback")];
+    let pairs = [
+        ("grant_type", "authorization_code"),
+        ("code", code.as_str()),
+        ("redirect_uri", "https://grafana.example/callback"),
+    ];
     let basic = |secret: &str| {
         format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(format!("grafana:{secret}")))
     };
@@ -518,12 +548,22 @@ async fn redirect_addresses_are_compared_exactly_and_errors_do_not_travel() {
     }
     let prompt = "/dex/auth?client_id=grafana&response_type=code&redirect_uri=https%3A%2F%2Fgrafana.example%2Fcallback&prompt=none";
     let answer = w.get(prompt, &[]).await;
-    assert!(answer.location().starts_with("https://grafana.example/callback?error=login_required"), "{}", answer.location());
+    assert!(
+        answer.location().starts_with("https://grafana.example/callback?error=login_required"),
+        "{}",
+        answer.location()
+    );
 }
 
 #[tokio::test]
 async fn the_password_grant_is_off_unless_configured() {
-    let pairs = [("grant_type", "password"), ("client_id", "cli"), ("username", EMAIL), ("password", PASSWORD), ("scope", "openid")];
+    let pairs = [
+        ("grant_type", "password"),
+        ("client_id", "cli"),
+        ("username", EMAIL),
+        ("password", PASSWORD),
+        ("scope", "openid"),
+    ];
     let off = world().await;
     assert_eq!(off.form("/dex/token", &pairs, &[]).await.json()["error"], "unsupported_grant_type");
     let on = world_with(|c| c.password_grant = true).await;
@@ -539,7 +579,13 @@ async fn the_password_grant_is_off_unless_configured() {
 #[tokio::test]
 async fn forged_and_foreign_jwts_are_refused() {
     let (w, other) = (world().await, world_with(|c| c.password_grant = true).await);
-    let pairs = [("grant_type", "password"), ("client_id", "cli"), ("username", EMAIL), ("password", PASSWORD), ("scope", "openid")];
+    let pairs = [
+        ("grant_type", "password"),
+        ("client_id", "cli"),
+        ("username", EMAIL),
+        ("password", PASSWORD),
+        ("scope", "openid"),
+    ];
     let foreign = other.form("/dex/token", &pairs, &[]).await.json()["id_token"].as_str().unwrap().to_owned();
     assert!(other.gateway.verify_bearer(&foreign).is_some());
     assert!(w.gateway.verify_bearer(&foreign).is_none(), "another box's key");
@@ -561,7 +607,13 @@ async fn forged_and_foreign_jwts_are_refused() {
 #[tokio::test]
 async fn keys_rotate_and_the_old_one_stays_published_until_its_tokens_are_dead() {
     let w = world_with(|c| c.password_grant = true).await;
-    let pairs = [("grant_type", "password"), ("client_id", "cli"), ("username", EMAIL), ("password", PASSWORD), ("scope", "openid")];
+    let pairs = [
+        ("grant_type", "password"),
+        ("client_id", "cli"),
+        ("username", EMAIL),
+        ("password", PASSWORD),
+        ("scope", "openid"),
+    ];
     let old = w.form("/dex/token", &pairs, &[]).await.json()["id_token"].as_str().unwrap().to_owned();
     let (store, day) = (&w.gateway.inner.store, 24 * 3600);
     let count = || store.keys.read().published().keys.len();
@@ -580,7 +632,8 @@ async fn what_was_stored_survives_a_restart_and_the_first_user_is_made_once() {
     let dir = tempfile::tempdir().unwrap();
     let open = || {
         let config = Config::new(dir.path().into(), "http://127.0.0.1:8080".parse().unwrap());
-        Gateway::open(config, Deps { token_reviewer: Arc::new(Reviewer::default()), readiness: Readiness::default() }).unwrap()
+        Gateway::open(config, Deps { token_reviewer: Arc::new(Reviewer::default()), readiness: Readiness::default() })
+            .unwrap()
     };
     let gateway = open();
     let password = gateway.ensure_first_user("User@example.com").await.unwrap().unwrap();

@@ -101,7 +101,11 @@ async fn is_cluster_admin(deps: &Deps, user: &UserInfo) -> Result<bool, KfamErro
 }
 
 fn owns(user: &UserInfo, profile: &Profile) -> bool {
-    profile.spec.owner.as_ref().is_some_and(|owner| is_subject(user, &owner.kind, &owner.name, owner.namespace.as_deref()))
+    profile
+        .spec
+        .owner
+        .as_ref()
+        .is_some_and(|owner| is_subject(user, &owner.kind, &owner.name, owner.namespace.as_deref()))
 }
 
 fn is_subject(user: &UserInfo, kind: &str, name: &str, namespace: Option<&str>) -> bool {
@@ -116,7 +120,9 @@ fn is_subject(user: &UserInfo, kind: &str, name: &str, namespace: Option<&str>) 
 /// The profile, when the caller may change it. To others it is as if it did not exist, unless they can see it anyway.
 async fn own_profile(deps: &Deps, user: &UserInfo, name: &str) -> Result<Profile, KfamError> {
     let profiles: Api<Profile> = Api::all(deps.client.clone());
-    let forbidden = || KfamError::Forbidden(format!("{} neither owns the profile {name} nor administers the cluster", user.username));
+    let forbidden = || {
+        KfamError::Forbidden(format!("{} neither owns the profile {name} nor administers the cluster", user.username))
+    };
     let profile = match profiles.get_opt(name).await {
         Ok(found) => found,
         Err(kube::Error::Api(status)) if status.code == 400 || status.code == 422 => None,
@@ -175,7 +181,11 @@ async fn create_profile(
     Ok(StatusCode::OK.into_response())
 }
 
-async fn delete_profile(State(deps): State<Deps>, user: Caller, Path(name): Path<String>) -> Result<Response, KfamError> {
+async fn delete_profile(
+    State(deps): State<Deps>,
+    user: Caller,
+    Path(name): Path<String>,
+) -> Result<Response, KfamError> {
     let user = caller(user)?;
     own_profile(&deps, &user, &name).await?;
     let profiles: Api<Profile> = Api::all(deps.client.clone());
@@ -248,7 +258,8 @@ async fn list(State(deps): State<Deps>, user: Caller, Query(filter): Query<Filte
                 let own = is_subject(&caller, &b.user.kind, &b.user.name, b.user.namespace.as_deref());
                 (all || own)
                     && (filter.user.is_empty() || b.user.name == filter.user)
-                    && (filter.role.is_empty() || b.role_ref.name == filter.role
+                    && (filter.role.is_empty()
+                        || b.role_ref.name == filter.role
                         || bindings::cluster_role(&b.role_ref.name) == Some(filter.role.as_str()))
             }));
         }
@@ -313,7 +324,11 @@ struct WhoQuery {
 }
 
 /// About oneself, for anybody; about others, for administrators.
-async fn cluster_admin(State(deps): State<Deps>, user: Caller, Query(who): Query<WhoQuery>) -> Result<Json<bool>, KfamError> {
+async fn cluster_admin(
+    State(deps): State<Deps>,
+    user: Caller,
+    Query(who): Query<WhoQuery>,
+) -> Result<Json<bool>, KfamError> {
     let caller = caller(user)?;
     let self_admin = is_cluster_admin(&deps, &caller).await?;
     if who.user.is_empty() || who.user == caller.username {

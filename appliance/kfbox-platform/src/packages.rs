@@ -85,7 +85,8 @@ struct Inner {
 impl Packages {
     /// Opens the cache folder, creating it if needed, and clears what an interrupted download left.
     pub fn open(config: Config, tasks: &Tasks) -> Result<Self, PackagesError> {
-        if !matches!(config.upstream_index_url.scheme(), "http" | "https") || config.upstream_index_url.host().is_none() {
+        if !matches!(config.upstream_index_url.scheme(), "http" | "https") || config.upstream_index_url.host().is_none()
+        {
             return Err(PackagesError::IndexUrl);
         }
         let folder = |source| PackagesError::Folder { path: config.cache_dir.clone(), source };

@@ -86,8 +86,8 @@ pub(crate) async fn install(client: &Client, config: &Config, component: &Compon
 async fn is_aggregated(client: &Client, role: &ClusterRole) -> Result<bool, SetupError> {
     let name = role.metadata.name.as_deref().unwrap_or_default();
     let existing = Api::<ClusterRole>::all(client.clone()).get_opt(name).await;
-    let existing =
-        existing.map_err(|source| SetupError::Apply { what: format!("ClusterRole {name}"), source: Box::new(source) })?;
+    let existing = existing
+        .map_err(|source| SetupError::Apply { what: format!("ClusterRole {name}"), source: Box::new(source) })?;
     Ok(existing.is_some_and(|r| r.aggregation_rule.is_some()))
 }
 
@@ -161,10 +161,7 @@ async fn first_profile(client: &Client, wanted: &DefaultProfile) -> Result<(), S
         Err(error) => return Err(failed(error)),
     }
     let mark = serde_json::json!({"metadata": {"annotations": {MARK: wanted.name}}});
-    namespaces
-        .patch(names::KUBEFLOW_NAMESPACE, &PatchParams::default(), &Patch::Merge(&mark))
-        .await
-        .map_err(failed)?;
+    namespaces.patch(names::KUBEFLOW_NAMESPACE, &PatchParams::default(), &Patch::Merge(&mark)).await.map_err(failed)?;
     Ok(())
 }
 
@@ -195,10 +192,25 @@ const KUBEFLOW_GROUPS: [&str; 6] = [
 /// bound in profiles' namespaces only.
 pub fn cluster_roles() -> Vec<ClusterRole> {
     let core_read = [
-        "bindings", "configmaps", "endpoints", "events", "limitranges", "namespaces", "namespaces/status",
-        "persistentvolumeclaims", "persistentvolumeclaims/status", "pods", "pods/log", "pods/status",
-        "replicationcontrollers", "replicationcontrollers/scale", "resourcequotas", "resourcequotas/status",
-        "serviceaccounts", "services", "services/status",
+        "bindings",
+        "configmaps",
+        "endpoints",
+        "events",
+        "limitranges",
+        "namespaces",
+        "namespaces/status",
+        "persistentvolumeclaims",
+        "persistentvolumeclaims/status",
+        "pods",
+        "pods/log",
+        "pods/status",
+        "replicationcontrollers",
+        "replicationcontrollers/scale",
+        "resourcequotas",
+        "resourcequotas/status",
+        "serviceaccounts",
+        "services",
+        "services/status",
     ];
     let view = vec![
         rule(&[""], &core_read, &READ),
@@ -212,9 +224,22 @@ pub fn cluster_roles() -> Vec<ClusterRole> {
     ];
     let mut edit = view.clone();
     let core_write = [
-        "configmaps", "endpoints", "events", "persistentvolumeclaims", "pods", "pods/attach", "pods/eviction",
-        "pods/exec", "pods/portforward", "pods/proxy", "replicationcontrollers", "replicationcontrollers/scale",
-        "secrets", "serviceaccounts", "services", "services/proxy",
+        "configmaps",
+        "endpoints",
+        "events",
+        "persistentvolumeclaims",
+        "pods",
+        "pods/attach",
+        "pods/eviction",
+        "pods/exec",
+        "pods/portforward",
+        "pods/proxy",
+        "replicationcontrollers",
+        "replicationcontrollers/scale",
+        "secrets",
+        "serviceaccounts",
+        "services",
+        "services/proxy",
     ];
     let write = ["get", "list", "watch", "create", "update", "patch", "delete", "deletecollection"];
     edit.extend([

@@ -88,7 +88,10 @@ impl Backend for DaemonBackend {
 
     fn add_user(&self, email: String, password: String) -> BoxFuture<'_, Result<(), ErrorBody>> {
         Box::pin(async move {
-            self.gateway.add_user(&email, &password, &[]).await.map_err(|e| failed(e, "`kfbox user list` shows who is there"))?;
+            self.gateway
+                .add_user(&email, &password, &[])
+                .await
+                .map_err(|e| failed(e, "`kfbox user list` shows who is there"))?;
             let made = self.make_profile(&email).await;
             made.map_err(|e| failed(e, "the user is there, but has no namespace yet: create a Profile with kubectl"))
         })
@@ -102,9 +105,7 @@ impl Backend for DaemonBackend {
     }
 
     fn images(&self) -> BoxFuture<'_, Result<Vec<ImageRow>, ErrorBody>> {
-        Box::pin(async move {
-            Ok(self.node.images().list().iter().flat_map(rows).collect())
-        })
+        Box::pin(async move { Ok(self.node.images().list().iter().flat_map(rows).collect()) })
     }
 
     fn remove_image(&self, name: String) -> BoxFuture<'_, Result<(), ErrorBody>> {

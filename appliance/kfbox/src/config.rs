@@ -260,12 +260,17 @@ fn parse_cidr(field: &str, text: &str, longest: u8) -> anyhow::Result<(u32, u8)>
         (bits & (u32::MAX << (32 - length)) == bits).then_some((bits, length))
     });
     parsed.ok_or_else(|| {
-        wrong(format!("network.{field} {text:?} must be an IPv4 network such as 10.244.0.0/22 (/8 to /{longest})")).into()
+        wrong(format!("network.{field} {text:?} must be an IPv4 network such as 10.244.0.0/22 (/8 to /{longest})"))
+            .into()
     })
 }
 
 fn wrong(message: String) -> Failure {
-    Failure::new(Code::Configuration, message, "correct the configuration and try again; `kfbox up --help` lists the settings")
+    Failure::new(
+        Code::Configuration,
+        message,
+        "correct the configuration and try again; `kfbox up --help` lists the settings",
+    )
 }
 
 fn set<T>(place: &mut T, value: Option<T>) {

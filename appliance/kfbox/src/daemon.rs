@@ -31,13 +31,7 @@ use kfbox_node::{Node, NodeConfig, images::ImageConfig, network::NetworkConfig};
 use kfbox_objects::Objects;
 use kfbox_pipelines::Pipelines;
 use kfbox_platform::{DefaultProfile, kfam, packages::Packages};
-use std::{
-    collections::BTreeMap,
-    net::SocketAddr,
-    path::Path,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 use tokio::net::TcpListener;
 
 /// What the daemon carries for pipeline steps, and the image it is stored as.
@@ -77,7 +71,9 @@ async fn supervise(config: &Config, announce: bool) -> anyhow::Result<()> {
     let _lock = DataDirLock::acquire(&config.data_dir)?;
     let missing = cli::missing_requirements(config);
     if !missing.is_empty() {
-        return Err(Failure::new(Code::Requirement, missing.join("\n       "), "`kfbox doctor` shows the whole list").into());
+        return Err(
+            Failure::new(Code::Requirement, missing.join("\n       "), "`kfbox doctor` shows the whole list").into()
+        );
     }
     let tasks = Tasks::new();
     let mut control = None;
@@ -212,7 +208,8 @@ async fn start(config: &Config, tasks: &Tasks, announce: bool) -> anyhow::Result
     );
 
     // Stores.
-    let objects = Objects::open(kfbox_objects::Config { data_dir: data_dir.clone(), region: REGION.into() }, tasks).await?;
+    let objects =
+        Objects::open(kfbox_objects::Config { data_dir: data_dir.clone(), region: REGION.into() }, tasks).await?;
     objects.ensure_bucket(BUCKET).await?;
     objects.serve(listeners.objects, tasks);
     objects_ready.ready();
@@ -232,7 +229,8 @@ async fn start(config: &Config, tasks: &Tasks, announce: bool) -> anyhow::Result
     let node = Node::start(node_config(config, &node_name)?, client.clone(), tasks, &readiness).await?;
     api.set_kubelet(Arc::new(NodeKubelet { node: node.clone(), tasks: tasks.clone() }));
     let launcher_image = store_launcher(&node).await?;
-    let on_bridge = |purpose: &'static str, port: u16| kfbox_base::listener::bind(purpose, SocketAddr::from((bridge, port)));
+    let on_bridge =
+        |purpose: &'static str, port: u16| kfbox_base::listener::bind(purpose, SocketAddr::from((bridge, port)));
     api.serve(on_bridge("Kubernetes API for pods", port::KUBERNETES).await?, tasks)?;
     objects.serve(on_bridge("S3 for pods", port::OBJECTS).await?, tasks);
     metadata.serve_plain(
@@ -269,7 +267,10 @@ async fn start(config: &Config, tasks: &Tasks, announce: bool) -> anyhow::Result
     // The door.
     let gateway = Gateway::open(
         kfbox_gateway::Config::new(data_dir.clone(), url.parse().context("the gateway's external_url")?),
-        kfbox_gateway::Deps { token_reviewer: Arc::new(ClusterTokens::new(client.clone())), readiness: readiness.clone() },
+        kfbox_gateway::Deps {
+            token_reviewer: Arc::new(ClusterTokens::new(client.clone())),
+            readiness: readiness.clone(),
+        },
     )?;
     api.add_token_authenticator(Arc::new(GatewayTokens(gateway.clone())));
     if let Some(password) = gateway.ensure_first_user(&config.user).await? {
@@ -304,7 +305,15 @@ async fn start(config: &Config, tasks: &Tasks, announce: bool) -> anyhow::Result
     )
     .await?;
 
-    control.set_backend(Arc::new(DaemonBackend { api, gateway, objects, node, kubernetes_url, objects_url, user: config.user.clone() }));
+    control.set_backend(Arc::new(DaemonBackend {
+        api,
+        gateway,
+        objects,
+        node,
+        kubernetes_url,
+        objects_url,
+        user: config.user.clone(),
+    }));
     platform_ready.ready();
     tell_when_ready(control.clone(), readiness, tasks, announce);
     Ok(control)
@@ -385,7 +394,9 @@ async fn store_launcher(node: &Node) -> anyhow::Result<String> {
 
 fn node_config(config: &Config, node_name: &str) -> anyhow::Result<NodeConfig> {
     let cidr = |field: &str, text: &str| {
-        text.parse().map_err(|e| Failure::new(Code::Configuration, format!("network.{field} {text:?}: {e}"), "correct the configuration"))
+        text.parse().map_err(|e| {
+            Failure::new(Code::Configuration, format!("network.{field} {text:?}: {e}"), "correct the configuration")
+        })
     };
     // Mounts and sockets of this boot; two boxes on one machine differ by their instance.
     let run_dir = Path::new("/run/kfbox").join(&config.instance);
@@ -414,7 +425,8 @@ fn node_config(config: &Config, node_name: &str) -> anyhow::Result<NodeConfig> {
 /// The machine's own proxy settings, for pulls.
 #[expect(clippy::disallowed_methods, reason = "the usual variables for proxies")]
 fn proxies() -> ImageConfig {
-    let variable = |name: &str| std::env::var(name).or_else(|_| std::env::var(name.to_uppercase())).ok().filter(|v| !v.is_empty());
+    let variable =
+        |name: &str| std::env::var(name).or_else(|_| std::env::var(name.to_uppercase())).ok().filter(|v| !v.is_empty());
     ImageConfig {
         https_proxy: variable("https_proxy"),
         http_proxy: variable("http_proxy"),

@@ -148,7 +148,10 @@ pub(super) async fn preview(
             shown.note = "The artifact is empty.".into();
         }
     } else {
-        shown.note = format!("No preview for this kind of data{}. Download it instead.", if size.is_empty() { size } else { format!(" ({size})") });
+        shown.note = format!(
+            "No preview for this kind of data{}. Download it instead.",
+            if size.is_empty() { size } else { format!(" ({size})") }
+        );
     }
     match shown.render() {
         Ok(text) => Html(text).into_response(),

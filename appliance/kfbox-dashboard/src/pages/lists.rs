@@ -197,7 +197,11 @@ pub(super) async fn pipelines(Extension(user): User, State(deps): State<Deps>, A
     })
 }
 
-pub(super) async fn experiments(Extension(user): User, State(deps): State<Deps>, Asked(query): Asked<Query>) -> Response {
+pub(super) async fn experiments(
+    Extension(user): User,
+    State(deps): State<Deps>,
+    Asked(query): Asked<Query>,
+) -> Response {
     let frame = Frame::new(&deps, &user, "experiments", "Experiments");
     let (namespaces, page) = tokio::join!(deps.data.namespaces(&user), deps.data.experiments(&user, &query));
     let page = match page {

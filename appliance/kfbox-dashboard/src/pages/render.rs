@@ -114,7 +114,8 @@ pub(crate) struct When {
 
 impl When {
     pub fn new(then: Option<DateTime<Utc>>, now: DateTime<Utc>) -> Self {
-        then.map(|t| Self { ago: format::ago(t, now), exact: format::exact(t), machine: t.to_rfc3339() }).unwrap_or_default()
+        then.map(|t| Self { ago: format::ago(t, now), exact: format::exact(t), machine: t.to_rfc3339() })
+            .unwrap_or_default()
     }
 }
 
@@ -126,7 +127,12 @@ pub(crate) struct Span {
 }
 
 impl Span {
-    pub fn new(started: Option<DateTime<Utc>>, finished: Option<DateTime<Utc>>, state: RunState, now: DateTime<Utc>) -> Self {
+    pub fn new(
+        started: Option<DateTime<Utc>>,
+        finished: Option<DateTime<Utc>>,
+        state: RunState,
+        now: DateTime<Utc>,
+    ) -> Self {
         if finished.is_none() && state.is_final() {
             return Self::default();
         }

@@ -168,7 +168,11 @@ pub(super) async fn page(
         can_terminate: matches!(run.state, RunState::Pending | RunState::Running | RunState::Paused),
         done: tasks().filter(|n| n.state.is_final()).count(),
         steps: tasks().count(),
-        pipeline_href: if run.pipeline_id.is_empty() { String::new() } else { format!("/pipelines/{}", encode(&run.pipeline_id)) },
+        pipeline_href: if run.pipeline_id.is_empty() {
+            String::new()
+        } else {
+            format!("/pipelines/{}", encode(&run.pipeline_id))
+        },
         badge: run.state.into(),
         created: When::new(run.created, now),
         took: Span::new(run.started.or(run.created), run.finished, run.state, now),

@@ -45,8 +45,8 @@ impl Key {
     }
 
     fn generate(now: i64) -> Result<(Self, Vec<u8>), StoreError> {
-        let pair = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)
-            .map_err(|e| StoreError::Key(e.to_string()))?;
+        let pair =
+            rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(|e| StoreError::Key(e.to_string()))?;
         let pkcs8 = pair.serialize_der();
         Ok((Self::read(&pkcs8, now)?, pkcs8))
     }

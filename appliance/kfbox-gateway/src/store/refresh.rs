@@ -18,10 +18,15 @@ pub struct Grant {
 #[derive(Debug)]
 pub enum Redeemed {
     /// The grant, and the token that replaces the one given.
-    Good { grant: Grant, next: String },
+    Good {
+        grant: Grant,
+        next: String,
+    },
     Unknown,
     /// Used before: everything descended from the same sign-in was revoked.
-    Reused { email: String },
+    Reused {
+        email: String,
+    },
 }
 
 impl Store {
@@ -56,8 +61,12 @@ impl Store {
                          WHERE hash = ?1 AND client = ?2 AND expires > ?3",
                         params![hash.as_slice(), client, now],
                         |r| {
-                            let grant =
-                                Grant { email: r.get(1)?, client: client.clone(), scope: r.get(2)?, auth_time: r.get(3)? };
+                            let grant = Grant {
+                                email: r.get(1)?,
+                                client: client.clone(),
+                                scope: r.get(2)?,
+                                auth_time: r.get(3)?,
+                            };
                             Ok((r.get::<_, String>(0)?, grant, r.get::<_, i64>(4)?, r.get::<_, bool>(5)?))
                         },
                     )

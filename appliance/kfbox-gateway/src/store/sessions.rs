@@ -122,11 +122,8 @@ impl Store {
     pub fn list_sessions(&self, email: Option<&str>) -> Vec<Session> {
         let now = now();
         let sessions = self.sessions.read();
-        let mut list: Vec<_> = sessions
-            .values()
-            .filter(|s| s.expires > now && email.is_none_or(|e| s.email == e))
-            .cloned()
-            .collect();
+        let mut list: Vec<_> =
+            sessions.values().filter(|s| s.expires > now && email.is_none_or(|e| s.email == e)).cloned().collect();
         list.sort_by(|a, b| b.created.cmp(&a.created).then_with(|| a.id.cmp(&b.id)));
         list
     }

@@ -1,6 +1,8 @@
 //! Personal tokens: long-lived bearer secrets for programs, `kfb_` and 256 random bits, shown once.
 
-use super::{SecretHash, Store, StoreError, hash_secret, now, random_secret, seconds, secret_hash, users::canonical_email};
+use super::{
+    SecretHash, Store, StoreError, hash_secret, now, random_secret, seconds, secret_hash, users::canonical_email,
+};
 use kfbox_base::UserInfo;
 use kfbox_db::rusqlite::{Connection, params};
 use serde::{Deserialize, Serialize};

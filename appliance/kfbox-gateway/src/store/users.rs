@@ -87,7 +87,8 @@ pub fn canonical_email(email: &str) -> Result<String, StoreError> {
 fn check_groups(groups: &[String]) -> Result<(), StoreError> {
     for group in groups {
         // Kubernetes gives meaning to `system:` groups; system:masters would pass every check.
-        if group.is_empty() || group.starts_with("system:") || group.len() > 200 || group.chars().any(char::is_control) {
+        if group.is_empty() || group.starts_with("system:") || group.len() > 200 || group.chars().any(char::is_control)
+        {
             return Err(StoreError::Invalid(format!("{group:?} cannot be a user's group")));
         }
     }
@@ -194,8 +195,7 @@ impl Store {
     async fn change_user(&self, email: &str, change: impl FnOnce(&mut User)) -> Result<(), StoreError> {
         let email = canonical_email(email)?;
         let _changes = self.changes.lock().await;
-        let mut user =
-            self.users.read().get(&email).cloned().ok_or_else(|| StoreError::NoSuchUser(email.clone()))?;
+        let mut user = self.users.read().get(&email).cloned().ok_or_else(|| StoreError::NoSuchUser(email.clone()))?;
         change(&mut user);
         // A token issued in this very second counts as issued before.
         user.valid_after = now() + 1;
@@ -230,7 +230,8 @@ impl Store {
         let done = self
             .db
             .read::<_, StoreError, _>(|c| {
-                Ok(c.query_row("SELECT value FROM facts WHERE name = ?1", [FACT], |r| r.get::<_, String>(0)).optional()?)
+                Ok(c.query_row("SELECT value FROM facts WHERE name = ?1", [FACT], |r| r.get::<_, String>(0))
+                    .optional()?)
             })
             .await?;
         if done.is_some() {

@@ -82,11 +82,7 @@ pub(super) fn strongest(bindings: Vec<Binding>) -> Vec<Binding> {
 
 pub(super) fn is_for(object: &RoleBinding, binding: &Binding) -> bool {
     Some(object.role_ref.name.as_str()) == cluster_role(&binding.role_ref.name)
-        && object
-            .subjects
-            .iter()
-            .flatten()
-            .any(|s| s.kind == binding.user.kind && s.name == binding.user.name)
+        && object.subjects.iter().flatten().any(|s| s.kind == binding.user.kind && s.name == binding.user.name)
 }
 
 /// Made through KFAM, here or upstream: it has the annotations and no owner (the owner's own binding belongs to the
@@ -100,8 +96,8 @@ pub(super) fn is_kfams(object: &RoleBinding) -> bool {
 /// it is taken, a hash of the true name follows.
 pub(super) fn object(binding: &Binding, taken: impl Fn(&str) -> bool) -> RoleBinding {
     let mut name = String::new();
-    let parts =
-        [&binding.user.kind, &binding.user.name, &binding.role_ref.kind, &binding.role_ref.name].map(|s| s.to_lowercase());
+    let parts = [&binding.user.kind, &binding.user.name, &binding.role_ref.kind, &binding.role_ref.name]
+        .map(|s| s.to_lowercase());
     for c in parts.join("-").chars() {
         if c.is_ascii_alphanumeric() {
             name.push(c);

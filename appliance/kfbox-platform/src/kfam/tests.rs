@@ -33,7 +33,8 @@ async fn api(State(objects): State<Objects>, method: Method, uri: Uri, body: Str
         Method::DELETE => objects.remove(&path).map_or_else(missing, |object| Json(object).into_response()),
         _ if path.ends_with("profiles") || path.ends_with("rolebindings") => {
             let prefix = format!("{path}/");
-            let items: Vec<Value> = objects.iter().filter(|(k, _)| k.starts_with(&prefix)).map(|(_, v)| v.clone()).collect();
+            let items: Vec<Value> =
+                objects.iter().filter(|(k, _)| k.starts_with(&prefix)).map(|(_, v)| v.clone()).collect();
             Json(json!({"kind": "List", "apiVersion": "v1", "metadata": {}, "items": items})).into_response()
         }
         _ => objects.get(&path).map_or_else(missing, |object| Json(object.clone()).into_response()),
@@ -122,7 +123,10 @@ async fn only_the_owner_or_an_administrator_binds_and_unbinds() {
     assert_eq!(made["roleRef"]["name"], "kubeflow-edit");
     assert_eq!(made["metadata"]["annotations"], json!({"user": "guest@x.org", "role": "edit"}));
     // The same name by upstream's rule, another person.
-    assert_eq!(w.ask("admin@x.org", Method::POST, BINDINGS, binding("guest.x@org", "team-a", "edit")).await.0, StatusCode::OK);
+    assert_eq!(
+        w.ask("admin@x.org", Method::POST, BINDINGS, binding("guest.x@org", "team-a", "edit")).await.0,
+        StatusCode::OK
+    );
     assert_eq!(w.ask("guest@x.org", Method::DELETE, BINDINGS, wanted.clone()).await.0, StatusCode::FORBIDDEN);
     assert_eq!(w.ask("a@x.org", Method::DELETE, BINDINGS, wanted.clone()).await.0, StatusCode::OK);
     assert_eq!(w.ask("a@x.org", Method::DELETE, BINDINGS, wanted).await.0, StatusCode::NOT_FOUND);
@@ -184,8 +188,10 @@ async fn a_listing_shows_what_the_caller_may_see() {
 
 #[tokio::test]
 async fn nobody_makes_a_profile_for_somebody_else() {
-    let make = |owner: &str| json!({"metadata": {"name": "new"}, "spec": {"owner": {"kind": "User", "name": owner},
-        "resourceQuotaSpec": {"hard": {"cpu": "1000"}}}});
+    let make = |owner: &str| {
+        json!({"metadata": {"name": "new"}, "spec": {"owner": {"kind": "User", "name": owner},
+        "resourceQuotaSpec": {"hard": {"cpu": "1000"}}}})
+    };
     let path = "/kfam/v1/profiles";
     let closed = world(false);
     assert_eq!(closed.ask("c@x.org", Method::POST, path, make("c@x.org")).await.0, StatusCode::FORBIDDEN);
@@ -195,7 +201,10 @@ async fn nobody_makes_a_profile_for_somebody_else() {
     assert_eq!(open.ask("a@x.org", Method::POST, path, make("a@x.org")).await.0, StatusCode::CONFLICT);
     assert_eq!(open.ask("c@x.org", Method::POST, path, make("c@x.org")).await.0, StatusCode::OK);
     assert_eq!(open.objects.lock()["/apis/kubeflow.org/v1/profiles/new"]["spec"]["resourceQuotaSpec"], Value::Null);
-    assert_eq!(open.ask("b@x.org", Method::DELETE, "/kfam/v1/profiles/team-a", Value::Null).await.0, StatusCode::FORBIDDEN);
+    assert_eq!(
+        open.ask("b@x.org", Method::DELETE, "/kfam/v1/profiles/team-a", Value::Null).await.0,
+        StatusCode::FORBIDDEN
+    );
     assert_eq!(open.ask("a@x.org", Method::DELETE, "/kfam/v1/profiles/team-a", Value::Null).await.0, StatusCode::OK);
 }
 
@@ -205,5 +214,8 @@ async fn cluster_admin_is_told_about_oneself_only() {
     let path = "/kfam/v1/role/clusteradmin";
     assert_eq!(w.ask("admin@x.org", Method::GET, path, Value::Null).await.1, json!(true));
     assert_eq!(w.ask("a@x.org", Method::GET, &format!("{path}?user=a@x.org"), Value::Null).await.1, json!(false));
-    assert_eq!(w.ask("a@x.org", Method::GET, &format!("{path}?user=admin@x.org"), Value::Null).await.0, StatusCode::FORBIDDEN);
+    assert_eq!(
+        w.ask("a@x.org", Method::GET, &format!("{path}?user=admin@x.org"), Value::Null).await.0,
+        StatusCode::FORBIDDEN
+    );
 }

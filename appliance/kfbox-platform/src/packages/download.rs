@@ -105,9 +105,13 @@ impl Packages {
 
     async fn open_kept(&self, sha256: &str) -> io::Result<Option<Opened>> {
         let (this, sha256) = (self.clone(), sha256.to_owned());
-        let kept = tokio::task::spawn_blocking(move || this.inner.store.get(&sha256)).await.map_err(io::Error::other)??;
+        let kept =
+            tokio::task::spawn_blocking(move || this.inner.store.get(&sha256)).await.map_err(io::Error::other)??;
         Ok(kept.map(|(file, length)| Opened {
-            body: Body::from_stream(tokio_util::io::ReaderStream::with_capacity(tokio::fs::File::from_std(file), CHUNK)),
+            body: Body::from_stream(tokio_util::io::ReaderStream::with_capacity(
+                tokio::fs::File::from_std(file),
+                CHUNK,
+            )),
             length: Some(length),
         }))
     }

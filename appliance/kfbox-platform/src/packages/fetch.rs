@@ -94,7 +94,8 @@ impl Fetcher {
         tcp.enforce_http(false);
         tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
         tcp.set_nodelay(true);
-        let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(tcp);
+        let connector =
+            HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(tcp);
         // Idle connections cost memory on a box that mostly sits still.
         let client = Client::builder(TokioExecutor::new())
             .pool_idle_timeout(Duration::from_secs(15))
@@ -151,7 +152,8 @@ impl Fetcher {
             if !status.is_redirection() {
                 return Err(FetchError::Status { host, status });
             }
-            let next = answer.headers().get(header::LOCATION).and_then(|v| v.to_str().ok()).and_then(|l| url.join(l).ok());
+            let next =
+                answer.headers().get(header::LOCATION).and_then(|v| v.to_str().ok()).and_then(|l| url.join(l).ok());
             url = next.filter(|n| may_follow(&url, n)).ok_or(FetchError::Redirect { host })?;
         }
         Err(FetchError::Redirect { host: url.host_str().unwrap_or("?").to_owned() })

@@ -105,9 +105,8 @@ impl Packages {
     pub async fn project(&self, project: &str) -> Result<Vec<File>, IndexError> {
         let this = self.clone();
         let name = project.to_owned();
-        let mut files = tokio::task::spawn_blocking(move || this.inner.index.local.files(&name))
-            .await
-            .map_err(io::Error::other)?;
+        let mut files =
+            tokio::task::spawn_blocking(move || this.inner.index.local.files(&name)).await.map_err(io::Error::other)?;
         match self.upstream(project).await {
             Ok(page) => {
                 let known: Vec<String> = files.iter().map(|f| f.name.clone()).collect();
@@ -144,7 +143,8 @@ impl Packages {
     async fn ask(&self, project: &str) -> Result<Arc<Project>, IndexError> {
         let index = &self.inner.index;
         let (this, name) = (self.clone(), project.to_owned());
-        let old = tokio::task::spawn_blocking(move || this.inner.index.on_disk(&name)).await.map_err(io::Error::other)?;
+        let old =
+            tokio::task::spawn_blocking(move || this.inner.index.on_disk(&name)).await.map_err(io::Error::other)?;
         let down = index.unreachable.lock().is_some_and(|since| since.elapsed() < UNREACHABLE_FOR);
         if down && let Some(old) = old {
             return Ok(Arc::new(old));
@@ -293,6 +293,9 @@ fn project_of(name: &str) -> Option<String> {
     if name.ends_with(".whl") {
         return page::normalise(name.split('-').next()?);
     }
-    let at = name.match_indices('-').map(|(at, _)| at).find(|at| name[at + 1..].starts_with(|c: char| c.is_ascii_digit()))?;
+    let at = name
+        .match_indices('-')
+        .map(|(at, _)| at)
+        .find(|at| name[at + 1..].starts_with(|c: char| c.is_ascii_digit()))?;
     page::normalise(&name[..at])
 }

@@ -78,11 +78,8 @@ pub fn is_file_name(name: &str) -> bool {
 
 /// The projects that a file name may belong to: for `a-b-1.0.tar.gz` both `a` and `a-b`.
 pub fn projects_of(file: &str) -> Vec<String> {
-    let mut found: Vec<String> = file
-        .char_indices()
-        .filter(|(_, c)| *c == '-')
-        .filter_map(|(at, _)| normalise(&file[..at]))
-        .collect();
+    let mut found: Vec<String> =
+        file.char_indices().filter(|(_, c)| *c == '-').filter_map(|(at, _)| normalise(&file[..at])).collect();
     found.dedup();
     found.reverse();
     found
@@ -105,13 +102,12 @@ fn read_json(body: &[u8], base: &Url) -> Result<Vec<File>, PageError> {
 
 fn json_file(file: &Value, base: &Url) -> Option<File> {
     let text = |key: &str| file[key].as_str().map(str::to_owned);
-    let metadata = ["core-metadata", "dist-info-metadata", "data-dist-info-metadata"].iter().find_map(|key| {
-        match &file[*key] {
+    let metadata =
+        ["core-metadata", "dist-info-metadata", "data-dist-info-metadata"].iter().find_map(|key| match &file[*key] {
             Value::Bool(true) => Some(Metadata { sha256: None }),
             Value::Object(hashes) => Some(Metadata { sha256: hashes.get("sha256")?.as_str().map(str::to_lowercase) }),
             _ => None,
-        }
-    });
+        });
     let yanked = match &file["yanked"] {
         Value::Bool(true) => Some(String::new()),
         Value::String(why) => Some(why.clone()),
@@ -404,7 +400,9 @@ mod tests {
     fn broken_pages_are_errors_or_empty_never_a_panic() {
         assert!(read(JSON_TYPE, b"{", &base()).is_err());
         assert!(read(JSON_TYPE, b"[]", &base()).is_err());
-        for html in ["<", "<a", "<a href=", "<a href='x", "<a =x>&#x;&#99999999;&</a>", "<é é='é'>", "&;<a href=x#sha256=>"] {
+        for html in
+            ["<", "<a", "<a href=", "<a href='x", "<a =x>&#x;&#99999999;&</a>", "<é é='é'>", "&;<a href=x#sha256=>"]
+        {
             assert_eq!(read("text/html", html.as_bytes(), &base()), Ok(Vec::new()), "{html}");
         }
     }

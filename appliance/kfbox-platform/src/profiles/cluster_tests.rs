@@ -149,7 +149,8 @@ async fn quotas_come_and_go_and_owners_change() {
     let quota = w.within::<ResourceQuota>("team-a").get("kf-resource-quota").await.unwrap();
     assert_eq!(quota.spec.unwrap().hard.unwrap()["cpu"].0, "2");
     w.patch("team-a", json!({"spec": {"resourceQuotaSpec": {"hard": {"cpu": "4", "memory": "1Gi"}}}})).await;
-    let larger = |q: Option<&ResourceQuota>| q.is_some_and(|q| q.spec.as_ref().unwrap().hard.as_ref().unwrap()["cpu"].0 == "4");
+    let larger =
+        |q: Option<&ResourceQuota>| q.is_some_and(|q| q.spec.as_ref().unwrap().hard.as_ref().unwrap()["cpu"].0 == "4");
     until(w.within::<ResourceQuota>("team-a"), "kf-resource-quota", larger).await;
     w.patch("team-a", json!({"spec": {"resourceQuotaSpec": null, "owner": {"name": "b@x.org"}}})).await;
     until(w.within::<ResourceQuota>("team-a"), "kf-resource-quota", |q| q.is_none()).await;

@@ -18,9 +18,14 @@ use std::collections::BTreeMap;
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Plan {
-    Apply { desired: Box<Desired>, status: ProfileStatus },
+    Apply {
+        desired: Box<Desired>,
+        status: ProfileStatus,
+    },
     /// Nothing is written but the status, which says why.
-    Refuse { status: ProfileStatus },
+    Refuse {
+        status: ProfileStatus,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -33,7 +38,8 @@ pub struct Desired {
 
 /// Namespaces that are never a profile's, whoever says so.
 fn is_reserved(name: &str) -> bool {
-    name.starts_with("kube-") || matches!(name, "default" | "kubeflow" | "istio-system" | "knative-serving" | "cert-manager")
+    name.starts_with("kube-")
+        || matches!(name, "default" | "kubeflow" | "istio-system" | "knative-serving" | "cert-manager")
 }
 
 pub fn plan(profile: &Profile, existing: Option<&Namespace>) -> Plan {
@@ -172,15 +178,14 @@ fn subject(owner: &Owner) -> Subject {
     }
 }
 
-fn quota(
-    profile: &Profile,
-) -> Result<Option<k8s_openapi::api::core::v1::ResourceQuotaSpec>, serde_json::Error> {
+fn quota(profile: &Profile) -> Result<Option<k8s_openapi::api::core::v1::ResourceQuotaSpec>, serde_json::Error> {
     let spec = profile.spec.resource_quota_spec.as_ref();
     spec.filter(|q| q.hard.as_ref().is_some_and(|h| !h.is_empty())).map(|q| q.to_core()).transpose()
 }
 
 fn status(kind: &str, message: String, profile: &Profile) -> ProfileStatus {
-    let condition = |type_: &str, message: String| ProfileCondition { type_: type_.into(), status: "True".into(), message };
+    let condition =
+        |type_: &str, message: String| ProfileCondition { type_: type_.into(), status: "True".into(), message };
     let mut conditions = vec![condition(kind, message)];
     if !profile.spec.plugins.is_empty() {
         let kinds: Vec<&str> = profile.spec.plugins.iter().filter_map(|p| p.kind.as_deref()).collect();
@@ -279,10 +284,14 @@ mod tests {
         refusal(&Profile::new("x", ProfileSpec::default()), None);
         refusal(&profile("x", Owner::user("")), None);
         refusal(&profile("x", Owner::user("system:admin")), None);
-        refusal(&profile("x", Owner { kind: "Group".into(), name: "system:authenticated".into(), ..Owner::default() }), None);
+        refusal(
+            &profile("x", Owner { kind: "Group".into(), name: "system:authenticated".into(), ..Owner::default() }),
+            None,
+        );
         refusal(&profile("x", Owner { kind: "Robot".into(), name: "r".into(), ..Owner::default() }), None);
         refusal(&profile("x", Owner { kind: "ServiceAccount".into(), name: "r".into(), ..Owner::default() }), None);
-        let group = desired(&profile("x", Owner { kind: "Group".into(), name: "team".into(), ..Owner::default() }), None);
+        let group =
+            desired(&profile("x", Owner { kind: "Group".into(), name: "team".into(), ..Owner::default() }), None);
         assert_eq!(group.role_bindings[2].subjects.as_ref().unwrap()[0].kind, "Group");
     }
 
@@ -312,7 +321,8 @@ mod tests {
         let quota = desired(&profile, None).quota.unwrap();
         assert_eq!(quota.name_any(), "kf-resource-quota");
         assert_eq!(quota.spec.unwrap().hard.unwrap()["cpu"].0, "2");
-        profile.spec.resource_quota_spec.as_mut().unwrap().scope_selector = Some(serde_json::json!({"matchExpressions": 3}));
+        profile.spec.resource_quota_spec.as_mut().unwrap().scope_selector =
+            Some(serde_json::json!({"matchExpressions": 3}));
         assert!(refusal(&profile, None).contains("scopeSelector"));
         profile.spec.resource_quota_spec = None;
         profile.spec.plugins = vec![Plugin { kind: Some("WorkloadIdentity".into()), ..Plugin::default() }];

@@ -2,9 +2,7 @@
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use kfbox_apiserver::{
-    Duplex, ExecSession, Exit, Kubelet, KubeletError, LogOptions, LogStream, Streams, TerminalSize,
-};
+use kfbox_apiserver::{Duplex, ExecSession, Exit, Kubelet, KubeletError, LogOptions, LogStream, Streams, TerminalSize};
 use kfbox_base::Tasks;
 use kfbox_node::{Node, NodeError, Outcome};
 use std::sync::Arc;

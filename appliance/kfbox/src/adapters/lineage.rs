@@ -10,9 +10,7 @@ use kfbox_metadata::{
         PutExecutionRequest, Value, artifact, event, execution, put_execution_request::ArtifactAndEvent, value,
     },
 };
-use kfbox_pipelines::{
-    ExecutionState, Lineage, LineageContexts, LineageExecution, LineageResult, LineageRun,
-};
+use kfbox_pipelines::{ExecutionState, Lineage, LineageContexts, LineageExecution, LineageResult, LineageRun};
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
 
@@ -22,20 +20,20 @@ impl Lineage for Recorded {
     fn begin_run<'a>(&'a self, run: &'a LineageRun) -> BoxFuture<'a, Result<LineageContexts, BoxError>> {
         Box::pin(async move {
             let scope = Scope::namespace(&run.namespace);
-            let types = [names::CONTEXT_PIPELINE, names::CONTEXT_PIPELINE_RUN].map(|name| ContextType {
-                name: Some(name.into()),
-                ..ContextType::default()
-            });
+            let types = [names::CONTEXT_PIPELINE, names::CONTEXT_PIPELINE_RUN]
+                .map(|name| ContextType { name: Some(name.into()), ..ContextType::default() });
             let ids = self.0.put_types(&scope, vec![], vec![], types.to_vec()).await?.context_type_ids;
             let [pipeline_type, run_type] = ids[..] else { return Err("types were not stored".into()) };
             let pipeline_name = format!("{}/{}", run.namespace, run.pipeline_name);
-            let pipeline = self.context(&scope, names::CONTEXT_PIPELINE, pipeline_type, &pipeline_name, BTreeMap::new()).await?;
+            let pipeline =
+                self.context(&scope, names::CONTEXT_PIPELINE, pipeline_type, &pipeline_name, BTreeMap::new()).await?;
             let properties = BTreeMap::from([
                 ("namespace".to_owned(), text(&run.namespace)),
                 ("resource_name".to_owned(), text(&run.resource_name)),
                 ("pipeline_root".to_owned(), text(&run.pipeline_root)),
             ]);
-            let run_context = self.context(&scope, names::CONTEXT_PIPELINE_RUN, run_type, &run.run_id, properties).await?;
+            let run_context =
+                self.context(&scope, names::CONTEXT_PIPELINE_RUN, run_type, &run.run_id, properties).await?;
             let parents = self.0.parents(&scope, run_context).await?;
             if !parents.iter().any(|p| p.id == Some(pipeline)) {
                 self.0.put_parents(&scope, vec![(run_context, pipeline)]).await?;
@@ -65,10 +63,7 @@ impl Lineage for Recorded {
             let inputs = begun.inputs.iter().flat_map(|(name, ids)| ids.iter().map(move |id| (name, *id)));
             let pairs = inputs.map(|(name, id)| ArtifactAndEvent {
                 artifact: None,
-                event: Some(Event {
-                    artifact_id: Some(id),
-                    ..made(name, event::Type::Input)
-                }),
+                event: Some(Event { artifact_id: Some(id), ..made(name, event::Type::Input) }),
             });
             let request = PutExecutionRequest {
                 execution: Some(execution),
@@ -88,11 +83,8 @@ impl Lineage for Recorded {
             let mut execution = found.ok_or("the execution is not there")?;
             // Ending twice records nothing twice: the outputs that are there are the answer.
             let events = self.0.events_of_executions(&scope, vec![ended.execution]).await?;
-            let outputs: Vec<i64> = events
-                .iter()
-                .filter(|e| e.r#type() == event::Type::Output)
-                .filter_map(|e| e.artifact_id)
-                .collect();
+            let outputs: Vec<i64> =
+                events.iter().filter(|e| e.r#type() == event::Type::Output).filter_map(|e| e.artifact_id).collect();
             let state = match ended.state {
                 ExecutionState::Complete => execution::State::Complete,
                 ExecutionState::Failed => execution::State::Failed,
@@ -190,7 +182,9 @@ fn value(json: &Json) -> Value {
             None => value::Value::DoubleValue(number.as_f64().unwrap_or_default()),
         },
         Json::Object(fields) => value::Value::StructValue(structure(fields)),
-        other => value::Value::StructValue(structure(&serde_json::Map::from_iter([("list".to_owned(), other.clone())]))),
+        other => {
+            value::Value::StructValue(structure(&serde_json::Map::from_iter([("list".to_owned(), other.clone())])))
+        }
     };
     Value { value: Some(value) }
 }

@@ -38,7 +38,8 @@ pub fn by_address(
             let address = address.to_string();
             let of_address = |pod: &Pod| {
                 let status = pod.status.as_ref()?;
-                (status.pod_ip.as_deref() == Some(&address) && !host_network(pod) && !ended(pod)).then(|| identity(pod))?
+                (status.pod_ip.as_deref() == Some(&address) && !host_network(pod) && !ended(pod))
+                    .then(|| identity(pod))?
             };
             store.find(|pod| of_address(pod).is_some()).and_then(|pod| of_address(&pod))
         })

@@ -23,7 +23,13 @@ pub fn run(common: &BoxOptions, options: &UpOptions, json: bool) -> anyhow::Resu
         println!("{}", serde_json::to_string_pretty(&findings)?);
     } else {
         for f in &findings {
-            let mark = if f.ok { "✔" } else if f.optional { "–" } else { "✘" };
+            let mark = if f.ok {
+                "✔"
+            } else if f.optional {
+                "–"
+            } else {
+                "✘"
+            };
             println!("{mark} {:<28} {}", f.what, f.detail);
             if !f.ok && !f.fix.is_empty() {
                 println!("  {:<28} fix: {}", "", f.fix);
@@ -47,7 +53,13 @@ pub fn missing(config: &Config) -> Vec<String> {
     examine_machine(config)
         .into_iter()
         .filter(|f| !f.ok && !f.optional)
-        .map(|f| if f.fix.is_empty() { format!("{}: {}", f.what, f.detail) } else { format!("{}: {} ({})", f.what, f.detail, f.fix) })
+        .map(|f| {
+            if f.fix.is_empty() {
+                format!("{}: {}", f.what, f.detail)
+            } else {
+                format!("{}: {} ({})", f.what, f.detail, f.fix)
+            }
+        })
         .collect()
 }
 
@@ -66,8 +78,18 @@ fn examine(config: &Config) -> Vec<Finding> {
             what: format!("port {} ({name})", address.port()),
             ok: free || running,
             optional: false,
-            detail: if free { "free" } else if running { "in use, presumably by this box" } else { "in use" }.into(),
-            fix: format!("find its owner with `ss -ltnp 'sport = :{}'`, or choose another in the configuration", address.port()),
+            detail: if free {
+                "free"
+            } else if running {
+                "in use, presumably by this box"
+            } else {
+                "in use"
+            }
+            .into(),
+            fix: format!(
+                "find its owner with `ss -ltnp 'sport = :{}'`, or choose another in the configuration",
+                address.port()
+            ),
         });
     }
     findings
@@ -94,7 +116,10 @@ fn examine_machine(config: &Config) -> Vec<Finding> {
     let forwarding = Path::new("/proc/sys/net/ipv4/ip_forward").exists();
     findings.push(need("IPv4 forwarding", forwarding, found(forwarding), "use a kernel with CONFIG_INET"));
     let seccomp = fs::read_to_string("/proc/self/status").is_ok_and(|s| s.contains("Seccomp:"));
-    findings.push(Finding { optional: true, ..need("seccomp", seccomp, found(seccomp), "use a kernel with CONFIG_SECCOMP_FILTER") });
+    findings.push(Finding {
+        optional: true,
+        ..need("seccomp", seccomp, found(seccomp), "use a kernel with CONFIG_SECCOMP_FILTER")
+    });
     findings.push(disk(&config.data_dir));
     let gpu = Path::new("/dev/nvidiactl").exists() || Path::new("/dev/kfd").exists();
     findings.push(Finding { optional: true, ..need("GPU", gpu, if gpu { "found" } else { "none found" }, "") });
@@ -104,7 +129,13 @@ fn examine_machine(config: &Config) -> Vec<Finding> {
 fn cgroups() -> Finding {
     let v2 = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
     let v1 = ["cpu", "memory", "pids"].iter().all(|c| Path::new("/sys/fs/cgroup").join(c).is_dir());
-    let detail = if v2 { "version 2" } else if v1 { "version 1" } else { "no cpu, memory and pids controllers" };
+    let detail = if v2 {
+        "version 2"
+    } else if v1 {
+        "version 1"
+    } else {
+        "no cpu, memory and pids controllers"
+    };
     need("control groups", v2 || v1, detail, "mount cgroup2: mount -t cgroup2 none /sys/fs/cgroup")
 }
 

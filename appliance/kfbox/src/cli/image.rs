@@ -14,7 +14,11 @@ pub async fn run(data_dir: PathBuf, command: ImageCommand) -> anyhow::Result<Exi
     match command {
         ImageCommand::Load { path, name } => {
             let path = path.canonicalize().map_err(|e| {
-                Failure::new(Code::General, format!("{}: {e}", path.display()), "name an OCI archive, OCI layout or `docker save` file")
+                Failure::new(
+                    Code::General,
+                    format!("{}: {e}", path.display()),
+                    "name an OCI archive, OCI layout or `docker save` file",
+                )
             })?;
             let request = ImageRequest { path: path.display().to_string(), name };
             follow(&client, "/v1/images/import", &request).await
@@ -74,7 +78,9 @@ fn table(rows: &[ImageRow]) -> Table {
 fn encode(text: &str) -> String {
     text.bytes()
         .map(|b| match b {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' | b':' => char::from(b).to_string(),
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' | b':' => {
+                char::from(b).to_string()
+            }
             other => format!("%{other:02X}"),
         })
         .collect()

@@ -30,7 +30,12 @@ pub fn run(common: &BoxOptions, options: &UpOptions, yes: bool) -> anyhow::Resul
     if !yes {
         let input = std::io::stdin();
         if !input.is_terminal() {
-            return Err(Failure::new(Code::General, "reset deletes everything and nobody is there to ask", "add --yes").into());
+            return Err(Failure::new(
+                Code::General,
+                "reset deletes everything and nobody is there to ask",
+                "add --yes",
+            )
+            .into());
         }
         eprint!("Delete everything in {} (runs, artifacts, users)? [y/N] ", config.data_dir.display());
         let mut answer = String::new();

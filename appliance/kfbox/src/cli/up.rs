@@ -42,7 +42,8 @@ pub fn run(common: &BoxOptions, args: &UpArgs) -> anyhow::Result<ExitCode> {
 fn make_data_dir(path: &Path) -> anyhow::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|error| {
         let next = "run kfbox as root (sudo), or choose another --data-dir";
-        Failure::new(Code::Requirement, format!("cannot create the data directory {}: {error}", path.display()), next).into()
+        Failure::new(Code::Requirement, format!("cannot create the data directory {}: {error}", path.display()), next)
+            .into()
     })
 }
 

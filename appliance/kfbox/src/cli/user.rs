@@ -59,7 +59,9 @@ fn read_password() -> anyhow::Result<String> {
     }
     let password = line.trim_end_matches(['\r', '\n']).to_owned();
     if password.is_empty() {
-        return Err(Failure::new(Code::General, "no password was given", "type it, or pipe it to standard input").into());
+        return Err(
+            Failure::new(Code::General, "no password was given", "type it, or pipe it to standard input").into()
+        );
     }
     Ok(password)
 }

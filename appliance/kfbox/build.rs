@@ -11,7 +11,7 @@ fn main() {
     let launcher = manifest.join("../kfbox-launcher");
     println!("cargo::rerun-if-changed={}", launcher.display());
     let out = PathBuf::from(env::var_os("OUT_DIR").unwrap()).join("launcher");
-    let target = env::var("TARGET").unwrap();
+    let target = env::var_os("TARGET").unwrap();
     let status = Command::new(env::var_os("CARGO").unwrap())
         .current_dir(&launcher)
         .args(["build", "--quiet", "--release", "--locked", "--bin", "kfbox-launcher"])

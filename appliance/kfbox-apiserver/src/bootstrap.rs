@@ -76,6 +76,7 @@ fn others(core: &Core) -> Vec<Value> {
                 "name": "standard", "annotations": {"storageclass.kubernetes.io/is-default-class": "true"},
             },
             "provisioner": "kfbox.dev/local-path", "volumeBindingMode": "WaitForFirstConsumer", "reclaimPolicy": "Delete",
+            "allowVolumeExpansion": true,
         }),
         class(
             "system-cluster-critical",

@@ -22,7 +22,7 @@ use crate::{
     publish::{self, Published},
 };
 use anyhow::Context;
-use kfbox_apiserver::ApiServer;
+use kfbox_apiserver::{ApiServer, auth::Authority};
 use kfbox_base::{Authorizer, Readiness, Tasks, listener::BindError, telemetry};
 use kfbox_dashboard::Connect;
 use kfbox_gateway::{Gateway, Mounts};
@@ -118,12 +118,34 @@ fn explain(error: anyhow::Error) -> anyhow::Error {
             let next = "stop that program (`ss -ltnp` names it), or choose another address (`kfbox up --help`)";
             return Failure::new(Code::AddressInUse, cause.to_string(), next).into();
         }
-        if let Some(kfbox_db::OpenError::Newer { .. }) = cause.downcast_ref() {
+        if let Some(kfbox_db::OpenError::Newer { name, path, found, known }) = database_error(cause) {
+            let message = format!(
+                "the {name} database {} was written by a newer kfbox (its version is {found}, this one knows {known})",
+                path.display()
+            );
             let next = "run the newer kfbox, or start this one with another --data-dir";
-            return Failure::new(Code::NewerData, cause.to_string(), next).into();
+            return Failure::new(Code::NewerData, message, next).into();
         }
     }
     error
+}
+
+/// The stores' errors are transparent about their database's: the chain shows them, but by the outer type.
+fn database_error<'a>(cause: &'a (dyn std::error::Error + 'static)) -> Option<&'a kfbox_db::OpenError> {
+    use kfbox_gateway::{GatewayError, StoreError};
+    if let Some(kfbox_apiserver::OpenError::Database(error)) = cause.downcast_ref() {
+        return Some(error);
+    }
+    if let Some(kfbox_objects::OpenError::Database(error)) = cause.downcast_ref() {
+        return Some(error);
+    }
+    if let Some(kfbox_pipelines::StartError::Database(error)) = cause.downcast_ref() {
+        return Some(error);
+    }
+    if let Some(GatewayError::Store(StoreError::Open(error))) = cause.downcast_ref() {
+        return Some(error);
+    }
+    cause.downcast_ref()
 }
 
 struct Listeners {
@@ -309,14 +331,40 @@ async fn start(config: &Config, tasks: &Tasks, announce: bool) -> anyhow::Result
         api,
         gateway,
         objects,
-        node,
+        node: node.clone(),
         kubernetes_url,
         objects_url,
         user: config.user.clone(),
     }));
     platform_ready.ready();
+    housekeeping(tasks, data_dir.join("pki"), authority, node);
     tell_when_ready(control.clone(), readiness, tasks, announce);
     Ok(control)
+}
+
+/// How often certificates are looked at and unused image content is removed.
+const HOUSEKEEPING: Duration = Duration::from_secs(6 * 3600);
+
+fn housekeeping(tasks: &Tasks, pki: std::path::PathBuf, authority: Arc<Authority>, node: Arc<Node>) {
+    let shutdown = tasks.shutdown();
+    tasks.essential("housekeeping", async move {
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return Ok::<(), std::convert::Infallible>(()),
+                () = tokio::time::sleep(HOUSEKEEPING) => {}
+            }
+            match authority.renew(&pki) {
+                Ok(true) => tracing::info!("the serving certificate was renewed"),
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "the serving certificate could not be renewed; it will be tried again")
+                }
+            }
+            if let Err(error) = node.collect_images().await {
+                tracing::warn!(%error, "unused image content could not be removed; it will be tried again");
+            }
+        }
+    });
 }
 
 /// Tells the service manager, and in the foreground the person, once everything is ready.

@@ -105,7 +105,8 @@ fn mount_token(spec: &mut Value) {
         .map_or_else(|| format!("kube-api-access-{}", object::random_suffix(5)), str::to_owned);
     let mut needed = false;
     for list in ["containers", "initContainers"] {
-        for container in spec[list].as_array_mut().into_iter().flatten() {
+        // Not by index: that would store a null for a list that is absent.
+        for container in spec.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
             if mounts_own(container) || !container.is_object() {
                 continue;
             }

@@ -82,7 +82,7 @@ pub fn on_update(call: &Call, old: &Value, new: &mut Value) -> Result<Vec<Reserv
     }
     let given: Vec<Value> = old["spec"]["ports"].as_array().cloned().unwrap_or_default();
     if has_node_ports(new) {
-        for port in new["spec"]["ports"].as_array_mut().into_iter().flatten() {
+        for port in ports_mut(new) {
             if port["nodePort"].as_u64().unwrap_or(0) == 0
                 && let Some(before) =
                     given.iter().find(|p| p["port"] == port["port"] && p["protocol"] == port["protocol"])
@@ -92,7 +92,7 @@ pub fn on_update(call: &Call, old: &Value, new: &mut Value) -> Result<Vec<Reserv
             }
         }
     } else {
-        for port in new["spec"]["ports"].as_array_mut().into_iter().flatten() {
+        for port in ports_mut(new) {
             if let Some(port) = port.as_object_mut() {
                 port.remove("nodePort");
             }
@@ -167,7 +167,7 @@ fn assign(call: &Call, object: &mut Value, old: Option<&Value>) -> Result<Vec<Re
             .filter_map(|p| p["nodePort"].as_u64())
             .collect();
         let mut taken = None;
-        for port in object["spec"]["ports"].as_array_mut().into_iter().flatten() {
+        for port in ports_mut(object) {
             let asked = port["nodePort"].as_u64().unwrap_or(0);
             if asked != 0 && had.contains(&asked) {
                 continue;
@@ -259,6 +259,11 @@ fn reserve_port(
     taken.insert(number);
     drop(pending);
     Ok((number, Reservation { addresses: addresses.clone(), what: Reserved::Port(number) }))
+}
+
+/// Not by index: that would store a null for a list that is absent.
+fn ports_mut(service: &mut Value) -> impl Iterator<Item = &mut Value> {
+    service.pointer_mut("/spec/ports").and_then(Value::as_array_mut).into_iter().flatten()
 }
 
 #[cfg(test)]

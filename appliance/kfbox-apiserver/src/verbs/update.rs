@@ -147,7 +147,8 @@ async fn prepare(
         "resize" => keep_all_but(old, new, |old, new| {
             for list in ["containers", "initContainers"] {
                 let sizes = new["spec"][list].as_array().cloned().unwrap_or_default();
-                for container in old["spec"][list].as_array_mut().into_iter().flatten() {
+                let kept = old["spec"].get_mut(list).and_then(Value::as_array_mut);
+                for container in kept.into_iter().flatten() {
                     if let Some(size) = sizes.iter().find(|c| c["name"] == container["name"]) {
                         container["resources"] = size["resources"].clone();
                         container["resizePolicy"] = size["resizePolicy"].clone();

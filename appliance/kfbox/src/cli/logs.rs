@@ -36,8 +36,11 @@ pub async fn run(data_dir: PathBuf, follow: bool, tail: usize) -> anyhow::Result
     for line in last {
         out.write_all(line.as_bytes())?;
     }
+    if !follow {
+        return Ok(ExitCode::SUCCESS);
+    }
     let mut file = reader.into_inner();
-    while follow {
+    loop {
         let mut more = Vec::new();
         file.read_to_end(&mut more)?;
         if more.is_empty() {
@@ -52,5 +55,4 @@ pub async fn run(data_dir: PathBuf, follow: bool, tail: usize) -> anyhow::Result
             out.flush()?;
         }
     }
-    Ok(ExitCode::SUCCESS)
 }

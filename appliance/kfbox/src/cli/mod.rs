@@ -45,7 +45,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not running, 4 data directory in 
 enum Command {
     /// Start the platform (in the background) and wait until it is ready
     Up(UpArgs),
-    /// Stop the platform
+    /// Stop the platform and the containers of its pods
     Down(DownArgs),
     /// What runs, where it listens, and how it is
     Status(StatusArgs),
@@ -55,7 +55,7 @@ enum Command {
     Logs(LogsArgs),
     /// Print, write or merge the credentials for kubectl
     Kubeconfig(KubeconfigArgs),
-    /// Create a personal token for programs (kfp, curl), or list and revoke them
+    /// Create a personal token for programs: the kfp SDK, curl, kubectl
     Token(TokenArgs),
     /// S3 credentials of a namespace, for boto3 and the like
     Credentials(CredentialsArgs),

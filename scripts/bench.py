@@ -198,12 +198,14 @@ def crun(image: str, folder: str, count: int, command: list[str]) -> list[float]
     config["process"].pop("rlimits", None)
     with open(path, "w") as out:
         json.dump(config, out)
+    # crun refuses a machine that has both versions of control groups; without the second one in sight it works.
+    hybrid = os.path.ismount("/sys/fs/cgroup/unified")
+    hide = ["unshare", "-m", "sh", "-c", 'umount /sys/fs/cgroup/unified; exec "$@"', "sh"] if hybrid else []
     took = []
     for n in range(count):
+        run = ["crun", "run", "--bundle", bundle, f"kfbench-{os.getpid()}-{n}"]
         start = time.perf_counter()
-        subprocess.run(
-            ["crun", "run", "--bundle", bundle, f"kfbench-{os.getpid()}-{n}"], check=True, stdin=subprocess.DEVNULL
-        )
+        subprocess.run([*hide, *run], check=True, stdin=subprocess.DEVNULL)
         took.append(time.perf_counter() - start)
     return took
 

@@ -234,11 +234,17 @@ async fn terminals_have_a_size_and_hanging_up_kills() {
     let mut session = bench.runtime.exec(&handle.id, vec!["sleep".into(), "999".into()], false, false).unwrap();
     let cgroup = format!("{}/c", bench.cgroup);
     let deadline = Instant::now() + Duration::from_secs(20);
-    while bench.runtime.hierarchies.processes(&cgroup).len() < 2 && Instant::now() < deadline {
+    // A process that only prepares the command is in the group for a moment: the command itself, and it alone beside the
+    // container's own, is what is waited for.
+    let settled = || {
+        let processes = bench.runtime.hierarchies.processes(&cgroup);
+        let command = |pid: &_| std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        processes.len() == 2 && processes.iter().any(|pid| command(pid) == b"sleep\x00999\x00")
+    };
+    while !settled() && Instant::now() < deadline {
         tokio::task::yield_now().await;
     }
-    // While it starts there may be a third, which only prepares it.
-    assert!(bench.runtime.hierarchies.processes(&cgroup).len() >= 2);
+    assert!(settled(), "{:?}", bench.runtime.hierarchies.processes(&cgroup));
     let mut nothing = [0; 1];
     drop(session.exit);
     let _ = session.stdout.read(&mut nothing).await;

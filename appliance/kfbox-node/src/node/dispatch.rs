@@ -92,7 +92,7 @@ struct Dispatcher {
 
 async fn dispatch(node: Arc<Node>, component: Component) -> Result<(), NodeError> {
     // Containers get the services in their environment, so these come first.
-    let _ = node.ctx.directory.services.wait_until_ready().await;
+    let _ = node.ctx.directory.complete().await;
     let api: Api<Pod> = Api::all(node.ctx.client.clone());
     let config = watcher::Config::default().fields(&format!("spec.nodeName={}", node.config.node_name));
     let mut events = watcher(api, config).default_backoff().boxed();

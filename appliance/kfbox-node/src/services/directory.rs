@@ -1,7 +1,10 @@
 //! The cluster's Services and endpoints in memory, fed by one watch each and shared by all who need them: the packet
 //! filter and the DNS server.
 
-use futures::StreamExt;
+use futures::{
+    FutureExt, StreamExt,
+    future::{BoxFuture, Shared},
+};
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use kfbox_base::Tasks;
 use kube::{
@@ -15,28 +18,35 @@ use kube::{
 use std::{fmt::Debug, hash::Hash};
 use tokio::sync::watch;
 
+/// The watches ended before they delivered what was there: the daemon is stopping.
+#[derive(Debug, thiserror::Error)]
+#[error("the watches of services ended")]
+pub struct WatchEnded;
+
 /// A shared view. Cloning is cheap.
 #[derive(Clone)]
 pub struct Directory {
     pub services: Store<Service>,
     pub slices: Store<EndpointSlice>,
     changed: watch::Receiver<u64>,
+    complete: Shared<BoxFuture<'static, bool>>,
 }
 
 impl Directory {
     /// Starts the watches. They end with the daemon.
     pub fn start(client: &Client, tasks: &Tasks) -> Self {
         let (bump, changed) = watch::channel(0);
-        Self {
-            services: follow(Api::all(client.clone()), tasks, bump.clone()),
-            slices: follow(Api::all(client.clone()), tasks, bump),
-            changed,
-        }
+        let services = follow(Api::all(client.clone()), tasks, bump.clone());
+        Self::of(services, follow(Api::all(client.clone()), tasks, bump), changed)
     }
 
     /// A directory fed by the caller, who sends on `changed` after each change of the stores.
     pub fn of(services: Store<Service>, slices: Store<EndpointSlice>, changed: watch::Receiver<u64>) -> Self {
-        Self { services, slices, changed }
+        // A store wakes only one of those who wait for it, the one that looked last; a shared future wakes them all.
+        let (first, second) = (services.clone(), slices.clone());
+        let complete =
+            async move { first.wait_until_ready().await.is_ok() && second.wait_until_ready().await.is_ok() };
+        Self { services, slices, changed, complete: complete.boxed().shared() }
     }
 
     /// Woken after each change; the first wait returns once something changed since this call.
@@ -44,10 +54,9 @@ impl Directory {
         self.changed.clone()
     }
 
-    /// Waits until both watches have delivered what was there.
-    pub async fn complete(&self) -> Result<(), reflector::store::WriterDropped> {
-        self.services.wait_until_ready().await?;
-        self.slices.wait_until_ready().await
+    /// Waits until both watches have delivered what was there. Any number may wait; nobody may wait for the stores themselves.
+    pub async fn complete(&self) -> Result<(), WatchEnded> {
+        if self.complete.clone().await { Ok(()) } else { Err(WatchEnded) }
     }
 }
 

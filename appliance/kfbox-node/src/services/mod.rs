@@ -10,7 +10,7 @@ mod directory;
 pub mod policy;
 mod script;
 
-pub use directory::Directory;
+pub use directory::{Directory, WatchEnded};
 
 use crate::network::{Network, NftError, nft};
 use desired::Rules;
@@ -29,8 +29,8 @@ const RETRY: Duration = Duration::from_secs(2);
 pub enum ServicesError {
     #[error(transparent)]
     Nft(#[from] NftError),
-    #[error("the watches of services ended")]
-    WatchEnded,
+    #[error(transparent)]
+    WatchEnded(#[from] WatchEnded),
 }
 
 /// Starts the watches, the service rules and the network policies. The directory returned serves the DNS server too.
@@ -51,7 +51,7 @@ pub async fn keep(
 ) -> Result<(), ServicesError> {
     let mut changes = directory.changes();
     tokio::select! {
-        complete = directory.complete() => complete.map_err(|_| ServicesError::WatchEnded)?,
+        complete = directory.complete() => complete?,
         () = shutdown.cancelled() => return Ok(()),
     }
     let table = format!("{}_services", network.config().table());

@@ -48,7 +48,7 @@ pub fn run(client: &Client, network: Network, tasks: &Tasks) {
                 && namespaces.wait_until_ready().await.is_ok()
         };
         tokio::select! {
-            ready = ready => if !ready { return Err(super::ServicesError::WatchEnded) },
+            ready = ready => if !ready { return Err(super::WatchEnded) },
             () = shutdown.cancelled() => return Ok(()),
         }
         let table = format!("{}_policy", network.config().table());

@@ -123,6 +123,27 @@ async fn every_change_between_states_is_one_that_nft_takes() {
     }
 }
 
+#[tokio::test]
+async fn everyone_who_waits_for_the_directory_is_woken() {
+    let (services, mut services_writer) = reflector::store();
+    let (slices, mut slices_writer) = reflector::store();
+    let directory = Directory::of(services, slices, watch::channel(0).1);
+    // The rules, the node, the DNS server, and every question that a pod asks meanwhile.
+    let waiting: Vec<_> = (0..5)
+        .map(|_| {
+            let directory = directory.clone();
+            tokio::spawn(async move { directory.complete().await })
+        })
+        .collect();
+    tokio::task::yield_now().await;
+    services_writer.apply_watcher_event(&watcher::Event::<Service>::InitDone);
+    tokio::task::yield_now().await;
+    slices_writer.apply_watcher_event(&watcher::Event::<EndpointSlice>::InitDone);
+    for waiter in waiting {
+        tokio::time::timeout(Duration::from_secs(5), waiter).await.expect("was left waiting").unwrap().unwrap();
+    }
+}
+
 struct Cluster {
     services: Writer<Service>,
     slices: Writer<EndpointSlice>,

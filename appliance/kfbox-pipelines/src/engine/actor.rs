@@ -1,8 +1,12 @@
 //! One run in motion: decide, store, act, wait. What there is to do is derived from the stored state each time round,
 //! never remembered only in memory, so that a start after a crash goes on by the same code.
 
+mod answers;
+mod outcomes;
+
 use super::{
     Work, logs,
+    mailbox::{Assignment, Mailbox, Request},
     model::{Io, Kind, RunState, State, Task, TaskError, pod_name},
     plan,
     steps::{self, Context, Done},
@@ -12,27 +16,22 @@ use crate::{
     Core,
     error::{ApiResult, Code},
     ports::ExecutionState,
-    spec::{self, Pipeline, duration},
+    spec::{self, Pipeline},
     store::{CacheEntry, RunRow},
     time,
 };
 use futures::{StreamExt, stream::FuturesUnordered};
 use indexmap::IndexMap;
-use parking_lot::Mutex;
 use serde_json::Value;
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    collections::{BTreeSet, HashMap, HashSet},
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 use tokio::{
-    sync::{Notify, mpsc, oneshot},
+    sync::{mpsc, oneshot},
     time::Instant,
 };
-use tokio_util::sync::CancellationToken;
 
 /// A step that reported a failure is explained when its pod has ended, at the latest after this.
 const FAILURE_GRACE: Duration = Duration::from_secs(10);
@@ -40,68 +39,6 @@ const FAILURE_GRACE: Duration = Duration::from_secs(10);
 const ARCHIVE_GRACE: Duration = Duration::from_secs(30);
 /// Between tries to store, when the disk is full.
 const STORE_RETRY: Duration = Duration::from_secs(1);
-
-/// How the outside reaches a run.
-pub(crate) struct Mailbox {
-    /// The newest fact of each pod, taken by the actor.
-    pub(super) pods: Mutex<HashMap<String, PodFact>>,
-    pub(super) cancel: AtomicBool,
-    pub(super) wake: Notify,
-    pub(super) requests: mpsc::Sender<Request>,
-    pub(super) stop: CancellationToken,
-    pub(super) stopped: CancellationToken,
-}
-
-/// A launcher's call. The answer is `None` when the attempt is not running.
-pub(crate) enum Request {
-    /// The launcher is up and asks what to do.
-    Begin { task: String, attempt: u32, answer: oneshot::Sender<Option<Assignment>> },
-    /// What it may read and write.
-    Scope { task: String, attempt: u32, answer: oneshot::Sender<Option<Assignment>> },
-    /// Answered once the outcome is stored.
-    Report { task: String, attempt: u32, report: Report, answer: oneshot::Sender<Option<()>> },
-}
-
-/// What an attempt does, with addresses still in the artifact store.
-#[derive(Debug, Clone)]
-pub(crate) struct Assignment {
-    pub namespace: String,
-    pub display_name: String,
-    pub command: Vec<String>,
-    pub inputs: Vec<InputFile>,
-    pub output_file: String,
-    pub output_parameters: BTreeMap<String, String>,
-    pub output_artifacts: Vec<OutputArtifact>,
-    /// Outputs may be uploaded below this.
-    pub output_root: String,
-}
-
-#[derive(Debug, Clone)]
-pub(crate) struct InputFile {
-    pub name: String,
-    pub uri: String,
-    pub path: Option<String>,
-}
-
-#[derive(Debug, Clone)]
-pub(crate) struct OutputArtifact {
-    pub name: String,
-    pub uri: String,
-    pub path: String,
-}
-
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Report {
-    pub succeeded: bool,
-    /// In words, when it did not.
-    pub message: String,
-    pub exit_code: i32,
-    pub signal: Option<i32>,
-    /// `ExecutorOutput`, as the SDK wrote it; null when it wrote none.
-    pub executor_output: Value,
-    /// The content of the output parameters' files.
-    pub parameters: BTreeMap<String, String>,
-}
 
 /// A run and its tasks from the database.
 pub(super) async fn load(core: &Core, row: &RunRow) -> ApiResult<RunState> {
@@ -550,202 +487,6 @@ impl Actor<'_> {
         self.run.tasks.get(id).filter(|t| t.attempt == attempt)
     }
 
-    fn request(&mut self, request: Request) {
-        match request {
-            Request::Begin { task, attempt, answer } => {
-                let Some(assignment) = self.assignment(&task, attempt) else {
-                    _ = answer.send(None);
-                    return;
-                };
-                if self.attempt(&task, attempt).is_some_and(|t| t.state == State::Pending) {
-                    self.change(&task, |t| {
-                        // The pod runs, whatever became of the call that created it.
-                        t.pod_created = true;
-                        t.enter(State::Running);
-                    });
-                }
-                self.begin.push((answer, assignment));
-            }
-            Request::Scope { task, attempt, answer } => _ = answer.send(self.assignment(&task, attempt)),
-            Request::Report { task, attempt, report, answer } => self.report(&task, attempt, report, answer),
-        }
-    }
-
-    fn assignment(&self, id: &str, attempt: u32) -> Option<Assignment> {
-        let task = self.attempt(id, attempt).filter(|t| !t.state.is_final() && !t.command.is_empty())?;
-        if self.is_canceling() || self.reported.contains_key(id) {
-            return None;
-        }
-        let input = steps::executor_input(&self.pipeline, &self.run, task);
-        let paths = |list: &[super::model::Artifact], name: &str| -> Vec<InputFile> {
-            let file = |a: &super::model::Artifact| InputFile {
-                name: name.to_owned(),
-                uri: a.uri.clone(),
-                path: super::placeholders::artifact_path(a),
-            };
-            list.iter().map(file).collect()
-        };
-        Some(Assignment {
-            namespace: self.run.namespace.clone(),
-            display_name: task.display_name.clone(),
-            command: task.command.clone(),
-            inputs: input.artifacts.iter().flat_map(|(name, list)| paths(list, name)).collect(),
-            output_file: input.output_file,
-            output_parameters: input.output_parameters,
-            output_artifacts: input
-                .output_artifacts
-                .into_iter()
-                .filter_map(|(name, a)| {
-                    Some(OutputArtifact { path: super::placeholders::artifact_path(&a)?, name, uri: a.uri })
-                })
-                .collect(),
-            output_root: steps::output_root(&self.run, task),
-        })
-    }
-
-    fn report(&mut self, id: &str, attempt: u32, report: Report, answer: oneshot::Sender<Option<()>>) {
-        let Some(task) = self.attempt(id, attempt).cloned() else {
-            _ = answer.send(None);
-            return;
-        };
-        if task.state.is_final() || self.is_canceling() {
-            // Said before, and stored before.
-            return self.acknowledge.push(answer);
-        }
-        if self.reports.contains_key(id) {
-            // Being recorded already: answered together.
-            return self.reports.entry(id.to_owned()).or_default().push(answer);
-        }
-        if report.succeeded {
-            self.busy.insert(id.to_owned());
-            self.reports.entry(id.to_owned()).or_default().push(answer);
-            self.work.push(Box::pin(self.context(&task).record(report)));
-            return;
-        }
-        // Explained once the pod has ended and its log is whole. Should the daemon die before, the pod's exit code
-        // says the same.
-        self.reported.insert(id.to_owned(), (report_words(&report), Instant::now()));
-        self.acknowledge.push(answer);
-    }
-
-    fn done(&mut self, done: Done) {
-        match done {
-            Done::Nothing => {}
-            Done::PodsDeleted => self.deleted = true,
-            Done::RunBegun(contexts) => {
-                self.run.contexts = contexts;
-                self.begun.insert(String::new());
-                self.run_dirty = true;
-            }
-            Done::Prepared { task, image, command, fingerprint, execution } => {
-                self.busy.remove(&task);
-                self.begun.insert(task.clone());
-                let name = self.run.tasks.get(&task).map(|t| pod_name(&self.run.pipeline_name, &self.run.id, t));
-                self.change(&task, |t| {
-                    t.execution_id = execution;
-                    if t.is_leaf() {
-                        t.image = image;
-                        t.command = command;
-                        t.fingerprint = fingerprint;
-                        t.pod_name = name;
-                    }
-                });
-            }
-            Done::Finished { task, outputs, fingerprint, cached_from, execution } => {
-                self.busy.remove(&task);
-                self.change(&task, |t| {
-                    t.outputs = outputs;
-                    t.fingerprint = fingerprint;
-                    t.cached_from = cached_from;
-                    t.execution_id = execution;
-                    t.log_archived = true;
-                    t.enter(State::Succeeded);
-                });
-            }
-            Done::PodCreated { task, attempt, uid } => {
-                self.busy.remove(&task);
-                if self.attempt(&task, attempt).is_some() {
-                    tracing::debug!(run = %self.run.id, task, uid, "a step's pod exists");
-                    self.change(&task, |t| t.pod_created = true);
-                }
-            }
-            Done::Refused { task, error } => {
-                self.busy.remove(&task);
-                self.change(&task, |t| {
-                    t.error = Some(error);
-                    t.enter(State::Failed);
-                });
-            }
-            Done::Failed { task, attempt, error } => self.failed(&task, attempt, error),
-            Done::Recorded { task, attempt, outputs } => self.recorded(&task, attempt, outputs),
-            Done::Unacceptable { task, attempt, why } => {
-                self.busy.remove(&task);
-                self.acknowledge.extend(self.reports.remove(&task).unwrap_or_default());
-                if self.attempt(&task, attempt).is_some() {
-                    self.reported.insert(task, (why, Instant::now()));
-                }
-            }
-            Done::Archived { task } => {
-                self.archiving.remove(&task);
-                self.change(&task, |t| t.log_archived = true);
-            }
-            Done::Looked { task, attempt, pod } => {
-                self.looked.remove(&task);
-                let Some(name) = self.attempt(&task, attempt).and_then(|t| t.pod_name.clone()) else { return };
-                // A fact that the watch brought meanwhile is newer.
-                self.take_pods();
-                let fact = pod.map_or_else(|| PodFact { deleted: true, ..PodFact::default() }, |p| PodFact::of(&p));
-                self.facts.entry(name).or_insert(fact);
-            }
-        }
-    }
-
-    fn recorded(&mut self, id: &str, attempt: u32, outputs: Io) {
-        self.busy.remove(id);
-        self.acknowledge.extend(self.reports.remove(id).unwrap_or_default());
-        if self.attempt(id, attempt).is_none_or(|t| t.state.is_final()) {
-            return;
-        }
-        self.change(id, |t| {
-            t.outputs = outputs.clone();
-            t.enter(State::Succeeded);
-        });
-        if let Some(task) = self.run.tasks.get(id)
-            && let Some(fingerprint) = &task.fingerprint
-        {
-            let entry = CacheEntry {
-                run_id: self.run.id.clone(),
-                task_id: id.to_owned(),
-                outputs,
-                execution_id: task.execution_id.unwrap_or(0),
-            };
-            self.cached.push((self.run.namespace.clone(), fingerprint.clone(), entry));
-        }
-    }
-
-    fn failed(&mut self, id: &str, attempt: u32, error: TaskError) {
-        self.busy.remove(id);
-        self.stuck_since.remove(id);
-        let Some(task) = self.attempt(id, attempt).filter(|t| !t.state.is_final()).cloned() else { return };
-        let policy = plan::spec_of(&self.pipeline, &self.run, &task).and_then(|s| s.retry_policy.clone());
-        match policy.filter(|p| task.retries < p.max_retry_count) {
-            None => self.change(id, |t| {
-                t.log_archived = true;
-                t.error = Some(error);
-                t.enter(State::Failed);
-            }),
-            Some(policy) => {
-                let wait = back_off(&policy, task.retries);
-                tracing::info!(run = %self.run.id, task = %task.path, wait_ms = wait, why = %error.message.lines().next().unwrap_or_default(), "a step failed and is tried again");
-                self.change(id, |t| {
-                    plan::restart(t);
-                    t.retries += 1;
-                    t.retry_at = Some(time::now() + i64::try_from(wait).unwrap_or(i64::MAX));
-                });
-            }
-        }
-    }
-
     fn is_done(&mut self) -> bool {
         if !self.run.state.is_final() || !self.work.is_empty() || !self.dirty.is_empty() {
             return false;
@@ -773,82 +514,5 @@ impl Actor<'_> {
             self.pipeline.active_deadline_seconds().filter(|_| !self.run.state.is_final() && !self.is_canceling());
         let deadline = deadline.map(|s| at(self.run.created_at + s * 1000));
         retries.chain(reported).chain(stuck).chain(deadline).chain(self.archive_until).min()
-    }
-}
-
-/// The wait before a retry, in milliseconds. Upstream's defaults: no wait, doubling, an hour at most.
-fn back_off(policy: &spec::ir::RetryPolicy, retries: u32) -> u64 {
-    let base = duration(&policy.backoff_duration).unwrap_or(0);
-    let most = duration(&policy.backoff_max_duration).filter(|m| *m > 0).unwrap_or(3_600_000);
-    let factor = if policy.backoff_factor > 0.0 { policy.backoff_factor } else { 2.0 };
-    let exponent = i32::try_from(retries.min(64)).unwrap_or(64);
-    #[expect(
-        clippy::cast_precision_loss,
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "a cast saturates; the result is clamped"
-    )]
-    let wait = (base as f64 * factor.powi(exponent)) as u64;
-    wait.min(most)
-}
-
-fn report_words(report: &Report) -> String {
-    let mut why = match report.signal {
-        Some(9) => "it was killed (signal 9); if it has a memory limit, it may have run out of memory".to_owned(),
-        Some(signal) => format!("it was ended by signal {signal}"),
-        None if report.exit_code != 0 => format!("it ended with exit code {}", report.exit_code),
-        None => String::new(),
-    };
-    if !report.message.is_empty() {
-        if !why.is_empty() {
-            why.push_str(": ");
-        }
-        why.push_str(&report.message);
-    }
-    if why.is_empty() { "it failed and did not say why".into() } else { why }
-}
-
-impl RunState {
-    /// A copy with the tasks that one task's work looks at: those above it and those beside it.
-    pub(super) fn view(&self, task: &Task) -> Self {
-        let mut keep: HashSet<&str> = HashSet::from([task.id.as_str()]);
-        let mut above = task.parent_id.as_deref();
-        while let Some(parent) = above.and_then(|id| self.tasks.get(id)) {
-            keep.insert(&parent.id);
-            above = parent.parent_id.as_deref();
-        }
-        let dag = task.parent_id.as_ref().and_then(|id| self.tasks.get(id));
-        let dag = if task.iteration.is_some() {
-            dag.and_then(|l| l.parent_id.as_deref())
-        } else {
-            dag.map(|d| d.id.as_str())
-        };
-        let beside = |t: &Task| t.parent_id.is_some() && t.parent_id.as_deref() == dag;
-        let tasks = self
-            .tasks
-            .iter()
-            .filter(|(id, t)| keep.contains(id.as_str()) || beside(t))
-            .map(|(id, t)| (id.clone(), t.clone()));
-        Self { tasks: tasks.collect(), history: Vec::new(), ..self.shallow() }
-    }
-
-    fn shallow(&self) -> Self {
-        Self {
-            id: self.id.clone(),
-            namespace: self.namespace.clone(),
-            display_name: self.display_name.clone(),
-            pipeline_name: self.pipeline_name.clone(),
-            pipeline_root: self.pipeline_root.clone(),
-            service_account: self.service_account.clone(),
-            parameters: self.parameters.clone(),
-            created_at: self.created_at,
-            scheduled_at: self.scheduled_at,
-            state: self.state,
-            finished_at: self.finished_at,
-            error: None,
-            history: Vec::new(),
-            contexts: self.contexts,
-            tasks: IndexMap::new(),
-        }
     }
 }

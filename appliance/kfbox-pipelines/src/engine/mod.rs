@@ -4,6 +4,7 @@
 
 mod actor;
 mod logs;
+mod mailbox;
 pub mod model;
 mod placeholders;
 pub(crate) mod plan;
@@ -14,7 +15,7 @@ mod steps;
 mod tests;
 mod watch;
 
-pub(crate) use actor::{Assignment, Report, Request};
+pub(crate) use mailbox::{Assignment, Report, Request};
 
 use crate::{
     Core,
@@ -22,11 +23,11 @@ use crate::{
     ports::{ByteStream, LogRange},
     store::RunRow,
 };
-use actor::Mailbox;
 use futures::future::BoxFuture;
 use hmac::{Hmac, KeyInit, Mac};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::api::{Api, DeleteParams, ListParams};
+use mailbox::Mailbox;
 use model::{State, Task};
 use parking_lot::Mutex;
 use sha2::Sha256;

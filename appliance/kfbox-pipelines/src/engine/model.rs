@@ -5,7 +5,7 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
@@ -236,4 +236,49 @@ pub fn pod_name(pipeline_name: &str, run_id: &str, task: &Task) -> String {
     }
     let digest = hex::encode(&Sha256::digest(format!("{run_id}\n{}\n{}", task.path, task.attempt).as_bytes())[..8]);
     format!("{prefix}-{}-{digest}", run_id.chars().filter(char::is_ascii_alphanumeric).take(8).collect::<String>())
+}
+
+impl RunState {
+    /// A copy with the tasks that one task's work looks at: those above it and those beside it.
+    pub(super) fn view(&self, task: &Task) -> Self {
+        let mut keep: HashSet<&str> = HashSet::from([task.id.as_str()]);
+        let mut above = task.parent_id.as_deref();
+        while let Some(parent) = above.and_then(|id| self.tasks.get(id)) {
+            keep.insert(&parent.id);
+            above = parent.parent_id.as_deref();
+        }
+        let dag = task.parent_id.as_ref().and_then(|id| self.tasks.get(id));
+        let dag = if task.iteration.is_some() {
+            dag.and_then(|l| l.parent_id.as_deref())
+        } else {
+            dag.map(|d| d.id.as_str())
+        };
+        let beside = |t: &Task| t.parent_id.is_some() && t.parent_id.as_deref() == dag;
+        let tasks = self
+            .tasks
+            .iter()
+            .filter(|(id, t)| keep.contains(id.as_str()) || beside(t))
+            .map(|(id, t)| (id.clone(), t.clone()));
+        Self { tasks: tasks.collect(), history: Vec::new(), ..self.shallow() }
+    }
+
+    fn shallow(&self) -> Self {
+        Self {
+            id: self.id.clone(),
+            namespace: self.namespace.clone(),
+            display_name: self.display_name.clone(),
+            pipeline_name: self.pipeline_name.clone(),
+            pipeline_root: self.pipeline_root.clone(),
+            service_account: self.service_account.clone(),
+            parameters: self.parameters.clone(),
+            created_at: self.created_at,
+            scheduled_at: self.scheduled_at,
+            state: self.state,
+            finished_at: self.finished_at,
+            error: None,
+            history: Vec::new(),
+            contexts: self.contexts,
+            tasks: IndexMap::new(),
+        }
+    }
 }

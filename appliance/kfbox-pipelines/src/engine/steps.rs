@@ -2,8 +2,8 @@
 //! recording what it gave, explaining why it failed. Each may be cut off by a crash at any point and done again.
 
 use super::{
-    actor::Report,
     logs,
+    mailbox::Report,
     model::{Artifact, Io, RunState, Task, TaskError},
     placeholders::ExecutorInput,
     plan, pod, resolve, token,

@@ -1,10 +1,9 @@
-//! `RecurringRunService`: stored, listed, switched; periodic schedules are run by `crate::schedule`. Cron expressions
-//! are refused by name.
+//! `RecurringRunService`: stored, listed, switched; `crate::schedule` starts the runs.
 
 use super::{App, Args, Caller, description, display_name, empty, field, json_body, render};
 use crate::{
     Inner,
-    error::{ApiError, ApiResult, Code},
+    error::{ApiError, ApiResult},
     schedule,
     store::{RecurringRow, listing},
     time,
@@ -28,13 +27,7 @@ impl Inner {
 pub(super) async fn create(app: App, Caller(user): Caller, body: Body) -> ApiResult<Json<Value>> {
     let mut body = json_body(body).await?;
     let trigger = field(&body, "trigger").cloned().unwrap_or_default();
-    if field(&trigger, "cron_schedule").is_some() {
-        return Err(ApiError::new(
-            Code::Unimplemented,
-            "cron schedules are not supported by this kfbox yet; use a periodic schedule (interval_second)",
-        ));
-    }
-    schedule::Periodic::parse(&trigger).map_err(ApiError::invalid)?;
+    schedule::Trigger::parse(&trigger).map_err(ApiError::invalid)?;
     // The same checks as for a run now, so that a schedule that can never run is refused at once.
     let run = super::new_run(&app, &user, &body, "").await?;
     app.allow_verb(&user, "create", RESOURCE, &run.namespace).await?;

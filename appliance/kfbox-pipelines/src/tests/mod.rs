@@ -1,5 +1,6 @@
 //! Through REST, engine and task API together, on a cluster in memory.
 
+mod recurring;
 mod world;
 
 use crate::{Pipelines, RunChange};

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Drives a box with the unmodified kfp SDK, one case a call, and prints what the SDK saw as JSON on the last line."""
 import argparse
+import datetime
 import json
 import sys
 import tempfile
@@ -51,6 +52,16 @@ def after(text: str) -> str:
 @dsl.container_component
 def absent_image():
     return dsl.ContainerSpec(image="registry.invalid/no/such-image:1", command=["true"])
+
+
+@dsl.container_component
+def says_hello():
+    return dsl.ContainerSpec(image="python:3.11", command=["echo", "hello"])
+
+
+@dsl.pipeline(name="hello")
+def hello():
+    says_hello()
 
 
 @dsl.pipeline(name="two-steps")
@@ -161,6 +172,46 @@ def main() -> None:
             result["found_by_name"] = client.get_pipeline_id(name) == uploaded.pipeline_id
             runs = client.list_runs(page_size=100, experiment_id=experiment.experiment_id).runs
             result["runs_of_experiment"] = [r.run_id for r in runs]
+    elif case == "recurring":
+        name = f"hourly-{time.time_ns()}"
+        now = datetime.datetime.now(datetime.timezone.utc)
+        this_hour = now.replace(minute=0, second=0, microsecond=0)
+        experiment = client.create_experiment(name, namespace=args.namespace)
+        with tempfile.TemporaryDirectory() as folder:
+            package = f"{folder}/hello.yaml"
+            compiler.Compiler().compile(hello, package)
+            schedule = dict(
+                experiment_id=experiment.experiment_id,
+                job_name=name,
+                pipeline_package_path=package,
+                start_time=(this_hour - datetime.timedelta(minutes=1)).strftime("%Y-%m-%dT%H:%M:%SZ"),
+                end_time=(this_hour + datetime.timedelta(minutes=1)).strftime("%Y-%m-%dT%H:%M:%SZ"),
+                enable_caching=False,
+            )
+            made = client.create_recurring_run(cron_expression="0 0 * * * *", **schedule)
+            try:
+                client.create_recurring_run(cron_expression="* * * * *", **{**schedule, "job_name": f"{name}-bad"})
+                refused = None
+            except Exception as error:  # what the SDK raises for a refused schedule
+                refused = str(error)
+        deadline = time.monotonic() + args.timeout
+        while time.monotonic() < deadline:
+            runs = client.list_runs(experiment_id=experiment.experiment_id).runs or []
+            if runs:
+                break
+            time.sleep(0.2)
+        result = finish(runs[0].run_id)
+        client.disable_recurring_run(made.recurring_run_id)
+        got = client.get_recurring_run(made.recurring_run_id)
+        listed = client.list_recurring_runs(experiment_id=experiment.experiment_id).recurring_runs
+        client.delete_recurring_run(made.recurring_run_id)
+        result |= {
+            "runs": len(runs),
+            "status": got.status,
+            "cron": got.trigger.cron_schedule.cron,
+            "listed": [r.recurring_run_id for r in listed] == [made.recurring_run_id],
+            "refused": refused,
+        }
     elif case == "upload-file":
         try:
             client.upload_pipeline(args.argument, pipeline_name=f"bad-{time.time_ns()}", namespace=args.namespace)

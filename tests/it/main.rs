@@ -5,5 +5,6 @@ mod browser;
 mod cli;
 mod kubernetes;
 mod layering;
+mod people;
 mod pipelines;
 mod survival;

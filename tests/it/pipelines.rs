@@ -155,3 +155,62 @@ root:
     tasks:
       a: {componentRef: {name: comp-a}, taskInfo: {name: a}}
 ";
+
+#[test]
+fn a_cron_schedule_of_the_sdk_starts_a_run() -> anyhow::Result<()> {
+    let b = TestBox::shared()?;
+    let result = kfp(&b, &["recurring"])?;
+    assert_eq!(result["state"], "SUCCEEDED", "{result}");
+    assert_eq!(result["runs"], 1, "{result}");
+    assert_eq!((&result["status"], &result["cron"]), (&"DISABLED".into(), &"0 0 * * * *".into()), "{result}");
+    assert_eq!(result["listed"], true, "{result}");
+    assert!(result["refused"].as_str().is_some_and(|r| r.contains("more often than every 10 seconds")), "{result}");
+    Ok(())
+}
+
+const GREETINGS: &str = r#"
+from kfp import dsl
+
+@dsl.container_component
+def greet(name: str, code: int):
+    return dsl.ContainerSpec(
+        image="python:3.11", command=["sh", "-c", 'echo "hello $0"; exit "$1"'], args=[name, code])
+
+@dsl.pipeline(name="greetings")
+def greetings(name: str, code: int = 0):
+    greet(name=name, code=code)
+"#;
+
+#[test]
+fn kfbox_run_compiles_follows_and_ends_as_the_run_does() -> anyhow::Result<()> {
+    let b = TestBox::shared()?;
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("greetings.py");
+    std::fs::write(&file, GREETINGS)?;
+    let start = |more: &[&str]| {
+        let mut command = std::process::Command::new(kfbox_tests::program()?);
+        command.arg("run").arg(&file).arg("--python").arg(Python::Clients.program()).args(more);
+        run(command.env("KFBOX_DATA_DIR", b.data_dir()))
+    };
+    let good = start(&["-p", "name=ada lovelace", "--name", "a greeting", "--experiment", "greetings"])?.ok()?;
+    assert!(good.stdout.contains("greet | hello ada lovelace\n"), "{good:?}");
+    assert!(good.stderr.contains("✔ greet") && good.stderr.contains("SUCCEEDED after"), "{good:?}");
+    let failed = start(&["-p", "name=bob", "-p", "code=7", "-q"])?;
+    assert_eq!(failed.code, Some(1), "{failed:?}");
+    assert!(failed.stderr.contains("exit code 7") && failed.stdout.is_empty(), "{failed:?}");
+    let detached = start(&["-p", "name=eve", "-d"])?.ok()?;
+    assert_eq!(kfp(&b, &["wait", detached.stdout.trim()])?["state"], "SUCCEEDED");
+    for (more, says) in [
+        (&[][..], "-p name=..."),
+        (&["-p", "name=x", "-p", "code=many"], "a whole number"),
+        (&["-p", "name=x", "-n", "absent-namespace"], "absent-namespace"),
+        (&["-p", "name=x", "-n", "kube-system"], "✘ greet"),
+    ] {
+        let refused = start(more)?;
+        assert_eq!(refused.code, Some(1), "{more:?}: {refused:?}");
+        assert!(refused.stderr.contains(says), "{more:?}: {refused:?}");
+    }
+    let tokens = b.kfbox_ok(&["token", "list", "-o", "json"])?;
+    assert!(!tokens.contains("kfbox run"), "a call's token ends with it: {tokens}");
+    Ok(())
+}

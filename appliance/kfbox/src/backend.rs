@@ -1,14 +1,12 @@
 //! What `kfbox` commands ask of the running daemon, over its components.
 
+mod people;
+
 use crate::{
-    control::{Backend, ErrorBody, ImageRequest, ImageRow, Progress, S3Credentials, TokenRequest},
+    control::{Backend, ErrorBody, ImageRequest, ImageRow, Progress, S3Credentials},
     daemon::{BUCKET, REGION},
 };
 use futures::future::BoxFuture;
-use kfbox_api::{
-    Profile,
-    profile::{ProfileSpec, Subject},
-};
 use kfbox_apiserver::ApiServer;
 use kfbox_gateway::Gateway;
 use kfbox_node::{
@@ -17,9 +15,8 @@ use kfbox_node::{
 };
 use kfbox_objects::{Grant, Objects};
 use kfbox_platform::DefaultProfile;
-use kube::{Api, api::PostParams};
-use serde_json::{Value, json};
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use serde_json::Value;
+use std::{path::PathBuf, sync::Arc};
 use tokio::sync::mpsc;
 
 pub struct DaemonBackend {
@@ -31,9 +28,6 @@ pub struct DaemonBackend {
     pub objects_url: String,
     pub user: String,
 }
-
-/// The longest life of a personal token made on the command line.
-const LONGEST_TOKEN: Duration = Duration::from_secs(366 * 86_400);
 
 fn failed(error: impl std::fmt::Display, next: &str) -> ErrorBody {
     ErrorBody { error: error.to_string(), next: next.into() }
@@ -52,19 +46,6 @@ impl Backend for DaemonBackend {
         self.api.admin_kubeconfig(&self.kubernetes_url).map_err(|e| failed(e, "`kfbox logs` shows more"))
     }
 
-    fn create_token(&self, request: TokenRequest) -> BoxFuture<'_, Result<String, ErrorBody>> {
-        Box::pin(async move {
-            let expires = Duration::from_secs(request.expires_in_seconds);
-            if expires > LONGEST_TOKEN {
-                return Err(failed("a token holds at most 366 days", "choose a shorter --expires"));
-            }
-            let user = request.user.unwrap_or_else(|| self.user.clone());
-            let request = kfbox_gateway::TokenRequest::new(request.name, Some(expires));
-            let created = self.gateway.create_token(&user, request).await;
-            created.map(|t| t.reveal().to_owned()).map_err(|e| failed(e, "`kfbox user list` shows who may sign in"))
-        })
-    }
-
     fn s3_credentials(&self, namespace: Option<String>) -> BoxFuture<'_, Result<S3Credentials, ErrorBody>> {
         Box::pin(async move {
             let namespace = namespace.unwrap_or_else(|| DefaultProfile::for_user(&self.user).name);
@@ -78,29 +59,6 @@ impl Backend for DaemonBackend {
                 bucket: BUCKET.into(),
                 prefix: format!("v2/artifacts/{namespace}/"),
             })
-        })
-    }
-
-    fn users(&self) -> Vec<Value> {
-        let users = self.gateway.list_users();
-        users.into_iter().map(|u| json!({"email": u.email, "disabled": u.disabled})).collect()
-    }
-
-    fn add_user(&self, email: String, password: String) -> BoxFuture<'_, Result<(), ErrorBody>> {
-        Box::pin(async move {
-            self.gateway
-                .add_user(&email, &password, &[])
-                .await
-                .map_err(|e| failed(e, "`kfbox user list` shows who is there"))?;
-            let made = self.make_profile(&email).await;
-            made.map_err(|e| failed(e, "the user is there, but has no namespace yet: create a Profile with kubectl"))
-        })
-    }
-
-    fn set_password(&self, email: String, password: String) -> BoxFuture<'_, Result<(), ErrorBody>> {
-        Box::pin(async move {
-            let done = self.gateway.set_password(&email, &password).await;
-            done.map_err(|e| failed(e, "`kfbox user list` shows who may sign in"))
         })
     }
 
@@ -139,19 +97,6 @@ impl Backend for DaemonBackend {
             };
             let _ = progress.send(last).await;
         })
-    }
-}
-
-impl DaemonBackend {
-    /// A namespace of their own for a new person; one that is there already stays as it is.
-    async fn make_profile(&self, email: &str) -> Result<(), kube::Error> {
-        let DefaultProfile { name, owner } = DefaultProfile::for_user(email);
-        let owner = Subject { kind: "User".into(), name: owner, ..Subject::default() };
-        let profile = Profile::new(&name, ProfileSpec { owner: Some(owner), ..ProfileSpec::default() });
-        match Api::all(self.api.client()).create(&PostParams::default(), &profile).await {
-            Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
-            other => other.map(drop),
-        }
     }
 }
 

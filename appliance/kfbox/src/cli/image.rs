@@ -36,7 +36,7 @@ pub async fn run(data_dir: PathBuf, command: ImageCommand) -> anyhow::Result<Exi
         }
         ImageCommand::Remove { names } => {
             for name in names {
-                let _: serde_json::Value = client.delete(&format!("/v1/images?name={}", encode(&name))).await?;
+                let _: serde_json::Value = client.delete(&format!("/v1/images?name={}", super::encode(&name))).await?;
                 println!("removed {name}");
             }
             Ok(ExitCode::SUCCESS)
@@ -73,15 +73,4 @@ fn table(rows: &[ImageRow]) -> Table {
         table.add_row([row.name.clone(), id, size, row.created.clone().unwrap_or_default()]);
     }
     table
-}
-
-fn encode(text: &str) -> String {
-    text.bytes()
-        .map(|b| match b {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' | b':' => {
-                char::from(b).to_string()
-            }
-            other => format!("%{other:02X}"),
-        })
-        .collect()
 }

@@ -7,6 +7,8 @@ mod kubeconfig;
 mod logs;
 mod progress;
 mod reset;
+mod run;
+mod session;
 mod token;
 mod up;
 mod user;
@@ -36,7 +38,9 @@ Examples:
   kfbox up                                  start the platform and wait until it is ready
   kfbox image load python-3.11.oci.tar      make an image available without a registry
   kfbox kubeconfig --merge                  let kubectl reach it
+  kfbox run pipeline.py -p epochs=3         run a pipeline and follow it
   kfbox token                               a bearer token for the kfp SDK
+  kfbox user add ann@example.com            let somebody else in, with a namespace of their own
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not running, 4 data directory in use,
 5 address in use, 6 data from a newer version, 7 the machine lacks something, 8 wrong configuration";
@@ -55,7 +59,7 @@ enum Command {
     Logs(LogsArgs),
     /// Print, write or merge the credentials for kubectl
     Kubeconfig(KubeconfigArgs),
-    /// Create a personal token for programs: the kfp SDK, curl, kubectl
+    /// Create, list or revoke personal tokens for programs: the kfp SDK, curl, kubectl
     Token(TokenArgs),
     /// S3 credentials of a namespace, for boto3 and the like
     Credentials(CredentialsArgs),
@@ -65,6 +69,11 @@ enum Command {
     /// People who may sign in
     #[command(subcommand)]
     User(UserCommand),
+    /// Browsers that are signed in
+    #[command(subcommand)]
+    Session(SessionCommand),
+    /// Run a pipeline (a Python file or a compiled package), follow it, and end as it ends
+    Run(RunArgs),
     /// Remove the box: containers, network, firewall rules and all data
     Reset(ResetArgs),
     /// The version, and what it speaks
@@ -141,7 +150,37 @@ struct KubeconfigArgs {
 }
 
 #[derive(Args)]
+#[command(args_conflicts_with_subcommands = true)]
 struct TokenArgs {
+    #[command(subcommand)]
+    command: Option<TokenCommand>,
+    #[command(flatten)]
+    new: NewTokenArgs,
+}
+
+#[derive(Subcommand)]
+enum TokenCommand {
+    /// Create one and print it: the only time that it can be read (what `kfbox token` alone does too)
+    Create(NewTokenArgs),
+    /// The tokens that hold, newest first, without their secrets
+    #[command(visible_alias = "ls")]
+    List {
+        /// Only this person's
+        #[arg(long, value_name = "EMAIL")]
+        user: Option<String>,
+        #[arg(short, long, value_enum, default_value_t = Output::Table)]
+        output: Output,
+    },
+    /// End tokens at once, by their ids
+    #[command(visible_alias = "rm")]
+    Revoke {
+        #[arg(required = true)]
+        ids: Vec<String>,
+    },
+}
+
+#[derive(Args)]
+struct NewTokenArgs {
     /// Whose token [default: the first user]
     #[arg(long, value_name = "EMAIL")]
     user: Option<String>,
@@ -151,6 +190,15 @@ struct TokenArgs {
     /// How long it holds: 90m, 12h, 30d
     #[arg(long, default_value = "12h", value_parser = token::parse_duration)]
     expires: std::time::Duration,
+    /// Where it is good: the web routes, the Kubernetes API [default: both]
+    #[arg(long, value_enum, value_delimiter = ',')]
+    scope: Vec<TokenScope>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum TokenScope {
+    Platform,
+    Kubernetes,
 }
 
 #[derive(Args)]
@@ -195,12 +243,96 @@ enum ImageCommand {
 
 #[derive(Subcommand)]
 enum UserCommand {
-    /// Add a person; the password is asked for, or read from standard input
-    Add { email: String },
+    /// Add a person, with a namespace; the password is asked for, or read from standard input
+    Add {
+        email: String,
+        /// A group of theirs, as role bindings name it (may be repeated)
+        #[arg(long = "group", value_name = "GROUP")]
+        groups: Vec<String>,
+        /// Make them an administrator of the whole box
+        #[arg(long)]
+        admin: bool,
+    },
     /// Who may sign in
-    List,
-    /// Set a person's password; it is read from standard input
+    #[command(visible_alias = "ls")]
+    List {
+        #[arg(short, long, value_enum, default_value_t = Output::Table)]
+        output: Output,
+    },
+    /// Set a person's password; it is read from standard input. Their sessions end
     Passwd { email: String },
+    /// Replace a person's groups; none are left when none is given
+    Groups {
+        email: String,
+        groups: Vec<String>,
+        /// Administrator of the whole box
+        #[arg(long)]
+        admin: bool,
+    },
+    /// Shut a person out at once, keeping all that is theirs
+    Disable { email: String },
+    /// Let a disabled person in again
+    Enable { email: String },
+    /// Remove a person; their namespace and its data stay
+    #[command(visible_alias = "rm")]
+    Remove { email: String },
+    /// Add people from a Dex configuration's staticPasswords: bcrypt and argon2 hashes go on working
+    Import {
+        /// Dex's configuration, or the ConfigMap that holds it; - for standard input
+        file: PathBuf,
+    },
+}
+
+#[derive(Subcommand)]
+enum SessionCommand {
+    /// Who is signed in, since when, and from where
+    #[command(visible_alias = "ls")]
+    List {
+        /// Only this person's
+        #[arg(long, value_name = "EMAIL")]
+        user: Option<String>,
+        #[arg(short, long, value_enum, default_value_t = Output::Table)]
+        output: Output,
+    },
+    /// End sessions at once, by their ids
+    #[command(visible_alias = "rm")]
+    Revoke {
+        #[arg(required = true)]
+        ids: Vec<String>,
+    },
+}
+
+#[derive(Args)]
+struct RunArgs {
+    /// A pipeline's Python file, which is compiled by the kfp SDK, or a compiled package (YAML)
+    file: PathBuf,
+    /// A parameter of the pipeline; lists and structs in JSON (may be repeated)
+    #[arg(short, long = "parameter", value_name = "NAME=VALUE")]
+    parameters: Vec<String>,
+    /// What the run is called [default: the pipeline's name and the time]
+    #[arg(long)]
+    name: Option<String>,
+    /// The experiment it belongs to; made if there is none of this name [default: Default]
+    #[arg(long)]
+    experiment: Option<String>,
+    /// Where it runs [default: the user's namespace]
+    #[arg(short, long)]
+    namespace: Option<String>,
+    /// Whose run it is [default: the first user]
+    #[arg(long, value_name = "EMAIL")]
+    user: Option<String>,
+    /// Start it, print its id, and do not wait
+    #[arg(short, long)]
+    detach: bool,
+    /// Show the steps' states, not their logs
+    #[arg(short, long)]
+    quiet: bool,
+    /// Of several pipelines in the Python file, this function's
+    #[arg(long)]
+    function: Option<String>,
+    /// The Python that has the kfp SDK
+    #[arg(long, default_value = "python3", env = "KFBOX_PYTHON")]
+    python: PathBuf,
 }
 
 #[derive(Args)]
@@ -243,12 +375,14 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Doctor(args) => doctor::run(&common, &args.options, args.output == Output::Json),
         Command::Logs(args) => client(logs::run(data_dir()?, args.follow, args.tail)),
         Command::Kubeconfig(args) => client(kubeconfig::run(data_dir()?, args.output, args.merge)),
-        Command::Token(args) => client(token::create(data_dir()?, args.user, args.name, args.expires)),
+        Command::Token(args) => client(token::run(data_dir()?, args)),
         Command::Credentials(args) => {
             client(token::credentials(data_dir()?, args.namespace, args.output == CredentialOutput::Json))
         }
         Command::Image(command) => client(image::run(data_dir()?, command)),
         Command::User(command) => client(user::run(data_dir()?, command)),
+        Command::Session(command) => client(session::run(data_dir()?, command)),
+        Command::Run(args) => client(run::run(data_dir()?, args)),
         Command::Reset(args) => reset::run(&common, &args.options, args.yes),
         Command::Version => {
             box_info::version();
@@ -264,6 +398,24 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
 /// Runs a command that only talks to the daemon.
 fn client(work: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+}
+
+/// A value for a query.
+fn encode(text: &str) -> String {
+    text.bytes()
+        .map(|b| match b {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' | b':' => {
+                char::from(b).to_string()
+            }
+            other => format!("%{other:02X}"),
+        })
+        .collect()
+}
+
+/// Seconds since 1970, as tables show them.
+fn moment(seconds: i64) -> String {
+    let moment = chrono::DateTime::from_timestamp(seconds, 0).unwrap_or_default();
+    moment.format("%Y-%m-%d %H:%M:%SZ").to_string()
 }
 
 #[cfg(test)]

@@ -1,18 +1,59 @@
 //! `kfbox token` and `kfbox credentials`.
 
-use crate::control::{Client, S3Credentials, TokenRequest, TokenResponse};
+use super::{NewTokenArgs, Output, TokenArgs, TokenCommand, TokenScope};
+use crate::control::{Client, S3Credentials, TokenRequest, TokenResponse, TokenRow};
+use comfy_table::{Table, presets};
+use serde_json::Value;
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
-pub async fn create(
-    data_dir: PathBuf,
-    user: Option<String>,
-    name: String,
-    expires: Duration,
-) -> anyhow::Result<ExitCode> {
-    let request = TokenRequest { user, name, expires_in_seconds: expires.as_secs() };
-    let response: TokenResponse = Client::new(&data_dir).post("/v1/tokens", &request).await?;
-    println!("{}", response.token);
+pub async fn run(data_dir: PathBuf, args: TokenArgs) -> anyhow::Result<ExitCode> {
+    let client = Client::new(&data_dir);
+    match args.command {
+        None => create(&client, args.new).await?,
+        Some(TokenCommand::Create(new)) => create(&client, new).await?,
+        Some(TokenCommand::List { user, output }) => {
+            let path = user.map_or_else(|| "/v1/tokens".into(), |u| format!("/v1/tokens?user={}", super::encode(&u)));
+            let rows: Vec<TokenRow> = client.get(&path).await?;
+            match output {
+                Output::Json => println!("{}", serde_json::to_string_pretty(&rows)?),
+                Output::Table => println!("{}", table(&rows)),
+            }
+        }
+        Some(TokenCommand::Revoke { ids }) => {
+            for id in ids {
+                let _: Value = client.delete(&format!("/v1/tokens?id={}", super::encode(&id))).await?;
+                println!("revoked {id}");
+            }
+        }
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+async fn create(client: &Client, new: NewTokenArgs) -> anyhow::Result<()> {
+    let scopes = new.scope.iter().map(|scope| match scope {
+        TokenScope::Platform => "platform".to_owned(),
+        TokenScope::Kubernetes => "kubernetes".to_owned(),
+    });
+    let request = TokenRequest {
+        user: new.user,
+        name: new.name,
+        expires_in_seconds: new.expires.as_secs(),
+        scopes: scopes.collect(),
+    };
+    let response: TokenResponse = client.post("/v1/tokens", &request).await?;
+    println!("{}", response.token);
+    Ok(())
+}
+
+fn table(rows: &[TokenRow]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(["ID", "USER", "NAME", "SCOPES", "CREATED", "EXPIRES"]);
+    for row in rows {
+        let expires = row.expires.map_or_else(|| "never".into(), super::moment);
+        let created = super::moment(row.created);
+        table.add_row([&row.id, &row.email, &row.name, &row.scopes.join(","), &created, &expires]);
+    }
+    table
 }
 
 pub async fn credentials(data_dir: PathBuf, namespace: Option<String>, json: bool) -> anyhow::Result<ExitCode> {

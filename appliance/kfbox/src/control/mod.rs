@@ -2,9 +2,11 @@
 //! is the credential: whoever can open it is root on this machine.
 
 mod client;
+mod people;
 mod server;
 
 pub use client::Client;
+pub use people::{ImportedUser, NewUser, People, SessionRow, TokenRow, UserChange, UserRow};
 pub use server::{Backend, Control, serve};
 
 use kfbox_base::readiness::ComponentStatus;
@@ -69,11 +71,16 @@ pub struct TokenRequest {
     pub user: Option<String>,
     pub name: String,
     pub expires_in_seconds: u64,
+    /// `platform`, `kubernetes`; both, when empty.
+    #[serde(default)]
+    pub scopes: Vec<String>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct TokenResponse {
     pub token: String,
+    /// Names it in the list; not the secret.
+    pub id: String,
 }
 
 /// `GET /v1/credentials/s3?namespace=`.

@@ -1,8 +1,6 @@
 //! The daemon's side.
 
-use super::{
-    ErrorBody, ImageRequest, ImageRow, Progress, S3Credentials, Status, StopRequest, TokenRequest, TokenResponse,
-};
+use super::{ErrorBody, ImageRequest, ImageRow, People, Progress, S3Credentials, Status, StopRequest, people};
 use axum::{
     Json, Router,
     body::Body,
@@ -28,13 +26,9 @@ use std::{
 use tokio::sync::mpsc;
 
 /// What the components behind the socket can do, once they are up.
-pub trait Backend: Send + Sync + 'static {
+pub trait Backend: People {
     fn kubeconfig(&self) -> Result<Value, ErrorBody>;
-    fn create_token(&self, request: TokenRequest) -> BoxFuture<'_, Result<String, ErrorBody>>;
     fn s3_credentials(&self, namespace: Option<String>) -> BoxFuture<'_, Result<S3Credentials, ErrorBody>>;
-    fn users(&self) -> Vec<Value>;
-    fn add_user(&self, email: String, password: String) -> BoxFuture<'_, Result<(), ErrorBody>>;
-    fn set_password(&self, email: String, password: String) -> BoxFuture<'_, Result<(), ErrorBody>>;
     fn images(&self) -> BoxFuture<'_, Result<Vec<ImageRow>, ErrorBody>>;
     fn remove_image(&self, name: String) -> BoxFuture<'_, Result<(), ErrorBody>>;
     /// Sends progress and, last, `Done` or `Error`.
@@ -107,7 +101,7 @@ impl Control {
         self.inner.backend_set.notify_waiters();
     }
 
-    fn backend(&self) -> Result<&Arc<dyn Backend>, Failed> {
+    pub(super) fn backend(&self) -> Result<&Arc<dyn Backend>, Failed> {
         self.inner.backend.get().ok_or_else(|| {
             Failed(ErrorBody {
                 error: "kfbox is still starting".into(),
@@ -162,17 +156,15 @@ fn router(control: Control) -> Router {
         .route("/v1/status/watch", get(watch))
         .route("/v1/stop", post(stop))
         .route("/v1/kubeconfig", get(kubeconfig))
-        .route("/v1/tokens", post(create_token))
         .route("/v1/credentials/s3", get(s3_credentials))
-        .route("/v1/users", get(users).post(add_user))
-        .route("/v1/users/password", post(set_password))
         .route("/v1/images", get(images).delete(remove_image))
         .route("/v1/images/import", post(import_image))
         .route("/v1/images/pull", post(pull_image))
+        .merge(people::routes())
         .with_state(control)
 }
 
-struct Failed(ErrorBody);
+pub(super) struct Failed(ErrorBody);
 
 impl IntoResponse for Failed {
     fn into_response(self) -> Response {
@@ -186,7 +178,7 @@ impl From<ErrorBody> for Failed {
     }
 }
 
-type Answer<T> = Result<Json<T>, Failed>;
+pub(super) type Answer<T> = Result<Json<T>, Failed>;
 
 #[derive(Deserialize)]
 struct StatusQuery {
@@ -241,10 +233,6 @@ async fn kubeconfig(State(control): State<Control>) -> Answer<Value> {
     Ok(Json(control.backend()?.kubeconfig()?))
 }
 
-async fn create_token(State(control): State<Control>, Json(request): Json<TokenRequest>) -> Answer<TokenResponse> {
-    Ok(Json(TokenResponse { token: control.backend()?.create_token(request).await? }))
-}
-
 #[derive(Deserialize)]
 struct NamespaceQuery {
     namespace: Option<String>,
@@ -252,26 +240,6 @@ struct NamespaceQuery {
 
 async fn s3_credentials(State(control): State<Control>, Query(query): Query<NamespaceQuery>) -> Answer<S3Credentials> {
     Ok(Json(control.backend()?.s3_credentials(query.namespace).await?))
-}
-
-async fn users(State(control): State<Control>) -> Answer<Vec<Value>> {
-    Ok(Json(control.backend()?.users()))
-}
-
-#[derive(Deserialize)]
-struct UserBody {
-    email: String,
-    password: String,
-}
-
-async fn add_user(State(control): State<Control>, Json(body): Json<UserBody>) -> Answer<Value> {
-    control.backend()?.add_user(body.email, body.password).await?;
-    Ok(Json(Value::Null))
-}
-
-async fn set_password(State(control): State<Control>, Json(body): Json<UserBody>) -> Answer<Value> {
-    control.backend()?.set_password(body.email, body.password).await?;
-    Ok(Json(Value::Null))
 }
 
 async fn images(State(control): State<Control>) -> Answer<Vec<ImageRow>> {

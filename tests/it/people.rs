@@ -1,0 +1,119 @@
+//! People, their tokens and their sessions, from the command line and through the gateway.
+
+use kfbox_tests::{TestBox, run, run_with_input};
+use serde_json::Value;
+use std::process::Command;
+
+/// The status of a request to the gateway.
+fn status_of(b: &TestBox, path: &str, more: &[&str]) -> anyhow::Result<String> {
+    let url = format!("{}{path}", b.url()?);
+    let mut curl = Command::new("curl");
+    curl.args(["-s", "-o", "/dev/null", "-w", "%{http_code}", "-m", "20"]).args(more).arg(url);
+    Ok(run(&mut curl)?.ok()?.stdout)
+}
+
+fn with_token(b: &TestBox, token: &str) -> anyhow::Result<String> {
+    status_of(b, "/oauth2/userinfo", &["-H", &format!("Authorization: Bearer {}", token.trim())])
+}
+
+/// Signs in as the page's form does, and returns the file with the cookie.
+fn sign_in(b: &TestBox, email: &str, password: &str) -> anyhow::Result<String> {
+    let jar = b.scratch()?.join(format!("{email}.cookies")).to_string_lossy().into_owned();
+    let form = [format!("login={email}"), format!("password={password}")];
+    let data = ["--data-urlencode", &form[0], "--data-urlencode", &form[1], "-c", &jar];
+    let status = status_of(b, "/dex/auth/local/login", &data)?;
+    anyhow::ensure!(status == "303", "signing in as {email} was answered with {status}");
+    Ok(jar)
+}
+
+fn kfbox_with_input(b: &TestBox, args: &[&str], input: &str) -> anyhow::Result<String> {
+    let mut command = Command::new(kfbox_tests::program()?);
+    command.args(args).env("KFBOX_DATA_DIR", b.data_dir());
+    Ok(run_with_input(&mut command, input)?.ok()?.stdout)
+}
+
+fn rows(b: &TestBox, args: &[&str]) -> anyhow::Result<Vec<Value>> {
+    let list: Value = serde_json::from_str(&b.kfbox_ok(&[args, &["-o", "json"]].concat())?)?;
+    Ok(list.as_array().cloned().unwrap_or_default())
+}
+
+#[test]
+fn a_person_is_added_signs_in_and_can_be_shut_out() -> anyhow::Result<()> {
+    let b = TestBox::shared()?;
+    let email = format!("ann.{}@example.com", std::process::id());
+    let namespace = format!("kubeflow-{}", email.replace(['.', '@'], "-"));
+    let password = "a long enough password";
+    let added = kfbox_with_input(&b, &["user", "add", &email, "--group", "team"], &format!("{password}\n"))?;
+    assert!(added.contains(&namespace), "{added}");
+    let users = rows(&b, &["user", "list"])?;
+    let ann = users.iter().find(|u| u["email"] == *email).unwrap();
+    assert_eq!((&ann["disabled"], &ann["groups"][0]), (&Value::Bool(false), &Value::String("team".into())));
+    assert_ne!(b.kfbox(&["user", "list", "-o", "table"])?.ok()?.stdout.find(&namespace), None);
+
+    let jar = sign_in(&b, &email, password)?;
+    let sessions = rows(&b, &["session", "list", "--user", &email])?;
+    assert_eq!(sessions.len(), 1, "{sessions:?}");
+    assert_eq!(status_of(&b, "/oauth2/userinfo", &["-b", &jar])?, "200");
+    b.kfbox_ok(&["session", "revoke", sessions[0]["id"].as_str().unwrap()])?;
+    assert_eq!(status_of(&b, "/oauth2/userinfo", &["-b", &jar])?, "401", "the session was ended");
+
+    let token = b.kfbox_ok(&["token", "--user", &email, "--name", "laptop"])?;
+    let narrow = b.kfbox_ok(&["token", "create", "--user", &email, "--name", "kube", "--scope", "kubernetes"])?;
+    assert_eq!(with_token(&b, &token)?, "200");
+    assert_eq!(with_token(&b, &narrow)?, "401", "its scope is the Kubernetes API");
+    let tokens = rows(&b, &["token", "list", "--user", &email])?;
+    assert_eq!(tokens.len(), 2, "{tokens:?}");
+    assert!(!format!("{tokens:?}").contains(token.trim()), "secrets are not listed");
+    let laptop = tokens.iter().find(|t| t["name"] == "laptop").unwrap();
+    b.kfbox_ok(&["token", "revoke", laptop["id"].as_str().unwrap()])?;
+    assert_eq!(with_token(&b, &token)?, "401");
+
+    let token = b.kfbox_ok(&["token", "--user", &email])?;
+    let jar = sign_in(&b, &email, password)?;
+    b.kfbox_ok(&["user", "disable", &email])?;
+    assert_eq!(with_token(&b, &token)?, "401");
+    assert_eq!(status_of(&b, "/oauth2/userinfo", &["-b", &jar])?, "401");
+    assert!(sign_in(&b, &email, password).is_err(), "a disabled person signs in");
+    b.kfbox_ok(&["user", "enable", &email])?;
+    assert_eq!(with_token(&b, &token)?, "200", "tokens are kept");
+
+    let removed = b.kfbox_ok(&["user", "remove", &email])?;
+    assert!(removed.contains(&format!("kubectl delete profile {namespace}")), "{removed}");
+    assert_eq!(with_token(&b, &token)?, "401");
+    assert!(b.kubectl(&["get", "namespace", &namespace])?.ok().is_ok(), "what was theirs stays");
+    for args in [
+        ["user", "remove", &email],
+        ["user", "disable", &email],
+        ["token", "revoke", "nothing"],
+        ["session", "revoke", "nothing"],
+    ] {
+        let output = b.kfbox(&args)?;
+        assert_eq!(output.code, Some(1), "{args:?}");
+        assert!(output.stderr.contains("next: "), "{args:?}: {}", output.stderr);
+    }
+    b.kubectl(&["delete", "profile", &namespace, "--wait=false"])?.ok()?;
+    Ok(())
+}
+
+#[test]
+fn people_of_a_dex_configuration_keep_their_passwords() -> anyhow::Result<()> {
+    let b = TestBox::shared()?;
+    let id = std::process::id();
+    let make = "import crypt; print(crypt.crypt('12341234', crypt.mksalt(crypt.METHOD_BLOWFISH, rounds=1 << 4)))";
+    let hash = run(Command::new("/usr/bin/python3").args(["-W", "ignore", "-c", make]))?.ok()?.stdout;
+    let config = format!(
+        "staticPasswords:\n- email: dex.{id}@example.com\n  hash: \"{}\"\n  username: dex\n- email: plain.{id}@example.com\n  \
+         hash: 12341234\n",
+        hash.trim()
+    );
+    let mut command = Command::new(kfbox_tests::program()?);
+    command.args(["user", "import", "-"]).env("KFBOX_DATA_DIR", b.data_dir());
+    let output = run_with_input(&mut command, &config)?;
+    assert_eq!(output.code, Some(1), "one of the two cannot be added");
+    assert!(output.stdout.contains(&format!("added dex.{id}@example.com")), "{}", output.stdout);
+    assert!(output.stderr.contains(&format!("plain.{id}@example.com")), "{}", output.stderr);
+    sign_in(&b, &format!("dex.{id}@example.com"), "12341234")?;
+    b.kfbox_ok(&["user", "remove", &format!("dex.{id}@example.com")])?;
+    b.kubectl(&["delete", "profile", &format!("kubeflow-dex-{id}-example-com"), "--wait=false"])?.ok()?;
+    Ok(())
+}

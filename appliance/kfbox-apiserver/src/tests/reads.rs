@@ -28,7 +28,7 @@ async fn continue_tokens_page_through_one_moment() {
     let (_, page) = world.get(&format!("{path}?limit=2")).await;
     let token = page["metadata"]["continue"].as_str().unwrap();
     world.config_map("later", "v").await;
-    world.server.core().store.compact_keeping(0, std::time::Duration::ZERO).await.unwrap();
+    world.server.core().store.compact_keeping(Some(0), std::time::Duration::ZERO).await.unwrap();
     let (code, body) = world.get(&format!("{path}?limit=2&continue={token}")).await;
     assert_eq!((code.as_u16(), body["reason"].as_str().unwrap()), (410, "Expired"));
     assert_eq!(world.get(&format!("{path}?continue=nonsense")).await.0, 400);
@@ -48,7 +48,7 @@ async fn revisions_mean_what_the_documentation_says() {
     let (_, any) = world.get(&format!("{path}?resourceVersion=0")).await;
     assert_eq!(count(&any), 2);
     assert_eq!(world.get(&format!("{path}?resourceVersion=x")).await.0, 400);
-    assert_eq!(world.get(&format!("{path}?resourceVersion=0&resourceVersionMatch=Exact")).await.0, 400);
+    assert_eq!(world.get(&format!("{path}?resourceVersion=0&resourceVersionMatch=Exact")).await.0, 422);
     tokio::time::pause();
     let (code, body) = world.get(&format!("{path}?resourceVersion=999999")).await;
     assert_eq!((code.as_u16(), &body["details"]["causes"][0]["reason"]), (504, &json!("ResourceVersionTooLarge")));
@@ -88,7 +88,7 @@ async fn a_watch_resumes_from_a_revision_and_is_told_when_that_is_too_old() {
     let event = next_line(&mut stream, &mut buffer).await.unwrap();
     assert_eq!((&event["type"], &event["object"]["metadata"]["name"]), (&json!("DELETED"), &json!("b")));
 
-    world.server.core().store.compact_keeping(0, std::time::Duration::ZERO).await.unwrap();
+    world.server.core().store.compact_keeping(Some(0), std::time::Duration::ZERO).await.unwrap();
     let mut expired = watch(format!("resourceVersion={first}")).await;
     let event = next_line(&mut expired, &mut Vec::new()).await.unwrap();
     assert_eq!((&event["type"], &event["object"]["code"]), (&json!("ERROR"), &json!(410)));

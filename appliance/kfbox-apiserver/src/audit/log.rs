@@ -284,6 +284,39 @@ mod tests {
     }
 
     #[test]
+    fn a_queue_that_is_full_loses_records_and_holds_nobody_up() {
+        use super::super::{policy::{Level, Stage}, record::Facts};
+        // A writer that stands still: nobody takes from the queue.
+        let (sender, receiver) = sync_channel(2);
+        let log = AuditLog { sender, lost: Arc::default() };
+        let facts = Arc::new(Facts {
+            level: Level::Metadata,
+            id: "x".into(),
+            uri: "/".into(),
+            verb: "get".into(),
+            user: kfbox_base::UserInfo::anonymous(),
+            impersonated: None,
+            source_ips: Vec::new(),
+            user_agent: String::new(),
+            object: serde_json::Map::new(),
+            received: chrono::Utc::now(),
+        });
+        for _ in 0..5 {
+            log.record(Entry {
+                facts: facts.clone(),
+                stage: Stage::ResponseComplete,
+                at: chrono::Utc::now(),
+                status: None,
+                annotations: Arc::default(),
+                request: None,
+                response: None,
+            });
+        }
+        assert_eq!(log.lost(), 3);
+        drop(receiver);
+    }
+
+    #[test]
     fn a_disk_that_is_full_costs_records_and_no_more() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("audit.log");

@@ -80,12 +80,6 @@ impl Audit {
     pub async fn flush(&self) {
         self.log.flush().await;
     }
-
-    /// Records that were lost since the start.
-    #[cfg(test)]
-    pub fn lost(&self) -> u64 {
-        self.log.lost()
-    }
 }
 
 /// The address that a connection comes from.

@@ -185,6 +185,7 @@ impl<T> Scheduler<T> {
         self.dispatch()
     }
 
+    #[cfg(test)]
     pub fn waiting(&self) -> usize {
         self.levels.values().map(|l| l.waiting).sum()
     }

@@ -245,6 +245,8 @@ def main() -> None:
     parser.add_argument("--writes", type=int, default=2000)
     parser.add_argument("--containers", type=int, default=20)
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--apiserver", help="the API server's own benchmarks: kfbox-apiserver's example `bench`")
+    parser.add_argument("--updates", type=int, default=100_000)
     args = parser.parse_args()
     figures = {}
 
@@ -298,6 +300,12 @@ def main() -> None:
         figure("resident memory, after all this", box.status()["residentBytes"] / 2**20, "MiB")
     finally:
         box.remove()
+
+    if args.apiserver:
+        phases = [f"updates={args.updates}", "apply=2000", "rbac=1000", "watchers=500", "list=10000"]
+        with tempfile.NamedTemporaryFile(suffix=".json") as out:
+            subprocess.run([args.apiserver, *phases, "--json", out.name], check=True)
+            figures.update(json.load(out))
     if args.json:
         with open(args.json, "w") as out:
             json.dump(figures, out, indent=1)

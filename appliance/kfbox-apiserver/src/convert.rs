@@ -17,7 +17,7 @@ const EVENT_NAMES: [(&str, &str); 7] = [
 ];
 
 /// True when stored bytes are what a client of `resource` reads.
-fn is_native(resource: &Resource, object: &Object) -> bool {
+pub fn is_native(resource: &Resource, object: &Object) -> bool {
     !is_new_event(resource) && *object.version == *resource.version
 }
 

@@ -1,7 +1,7 @@
 //! What follows from a write inside this process: the RBAC index and the served custom resources. Both are brought to
 //! the newest state under one lock, so that writes finishing out of order end up the same.
 
-use crate::{crds, server::Core, store::Object, verbs::Call};
+use crate::{crds, flow, server::Core, store::Object, verbs::Call};
 
 pub const CRDS: &str = "customresourcedefinitions.apiextensions.k8s.io";
 
@@ -19,6 +19,7 @@ pub fn load(core: &Core) {
             snapshot.objects.iter().for_each(|o| core.rbac.observe(&o.value()));
         }
     }
+    core.flow.configure(&core.store);
     if let Ok(snapshot) = core.store.list(CRDS, None, None, None) {
         let served = snapshot.objects.iter().map(|o| (o.key.name.to_string(), crds::served(o)));
         core.resources.set_all_custom(served);
@@ -35,6 +36,9 @@ pub fn after_write(call: &Call, object: &Object) {
             Some(current) => core.rbac.observe(&current.value()),
             None => core.rbac.forget(kind, &key.namespace, &key.name),
         }
+    } else if matches!(collection, flow::SCHEMAS | flow::LEVELS) {
+        let _order = core.effects.lock();
+        core.flow.configure(&core.store);
     } else if collection == CRDS {
         let _order = core.effects.lock();
         let current = core.store.get(collection, key);

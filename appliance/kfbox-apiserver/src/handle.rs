@@ -1,9 +1,10 @@
 //! Every request's way: who calls, what for, may they, and then the verb. A panic becomes a 500 and no more.
 
 use crate::{
-    auth::AuthnError,
-    discovery,
-    negotiate::{Accept, Form},
+    audit::{Subject, Trail},
+    auth::{AuthnError, rbac::Asked},
+    deadline, discovery, flow,
+    negotiate::{Accept, Form, read_body},
     request::{Query, Route, Target, route},
     respond,
     server::{Core, Local, Peer},
@@ -25,40 +26,57 @@ pub async fn handle(core: Arc<Core>, request: Request<Body>) -> Response {
     let (parts, body) = request.into_parts();
     let (method, path) = (parts.method.clone(), parts.uri.path().to_owned());
     let head = method == http::Method::HEAD;
-    let result = AssertUnwindSafe(answer(core, parts, body)).catch_unwind().await;
+    let mut trail = Trail::begin(core.audit.clone(), &parts.headers);
+    let mut long = false;
+    let result = AssertUnwindSafe(answer(core, parts, body, &mut trail, &mut long)).catch_unwind().await;
     let mut response = match result {
         Ok(Ok(response)) => response,
         Ok(Err(error)) => {
             if error.code().is_server_error() {
                 tracing::warn!(%method, path, %error, "a request failed");
             }
+            trail.failed(&error);
             error.into_response()
         }
         Err(_) => {
             tracing::error!(%method, path, "a request panicked");
+            trail.panicked();
             ApiError::internal("the server panicked while it answered").into_response()
         }
     };
     if head {
         *response.body_mut() = Body::empty();
     }
-    response
+    trail.answered(response, long).await
 }
 
-async fn answer(core: Arc<Core>, mut parts: Parts, body: Body) -> Result<Response, ApiError> {
+async fn answer(
+    core: Arc<Core>,
+    mut parts: Parts,
+    mut body: Body,
+    trail: &mut Trail,
+    long: &mut bool,
+) -> Result<Response, ApiError> {
     let local = parts.extensions.get::<Local>().is_some();
-    let user = match parts.extensions.get::<UserInfo>() {
-        Some(user) if local => user.clone(),
+    let (caller, user) = match parts.extensions.get::<UserInfo>() {
+        Some(user) if local => (None, user.clone()),
         _ => authenticate(&core, &parts).await?,
     };
     let query = Query::parse(parts.uri.query())?;
     match route(&parts, &query)? {
         Route::Other => {
             let verb = parts.method.as_str().to_lowercase();
-            if let Decision::Deny(why) = core.rbac.authorize_url(&user, &verb, parts.uri.path()) {
+            let path = parts.uri.path();
+            trail.asked(caller.as_ref(), &user, Subject::Path { verb: &verb, path }, "", &parts);
+            let place = flow::Where::Path(path);
+            let class = core.flow.classify(&flow::Asked { user: &user, verb: &verb, place });
+            let _seat = core.flow.seat(&class, 1).await?;
+            let decision = core.rbac.authorize_url(&user, &verb, path);
+            trail.decided(&decision, || core.rbac.why(&user, Asked::Path { verb: &verb, path }));
+            if let Decision::Deny(why) = decision {
                 return Err(ApiError::forbidden("", "", "", why));
             }
-            discovery::answer(&core, &parts, &query).await
+            deadline::within(&query, discovery::answer(&core, &parts, &query)).await
         }
         Route::Resource { verb, target } => {
             let wanted = ResourceAttributes {
@@ -69,22 +87,62 @@ async fn answer(core: Arc<Core>, mut parts: Parts, body: Body) -> Result<Respons
                 namespace: target.namespace.clone(),
                 name: target.name.clone(),
             };
-            if let Decision::Deny(why) = core.rbac.authorize(&user, &wanted) {
+            trail.asked(caller.as_ref(), &user, Subject::Resource(&wanted), &target.version, &parts);
+            let stream = matches!(&*target.subresource, "log" | "exec" | "attach" | "portforward" | "proxy");
+            *long = stream || verb == "watch";
+            let class = core.flow.classify(&flow::Asked {
+                user: &user,
+                verb,
+                place: flow::Where::Resource {
+                    group: &target.group,
+                    resource: &target.resource,
+                    subresource: &target.subresource,
+                    namespace: &target.namespace,
+                },
+            });
+            let _seat = match stream {
+                true => None,
+                false => core.flow.seat(&class, width(&core, verb, &target, &query)).await?,
+            };
+            let decision = core.rbac.authorize(&user, &wanted);
+            trail.decided(&decision, || core.rbac.why(&user, Asked::Resource(&wanted)));
+            if let Decision::Deny(why) = decision {
                 return Err(ApiError::forbidden(&target.group, &target.resource, &target.name, why));
             }
             let call = call(core, &mut parts, query, target, user, local)?;
-            let mut response = dispatch(&call, verb, parts, body).await?;
+            if trail.wants_request() && !stream {
+                let bytes = deadline::within(&call.query, read_body(body)).await?;
+                trail.request(&call.headers, &bytes);
+                body = bytes.into();
+            }
+            let work = dispatch(&call, verb, parts, body);
+            let mut response = if *long { work.await? } else { deadline::within(&call.query, work).await? };
             let warnings = std::mem::take(&mut *call.warnings.lock());
             respond::add_warnings(&mut response, &warnings);
+            flow::tell(&mut response, &class);
             Ok(response)
         }
     }
 }
 
-async fn authenticate(core: &Core, parts: &Parts) -> Result<UserInfo, ApiError> {
+/// Seats that a request takes: more for those that touch many objects.
+fn width(core: &Core, verb: &str, target: &Target, query: &Query) -> usize {
+    let begins = || query.flag("sendInitialEvents") || query.get("resourceVersion").is_none_or(|rv| rv == "0");
+    let many = target.name.is_empty() && (matches!(verb, "list" | "deletecollection") || (verb == "watch" && begins()));
+    if !many {
+        return 1;
+    }
+    let registry = core.resources.current();
+    let Some(resource) = registry.find(&target.group, &target.version, &target.resource) else { return 1 };
+    let limit = query.number("limit").ok().flatten().and_then(|l| usize::try_from(l).ok()).filter(|l| *l > 0);
+    flow::list_width(core.store.count(&resource.collection), limit)
+}
+
+/// Who acts, and who it is really, where that is another.
+async fn authenticate(core: &Core, parts: &Parts) -> Result<(Option<UserInfo>, UserInfo), ApiError> {
     let peer = parts.extensions.get::<Peer>();
     let certificates = peer.map(|p| &p.0[..]).unwrap_or_default();
-    core.authenticator.authenticate(certificates, &parts.headers).await.map_err(|error| match error {
+    core.authenticator.callers(certificates, &parts.headers).await.map_err(|error| match error {
         AuthnError::Unauthorized => ApiError::unauthorized(),
         AuthnError::Forbidden(why) => ApiError::new(StatusCode::FORBIDDEN, "Forbidden", why),
         AuthnError::BadRequest(why) => ApiError::bad_request(why),

@@ -7,16 +7,20 @@
 
 mod admission;
 mod apply;
+mod audit;
 pub mod auth;
 mod bootstrap;
 mod convert;
 mod crds;
+mod deadline;
 mod discovery;
 mod documents;
 mod effects;
+mod flow;
 mod handle;
 mod housekeeping;
 pub mod kubelet;
+mod lists;
 mod negotiate;
 mod object;
 mod openapi;
@@ -35,6 +39,8 @@ mod store;
 mod subresources;
 mod verbs;
 
+pub use audit::AuditConfig;
+pub use flow::Limits;
 pub use kubelet::{Duplex, ExecSession, Exit, Kubelet, KubeletError, LogOptions, LogStream, Streams, TerminalSize};
 pub use server::{ApiServer, Config, OpenError};
 pub use status::ApiError;

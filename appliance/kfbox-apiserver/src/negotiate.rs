@@ -11,6 +11,9 @@ use serde_json::Value;
 /// The largest request body, as upstream's: etcd's 1.5 MiB and room for encoding.
 pub const BODY_LIMIT: usize = 3 << 20;
 
+/// In which a body must be there: over a slow network 3 MiB take a few seconds.
+const BODY_PATIENCE: std::time::Duration = std::time::Duration::from_secs(15);
+
 const READABLE: &str = "application/json, application/yaml, application/vnd.kubernetes.protobuf";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,8 +116,11 @@ pub fn content_type(headers: &HeaderMap) -> &str {
     value.split(';').next().unwrap_or_default().trim()
 }
 
+/// The whole body, unless it is too large or comes too slowly: its sender may hold others up.
 pub async fn read_body(body: Body) -> Result<Bytes, ApiError> {
-    match Limited::new(body, BODY_LIMIT).collect().await {
+    let read = tokio::time::timeout(BODY_PATIENCE, Limited::new(body, BODY_LIMIT).collect());
+    let Ok(read) = read.await else { return Err(ApiError::timeout("the request body did not come in time")) };
+    match read {
         Ok(body) => Ok(body.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => Err(ApiError::too_large(BODY_LIMIT)),
         Err(error) => Err(ApiError::bad_request(format!("the request body broke off: {error}"))),

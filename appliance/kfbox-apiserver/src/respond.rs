@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use std::io::Write as _;
 
 /// Below this an answer is not compressed: upstream's bound, at which the saved bytes begin to outweigh the work.
-const GZIP_FROM: usize = 128 * 1024;
+pub const GZIP_FROM: usize = 128 * 1024;
 
 pub fn json(call: &Call, code: StatusCode, body: Bytes) -> Response {
     if call.accept.yaml

@@ -2,17 +2,20 @@
 
 use crate::{
     admission::Addresses,
+    audit::{self, Audit, AuditConfig, AuditError},
     auth::{
         Authenticator, Authority, BoundKind, ObjectFacts, ObjectLookup, PkiError, Rbac, RbacAuthorizer,
         ServiceAccountTokens, TokenAuthenticator, TokenError,
     },
     bootstrap,
     documents::Documents,
-    effects, handle, housekeeping,
+    effects,
+    flow::{Flow, Limits},
+    handle, housekeeping,
     kubelet::Kubelet,
     resources::Resources,
     status::ApiError,
-    store::{Key, Store},
+    store::{KEPT_REVISIONS, Key, Store},
 };
 use axum::body::Body;
 use http::{Request, Response};
@@ -24,7 +27,7 @@ use kfbox_base::{Tasks, UserInfo};
 use parking_lot::RwLock;
 use rustls_pki_types::CertificateDer;
 use serde_json::{Value, json};
-use std::{convert::Infallible, net::Ipv4Addr, path::PathBuf, sync::Arc, time::Duration};
+use std::{convert::Infallible, net::{IpAddr, Ipv4Addr}, path::PathBuf, sync::Arc, time::Duration};
 use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::sync::CancellationToken;
 
@@ -34,8 +37,11 @@ const CONNECTIONS: usize = 4096;
 /// A client that does not finish its TLS handshake in this time is dropped.
 const HELLO: Duration = Duration::from_secs(15);
 
-/// Until the headers of the next request are there; so this is also how long an idle connection is kept.
-const IDLE: Duration = Duration::from_secs(300);
+/// Until the headers of the next request are there; so this is also how long an idle connection is kept. Upstream's.
+const IDLE: Duration = Duration::from_secs(90);
+
+/// Of a request's headers: room for a token and a crowd of impersonated groups.
+const HEADERS: usize = 128 * 1024;
 
 /// How long a read may wait for a revision that is still to come; upstream's.
 const FRESH: Duration = Duration::from_secs(3);
@@ -59,6 +65,11 @@ pub struct Config {
     pub api_endpoint: Option<(Ipv4Addr, u16)>,
     /// DNS names and addresses in the serving certificate beside the standard ones.
     pub extra_sans: Vec<String>,
+    /// What is recorded of requests, in `audit.log` in the data directory; None: nothing.
+    pub audit: Option<AuditConfig>,
+    pub limits: Limits,
+    /// Revisions kept for watches that resume and lists of the past.
+    pub history: u64,
 }
 
 impl Config {
@@ -72,6 +83,9 @@ impl Config {
             api_service_ip: Ipv4Addr::new(10, 96, 0, 1),
             api_endpoint: None,
             extra_sans: Vec::new(),
+            audit: Some(AuditConfig::default()),
+            limits: Limits::default(),
+            history: KEPT_REVISIONS,
         }
     }
 }
@@ -84,6 +98,8 @@ pub enum OpenError {
     Pki(#[from] PkiError),
     #[error(transparent)]
     Tokens(#[from] TokenError),
+    #[error(transparent)]
+    Audit(#[from] AuditError),
     #[error("the Service network {0:?} is not an IPv4 network such as 10.96.0.0/16")]
     ServiceNetwork(String),
     #[error("cannot create {path}: {source}")]
@@ -107,6 +123,8 @@ pub struct Core {
     pub kubelet: RwLock<Option<Arc<dyn Kubelet>>>,
     pub addresses: Arc<Addresses>,
     pub documents: Documents,
+    pub flow: Arc<Flow>,
+    pub audit: Option<Arc<Audit>>,
     /// Held while what follows from a write, such as a served CRD, is brought up to date.
     pub effects: parking_lot::Mutex<()>,
     pub tasks: Tasks,
@@ -166,10 +184,12 @@ impl ApiServer {
         let pki = config.data_dir.join("pki");
         let mut names = config.extra_sans.clone();
         names.push(config.api_service_ip.to_string());
-        let store = Store::open(&config.data_dir.join("kubernetes.db"))?;
+        let store = Store::open(&config.data_dir.join("kubernetes.db"), config.history)?;
         let authority = Arc::new(Authority::load_or_create(&pki, &names)?);
         let tokens = Arc::new(ServiceAccountTokens::load_or_create(&pki, &config.issuer)?);
         let rbac = Arc::new(Rbac::new());
+        let audit = config.audit.as_ref().map(|audit| Audit::open(&config.data_dir, audit)).transpose()?;
+        let flow = Flow::new(config.limits);
         let lookup = Arc::new(Lookup(store.clone()));
         let core = Arc::new(Core {
             authenticator: Authenticator::new(authority.clone(), tokens, lookup, rbac.clone(), true),
@@ -181,6 +201,8 @@ impl ApiServer {
             kubelet: RwLock::default(),
             addresses: Arc::new(addresses),
             documents: Documents::default(),
+            flow,
+            audit,
             effects: parking_lot::Mutex::default(),
             tasks: tasks.clone(),
             shutdown: tasks.shutdown(),
@@ -189,6 +211,13 @@ impl ApiServer {
         bootstrap::ensure(&core).await.map_err(OpenError::Bootstrap)?;
         crate::crds::resume(&core);
         housekeeping::start(&core);
+        if let Some(audit) = core.audit.clone() {
+            let shutdown = core.shutdown.clone();
+            tasks.spawn("kubernetes-audit", async move {
+                shutdown.cancelled().await;
+                audit.flush().await;
+            });
+        }
         Ok(Self { core })
     }
 
@@ -229,9 +258,9 @@ impl ApiServer {
                     permit = connections.clone().acquire_owned() => permit,
                     () = shutdown.cancelled() => return Ok::<_, Infallible>(()),
                 };
-                let stream = tokio::select! {
+                let (stream, from) = tokio::select! {
                     accepted = listener.accept() => match accepted {
-                        Ok((stream, _)) => stream,
+                        Ok((stream, from)) => (stream, from.ip().to_canonical()),
                         Err(error) => {
                             tracing::warn!(%error, "cannot accept a connection");
                             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -240,12 +269,16 @@ impl ApiServer {
                     },
                     () = shutdown.cancelled() => return Ok(()),
                 };
+                let Some(place) = core.flow.connection(from) else {
+                    tracing::debug!(%from, "an address has too many connections");
+                    continue;
+                };
                 let (core, acceptor) = (core.clone(), acceptor.clone());
                 tasks_of_connections.spawn("kubernetes-api-connection", async move {
-                    let _permit = permit;
+                    let _held = (permit, place);
                     drop(stream.set_nodelay(true));
                     match tokio::time::timeout(HELLO, acceptor.accept(stream)).await {
-                        Ok(Ok(stream)) => connection(core, stream).await,
+                        Ok(Ok(stream)) => connection(core, stream, from).await,
                         Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
                         Err(_) => tracing::debug!("a TLS handshake took too long"),
                     }
@@ -309,7 +342,7 @@ impl ApiServer {
     }
 }
 
-async fn connection(core: Arc<Core>, stream: tokio_rustls::server::TlsStream<tokio::net::TcpStream>) {
+async fn connection(core: Arc<Core>, stream: tokio_rustls::server::TlsStream<tokio::net::TcpStream>, from: IpAddr) {
     let certificates: Arc<[CertificateDer<'static>]> =
         stream.get_ref().1.peer_certificates().unwrap_or_default().iter().map(|c| c.clone().into_owned()).collect();
     let shutdown = core.shutdown.clone();
@@ -318,13 +351,19 @@ async fn connection(core: Arc<Core>, stream: tokio_rustls::server::TlsStream<tok
         async move {
             let mut request = request.map(Body::new);
             request.extensions_mut().insert(peer);
+            request.extensions_mut().insert(audit::From(from));
             Ok::<_, Infallible>(handle::handle(core, request).await)
         }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(IDLE);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(IDLE).max_buf_size(HEADERS);
     // Upstream allows 250 streams a connection, a client of many watches needs most of them.
-    builder.http2().timer(TokioTimer::new()).max_concurrent_streams(250).keep_alive_interval(Duration::from_secs(30));
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(250)
+        .max_header_list_size(HEADERS as u32)
+        .keep_alive_interval(Duration::from_secs(30));
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     tokio::pin!(connection);
     tokio::select! {

@@ -21,6 +21,8 @@ struct Parts {
     reason: &'static str,
     message: String,
     details: Map<String, Value>,
+    /// `metadata.continue`: where a list that expired may go on.
+    continued: Option<String>,
 }
 
 impl fmt::Display for ApiError {
@@ -33,7 +35,7 @@ impl std::error::Error for ApiError {}
 
 impl ApiError {
     pub fn new(code: StatusCode, reason: &'static str, message: impl Into<String>) -> Self {
-        Self(Box::new(Parts { code, reason, message: message.into(), details: Map::new() }))
+        Self(Box::new(Parts { code, reason, message: message.into(), details: Map::new(), continued: None }))
     }
 
     fn detail(mut self, key: &str, value: impl Into<Value>) -> Self {
@@ -59,6 +61,11 @@ impl ApiError {
 
     pub fn caused_by(self, reason: &str, message: &str, field: &str) -> Self {
         self.causes([json!({"reason": reason, "message": message, "field": field})])
+    }
+
+    pub fn continued(mut self, token: String) -> Self {
+        self.0.continued = Some(token);
+        self
     }
 
     pub fn code(&self) -> StatusCode {
@@ -150,7 +157,7 @@ impl ApiError {
     }
 
     pub fn too_large(limit: usize) -> Self {
-        let message = format!("Request entity is too large: limit is {limit}");
+        let message = format!("Request entity too large: limit is {limit}");
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "RequestEntityTooLarge", message)
     }
 
@@ -160,10 +167,15 @@ impl ApiError {
 
     /// A revision that does not exist yet.
     pub fn revision_too_large(asked: u64, current: u64) -> Self {
-        let message = format!("Too large resource version: {asked}, current: {current}");
+        let message = format!("Timeout: Too large resource version: {asked}, current: {current}");
         Self::new(StatusCode::GATEWAY_TIMEOUT, "Timeout", message)
             .causes([json!({"reason": "ResourceVersionTooLarge", "message": "Too large resource version"})])
             .detail("retryAfterSeconds", 1)
+    }
+
+    /// What the server could not finish in time.
+    pub fn timeout(message: impl fmt::Display) -> Self {
+        Self::new(StatusCode::GATEWAY_TIMEOUT, "Timeout", format!("Timeout: {message}"))
     }
 
     pub fn too_many_requests(message: impl Into<String>, retry_after: u32) -> Self {
@@ -180,11 +192,14 @@ impl ApiError {
     }
 
     pub fn to_value(&self) -> Value {
-        let Parts { code, reason, message, details } = &*self.0;
+        let Parts { code, reason, message, details, continued } = &*self.0;
         let mut status = json!({
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
             "message": message, "reason": reason, "code": code.as_u16(),
         });
+        if let Some(token) = continued {
+            status["metadata"]["continue"] = token.clone().into();
+        }
         if !details.is_empty() {
             status["details"] = details.clone().into();
         }
@@ -200,6 +215,9 @@ impl From<crate::store::WriteError> for ApiError {
                 "InternalError",
                 "the disk that holds the cluster's database is full; nothing was changed",
             ),
+            crate::store::WriteError::TooLarge => {
+                Self::new(StatusCode::PAYLOAD_TOO_LARGE, "RequestEntityTooLarge", "etcdserver: request is too large")
+            }
             other => Self::internal(other),
         }
     }

@@ -13,7 +13,9 @@ use kube::{
 use serde_json::{Value, json};
 use std::path::Path;
 
+mod audit;
 mod custom;
+mod flow;
 mod objects;
 mod reads;
 mod wire;
@@ -28,6 +30,17 @@ pub struct World {
 pub async fn world() -> World {
     let dir = tempfile::tempdir().unwrap();
     let (server, tasks) = open(dir.path()).await;
+    let client = server.client();
+    World { server, client, tasks, dir }
+}
+
+/// A world with settings of its own.
+pub async fn world_with(change: impl FnOnce(&mut Config)) -> World {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = Config::new(dir.path());
+    change(&mut config);
+    let tasks = Tasks::new();
+    let server = ApiServer::open(config, &tasks).await.unwrap();
     let client = server.client();
     World { server, client, tasks, dir }
 }
@@ -60,6 +73,40 @@ impl World {
         let value =
             serde_json::from_slice(&bytes).unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&bytes).into()));
         (parts.status, parts.headers, value)
+    }
+
+    /// A client over TLS, changed as wished.
+    pub async fn remote(&self, change: impl FnOnce(&mut kube::Config)) -> Client {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        self.server.serve(listener, &self.tasks).unwrap();
+        let config = self.server.admin_kubeconfig(&format!("https://{address}")).unwrap();
+        let config = serde_json::from_value(config).unwrap();
+        let options = kube::config::KubeConfigOptions::default();
+        let mut config = kube::Config::from_custom_kubeconfig(config, &options).await.unwrap();
+        change(&mut config);
+        Client::try_from(config).unwrap()
+    }
+
+    /// A request by somebody of no special rights, besides those that bindings give.
+    pub async fn call_as(&self, user: &str, method: &str, path: &str) -> Response<Body> {
+        let mut request = Request::builder().method(method).uri(path).body(Body::empty()).unwrap();
+        request.extensions_mut().insert(server::Local);
+        request.extensions_mut().insert(UserInfo::new(user, []));
+        self.server.call(request).await
+    }
+
+    /// Everybody may read configmaps everywhere.
+    pub async fn readers(&self) {
+        let rbac = "/apis/rbac.authorization.k8s.io/v1";
+        let rules = json!([{"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get", "list", "watch"]}]);
+        self.post(&format!("{rbac}/clusterroles"), json!({"metadata": {"name": "readers"}, "rules": rules})).await;
+        let binding = json!({
+            "metadata": {"name": "readers"},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "readers"},
+            "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": "system:authenticated"}],
+        });
+        assert_eq!(self.post(&format!("{rbac}/clusterrolebindings"), binding).await.0, 201);
     }
 
     pub async fn get(&self, path: &str) -> (StatusCode, Value) {

@@ -54,11 +54,15 @@ pub fn open_connection(path: &Path, schema: &Schema) -> Result<Connection, OpenE
     Ok(connection)
 }
 
+/// Bytes of write-ahead log that stay after a write larger than this has gone into the database.
+pub(crate) const LOG_KEPT: u64 = 8 << 20;
+
 pub(crate) fn apply_pragmas(connection: &Connection) -> rusqlite::Result<()> {
     connection.busy_timeout(std::time::Duration::from_secs(10))?;
     connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "journal_size_limit", i64::try_from(LOG_KEPT).unwrap_or(i64::MAX))?;
     connection.pragma_update(None, "foreign_keys", true)?;
     // 2 MiB of pages a connection: the daemon's idle memory is a promise, and the system caches the file anyway.
     connection.pragma_update(None, "cache_size", -2048)?;

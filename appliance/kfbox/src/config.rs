@@ -66,7 +66,7 @@ pub struct Config {
     pub log: String,
     pub log_json: bool,
     pub gateway: Gateway,
-    pub kubernetes: Listener,
+    pub kubernetes: Kubernetes,
     pub objects: Listener,
     pub metadata: Listener,
     pub network: Network,
@@ -86,6 +86,26 @@ pub struct Gateway {
 #[serde(deny_unknown_fields)]
 pub struct Listener {
     pub address: SocketAddr,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Kubernetes {
+    pub address: SocketAddr,
+    pub audit: Audit,
+}
+
+/// Who did what in the cluster, in `audit.log` in the data directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Audit {
+    pub enabled: bool,
+    /// A Policy of `audit.k8s.io/v1`. Empty: changes, reads of secrets, and ways into pods, without contents.
+    pub policy: Option<PathBuf>,
+    /// A file of this size is put aside (`audit.log.1` and so on) and a new one begun.
+    pub max_bytes: u64,
+    /// Files kept, the current one included.
+    pub files: usize,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -127,7 +147,7 @@ impl Default for Config {
             log: "info,s3s=off".into(),
             log_json: false,
             gateway: Gateway::default(),
-            kubernetes: Listener { address: loopback(6443) },
+            kubernetes: Kubernetes::default(),
             objects: Listener { address: loopback(9000) },
             metadata: Listener { address: loopback(8089) },
             network: Network::default(),
@@ -140,6 +160,19 @@ impl Default for Config {
 impl Default for Gateway {
     fn default() -> Self {
         Self { address: loopback(8080), external_url: None }
+    }
+}
+
+impl Default for Kubernetes {
+    fn default() -> Self {
+        Self { address: loopback(6443), audit: Audit::default() }
+    }
+}
+
+impl Default for Audit {
+    fn default() -> Self {
+        let kfbox_apiserver::AuditConfig { policy, max_bytes, files } = kfbox_apiserver::AuditConfig::default();
+        Self { enabled: true, policy, max_bytes, files }
     }
 }
 
@@ -215,8 +248,22 @@ impl Config {
         if !self.user.contains('@') {
             return Err(wrong(format!("user {:?} must be an e-mail address", self.user)).into());
         }
+        let Audit { max_bytes, files, .. } = self.kubernetes.audit;
+        if max_bytes < 64 << 10 || files == 0 {
+            let message = format!(
+                "kubernetes.audit: max_bytes {max_bytes} must be at least 65536 and files {files} at least 1; \
+                 `enabled = false` turns the audit log off"
+            );
+            return Err(wrong(message).into());
+        }
         self.addresses()?;
         Ok(())
+    }
+
+    /// How the API server records what is asked of it.
+    pub fn audit(&self) -> Option<kfbox_apiserver::AuditConfig> {
+        let Audit { enabled, policy, max_bytes, files } = self.kubernetes.audit.clone();
+        enabled.then_some(kfbox_apiserver::AuditConfig { policy, max_bytes, files })
     }
 
     /// The addresses that follow from the two networks.
@@ -301,6 +348,20 @@ mod tests {
     }
 
     #[test]
+    fn the_audit_log_is_on_and_small_unless_the_file_says_otherwise() {
+        let audit = Config::default().audit().unwrap();
+        assert!(audit.max_bytes * audit.files as u64 <= 32 << 20);
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("c.toml");
+        std::fs::write(&file, "[kubernetes]\naddress = \"127.0.0.1:1\"\n[kubernetes.audit]\nenabled = false\n").unwrap();
+        let config = Config::resolve(&options(Some(&file)), &UpOptions::default()).unwrap();
+        assert_eq!((config.kubernetes.address.port(), config.audit()), (1, None));
+        std::fs::write(&file, "[kubernetes.audit]\npolicy = \"/etc/kfbox/audit.yaml\"\nfiles = 2\n").unwrap();
+        let audit = Config::resolve(&options(Some(&file)), &UpOptions::default()).unwrap().audit().unwrap();
+        assert_eq!((audit.policy, audit.files), (Some("/etc/kfbox/audit.yaml".into()), 2));
+    }
+
+    #[test]
     fn mistakes_are_named() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("c.toml");
@@ -309,6 +370,8 @@ mod tests {
             ("instance = \"Not Good\"", "lower-case"),
             ("[network]\npod_cidr = \"10.9.0.1/22\"", "pod_cidr"),
             ("[network]\npod_cidr = \"10.96.4.0/22\"", "overlap"),
+            ("[kubernetes.audit]\nfiles = 0", "kubernetes.audit"),
+            ("[kubernetes.audit]\npolcy = \"x\"", "polcy"),
         ] {
             std::fs::write(&file, text).unwrap();
             let error = Config::resolve(&options(Some(&file)), &UpOptions::default()).unwrap_err();

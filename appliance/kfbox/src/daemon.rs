@@ -118,6 +118,10 @@ fn explain(error: anyhow::Error) -> anyhow::Error {
             let next = "stop that program (`ss -ltnp` names it), or choose another address (`kfbox up --help`)";
             return Failure::new(Code::AddressInUse, cause.to_string(), next).into();
         }
+        if let Some(kfbox_apiserver::OpenError::Audit(error)) = cause.downcast_ref() {
+            let next = "correct kubernetes.audit in the configuration file, or the policy that it names";
+            return Failure::new(Code::Configuration, error.to_string(), next).into();
+        }
         if let Some(kfbox_db::OpenError::Newer { name, path, found, known }) = database_error(cause) {
             let message = format!(
                 "the {name} database {} was written by a newer kfbox (its version is {found}, this one knows {known})",
@@ -208,6 +212,7 @@ async fn start(config: &Config, tasks: &Tasks, announce: bool) -> anyhow::Result
             api_service_ip: api_service,
             api_endpoint: Some((bridge, port::KUBERNETES)),
             extra_sans: vec![bridge.to_string(), kubernetes_address.ip().to_string()],
+            audit: config.audit(),
             ..kfbox_apiserver::Config::new(data_dir)
         },
         tasks,

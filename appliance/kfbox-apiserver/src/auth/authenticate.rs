@@ -98,6 +98,15 @@ impl Authenticator {
 
     /// The caller, after impersonation. `peer` is the client's verified certificate chain, empty when there is none.
     pub async fn authenticate(&self, peer: &[CertificateDer<'_>], headers: &HeaderMap) -> Result<UserInfo, AuthnError> {
+        self.callers(peer, headers).await.map(|(_, user)| user)
+    }
+
+    /// Who acts, and before that, when it is another, who it is that assumed that identity.
+    pub async fn callers(
+        &self,
+        peer: &[CertificateDer<'_>],
+        headers: &HeaderMap,
+    ) -> Result<(Option<UserInfo>, UserInfo), AuthnError> {
         let user = match self.authority.identify(peer) {
             Some(user) => user,
             None => match bearer(headers)? {
@@ -106,7 +115,10 @@ impl Authenticator {
                 None => return Err(AuthnError::Unauthorized),
             },
         };
-        self.impersonate(user, headers)
+        match headers.keys().any(|name| name.as_str().starts_with("impersonate-")) {
+            true => Ok((Some(user.clone()), self.impersonate(user, headers)?)),
+            false => Ok((None, user)),
+        }
     }
 
     async fn bearer_user(&self, token: &str) -> Result<UserInfo, AuthnError> {

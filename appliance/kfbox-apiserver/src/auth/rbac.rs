@@ -577,5 +577,8 @@ fn selectors_of(role: &Value) -> Option<Vec<Selector>> {
     Some(selectors.filter_map(|s| Selector::deserialize(s).ok()).collect())
 }
 
+mod why;
+pub use why::Asked;
+
 #[cfg(test)]
 mod tests;

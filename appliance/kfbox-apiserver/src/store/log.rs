@@ -48,20 +48,48 @@ pub(super) fn load(connection: &Connection) -> Result<State> {
     Ok(state)
 }
 
-pub(super) fn compact(connection: &mut Connection, from: u64, to: u64) -> Result<()> {
+/// Forgets, inside the caller's transaction, what was replaced or deleted in the revisions after `from` up to `to`.
+pub(super) fn forget(connection: &Connection, from: u64, to: u64) -> Result<()> {
     let (from, to) = (from.cast_signed(), to.cast_signed());
-    let tx = connection.transaction()?;
-    tx.prepare_cached(
-        "DELETE FROM log WHERE revision IN
-           (SELECT previous FROM log WHERE revision > ?1 AND revision <= ?2 AND previous > 0)",
-    )?
-    .execute([from, to])?;
-    tx.prepare_cached("DELETE FROM log WHERE revision > ?1 AND revision <= ?2 AND deleted = 1")?.execute([from, to])?;
-    tx.execute("UPDATE compaction SET floor = ?1", [to])?;
-    tx.commit()?;
-    // Give freed pages back a few at a time.
-    let mut vacuum = connection.prepare_cached("PRAGMA incremental_vacuum(64)")?;
-    let mut rows = vacuum.query([])?;
+    connection
+        .prepare_cached(
+            "DELETE FROM log WHERE revision IN
+               (SELECT previous FROM log WHERE revision > ?1 AND revision <= ?2 AND previous > 0)",
+        )?
+        .execute([from, to])?;
+    connection
+        .prepare_cached("DELETE FROM log WHERE revision > ?1 AND revision <= ?2 AND deleted = 1")?
+        .execute([from, to])?;
+    connection.prepare_cached("UPDATE compaction SET floor = ?1")?.execute([to])?;
+    Ok(())
+}
+
+/// Gives a few unused pages back; false when (nearly) none are left.
+pub(super) fn shrink(connection: &Connection) -> Result<bool> {
+    let unused: i64 = connection.pragma_query_value(None, "freelist_count", |row| row.get(0))?;
+    if unused <= SLACK_PAGES {
+        return Ok(false);
+    }
+    run(connection, "PRAGMA incremental_vacuum(128)")?;
+    Ok(true)
+}
+
+/// The file is shorter once the write-ahead log that says so has gone into it.
+pub(super) fn checkpoint(connection: &Connection) -> Result<()> {
+    run(connection, "PRAGMA wal_checkpoint(TRUNCATE)")
+}
+
+fn run(connection: &Connection, pragma: &str) -> Result<()> {
+    let mut statement = connection.prepare_cached(pragma)?;
+    let mut rows = statement.query([])?;
     while rows.next()?.is_some() {}
     Ok(())
+}
+
+/// Unused pages that stay in the file, for the next writes to fill: 1 MiB.
+const SLACK_PAGES: i64 = 256;
+
+#[cfg(test)]
+pub(super) fn rows(connection: &Connection) -> i64 {
+    connection.query_row("SELECT count(*) FROM log", [], |row| row.get(0)).unwrap()
 }

@@ -8,12 +8,14 @@
 mod log;
 mod record;
 mod state;
+mod told;
 mod watcher;
 mod writer;
 
 pub use log::SCHEMA;
 pub use record::{Encoded, Key, Object, encode, field, selectable_fields};
-pub use state::{Change, Expired, Snapshot};
+pub use state::{Change, Expired, KEPT_REVISIONS, Range, Snapshot};
+pub use told::Telling;
 pub use watcher::Watcher;
 pub use writer::{Expect, WriteError};
 
@@ -27,6 +29,9 @@ use writer::{Action, Job, Write};
 /// better held back at their own `await` than queued in memory with their objects.
 const WRITE_QUEUE: usize = 1024;
 
+/// The largest object: etcd's limit of a request.
+pub const OBJECT_LIMIT: usize = 3 << 19;
+
 /// A cloneable handle on the store. The writer thread ends when the last clone is dropped.
 #[derive(Clone)]
 pub struct Store {
@@ -35,12 +40,13 @@ pub struct Store {
 }
 
 impl Store {
-    pub fn open(path: &Path) -> Result<Self, kfbox_db::OpenError> {
+    /// `history`: revisions kept for watches that resume and lists of the past.
+    pub fn open(path: &Path, history: u64) -> Result<Self, kfbox_db::OpenError> {
         let connection = kfbox_db::open_connection(path, &SCHEMA)?;
         let sqlite = |source| kfbox_db::OpenError::Sqlite { name: SCHEMA.name, path: path.to_owned(), source };
         let state = Arc::new(RwLock::new(log::load(&connection).map_err(sqlite)?));
         let (jobs, queue) = mpsc::channel(WRITE_QUEUE);
-        let writer = writer::Writer::new(connection, state.clone());
+        let writer = writer::Writer::new(connection, state.clone(), history);
         std::thread::Builder::new()
             .name("kubernetes-log".into())
             .spawn(move || writer.run(queue))
@@ -72,7 +78,12 @@ impl Store {
         after: Option<&Key>,
         at: Option<u64>,
     ) -> Result<Snapshot, Expired> {
-        self.state.read().list(collection, namespace, after, at)
+        self.page(collection, Range { namespace, after, limit: None }, at)
+    }
+
+    /// [`Store::list`] of a part.
+    pub fn page(&self, collection: &str, range: Range<'_>, at: Option<u64>) -> Result<Snapshot, Expired> {
+        self.state.read().list(collection, range, at)
     }
 
     pub fn count(&self, collection: &str) -> usize {
@@ -81,15 +92,28 @@ impl Store {
 
     /// Changes of one collection after `since`.
     pub fn watch(&self, collection: &str, since: u64) -> Result<Watcher, Expired> {
-        let (collection, notify) = self.state.write().subscribe(collection, since)?;
+        let known = self.state.read().subscribe(collection, since);
+        let (collection, notify) = match known {
+            Some(subscription) => subscription?,
+            None => self.state.write().subscribe_anew(collection, since)?,
+        };
         Ok(Watcher::new(self.state.clone(), collection, notify, since))
     }
 
     /// Current objects and the changes that follow them, without a gap.
     pub fn list_and_watch(&self, collection: &str, namespace: Option<&str>) -> (Snapshot, Watcher) {
-        let mut state = self.state.write();
-        let snapshot = state.list_now(collection, namespace, None);
-        let (collection, notify) = state.subscribe_now(collection);
+        // Under one lock, and one that readers share: a crowd that starts to watch holds up no other reader.
+        let known = {
+            let state = self.state.read();
+            let snapshot = state.list_now(collection, Range { namespace, ..Range::default() });
+            state.subscribe_now(collection).map(|subscription| (snapshot, subscription))
+        };
+        let (snapshot, (collection, notify)) = known.unwrap_or_else(|| {
+            let mut state = self.state.write();
+            let snapshot = state.list_now(collection, Range { namespace, ..Range::default() });
+            let subscription = state.ensure(collection);
+            (snapshot, subscription)
+        });
         let watcher = Watcher::new(self.state.clone(), collection, notify, snapshot.revision);
         (snapshot, watcher)
     }
@@ -116,6 +140,11 @@ impl Store {
     }
 
     async fn submit(&self, write: Write) -> Result<Arc<Object>, WriteError> {
+        if let Action::Put(object) = &write.action
+            && object.weight() > OBJECT_LIMIT
+        {
+            return Err(WriteError::TooLarge);
+        }
         let (answer, receive) = oneshot::channel();
         self.jobs
             .send(Job::Write { write, answer })
@@ -126,12 +155,13 @@ impl Store {
 
     /// Forgets revisions that no watcher should need any more. Called little and often.
     pub async fn compact(&self) -> Result<u64, kfbox_db::Error> {
-        self.compact_keeping(state::KEPT_REVISIONS, state::KEPT_FOR).await
+        self.compact_keeping(None, state::KEPT_FOR).await
     }
 
+    /// `revisions`: how many to keep instead of the store's own number.
     pub(crate) async fn compact_keeping(
         &self,
-        revisions: u64,
+        revisions: Option<u64>,
         age: std::time::Duration,
     ) -> Result<u64, kfbox_db::Error> {
         let (answer, receive) = oneshot::channel();

@@ -35,6 +35,22 @@ impl Object {
         self.labels.binary_search_by(|(k, _)| k.as_ref().cmp(name)).ok().map(|n| self.labels[n].1.as_ref())
     }
 
+    /// The same content at another revision.
+    pub fn at(&self, revision: u64) -> Self {
+        let mut value = self.value();
+        value["metadata"]["resourceVersion"] = revision.to_string().into();
+        Self {
+            key: self.key.clone(),
+            revision,
+            written: self.written,
+            json: value.to_string().into(),
+            version: self.version.clone(),
+            uid: self.uid.clone(),
+            labels: self.labels.clone(),
+            fields: self.fields.clone(),
+        }
+    }
+
     /// The parsed object. Stored JSON was written by [`encode`], so it parses.
     pub fn value(&self) -> Value {
         serde_json::from_slice(&self.json).unwrap_or_else(|error| {
@@ -52,6 +68,17 @@ pub struct Encoded {
 }
 
 impl Encoded {
+    /// Bytes of the object as etcd would count them. It holds built-in kinds in protobuf, where text needs no escapes; so
+    /// escapes do not count.
+    pub(super) fn weight(&self) -> usize {
+        let length = self.before.len() + self.after.len();
+        if length <= super::OBJECT_LIMIT {
+            return length;
+        }
+        let escapes = [&self.before, &self.after].into_iter().flatten().filter(|b| **b == b'\\').count();
+        length - escapes
+    }
+
     pub(super) fn finish(self, key: Key, revision: u64, written: i64) -> Object {
         let mut json = self.before;
         json.reserve_exact(20 + self.after.len());

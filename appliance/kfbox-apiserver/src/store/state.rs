@@ -1,8 +1,11 @@
 //! The state in memory: per collection the current objects and the recent changes.
 
-use super::record::{Key, Object};
+use super::{
+    record::{Key, Object},
+    told::Told,
+};
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque, btree_map::Entry},
     ops::Bound,
     sync::Arc,
     time::Duration,
@@ -19,6 +22,10 @@ pub const KEPT_FOR: Duration = Duration::from_secs(600);
 const KEPT_CHANGES: usize = 2048;
 const KEPT_BYTES: usize = 8 << 20;
 
+/// A change keeps what its watchers were told until this many others follow: long enough for a crowd of watchers to share
+/// it, short enough to cost no memory that counts.
+const SHARED_FOR: usize = 64;
+
 /// One revision.
 pub struct Change {
     pub revision: u64,
@@ -26,6 +33,8 @@ pub struct Change {
     pub object: Arc<Object>,
     pub previous: Option<Arc<Object>>,
     pub deleted: bool,
+    /// What watchers were told of it.
+    pub told: Told,
 }
 
 /// The revision asked for is no longer remembered.
@@ -39,7 +48,31 @@ pub struct Expired {
 pub struct Snapshot {
     pub revision: u64,
     pub objects: Vec<Arc<Object>>,
+    /// Objects that a limit left out.
+    pub more: usize,
 }
+
+/// Which objects of a collection are asked for, in key order.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Range<'a> {
+    pub namespace: Option<&'a str>,
+    pub after: Option<&'a Key>,
+    /// None: all.
+    pub limit: Option<usize>,
+}
+
+impl Range<'_> {
+    fn take<'o>(&self, revision: u64, mut objects: impl Iterator<Item = &'o Arc<Object>>) -> Snapshot {
+        let taken = objects.by_ref().take(self.limit.unwrap_or(usize::MAX)).cloned().collect();
+        Snapshot { revision, objects: taken, more: objects.count() }
+    }
+
+    fn holds(&self, key: &Key) -> bool {
+        self.namespace.is_none_or(|n| n == &*key.namespace) && self.after.is_none_or(|after| key > after)
+    }
+}
+
+type Subscription = (Arc<str>, watch::Receiver<u64>);
 
 pub struct Collection {
     name: Arc<str>,
@@ -106,10 +139,16 @@ impl State {
         let previous = if deleted {
             collection.objects.remove(&object.key)
         } else {
-            collection.objects.insert(object.key.clone(), object.clone())
+            match collection.objects.entry(object.key.clone()) {
+                Entry::Occupied(mut slot) => Some(slot.insert(object.clone())),
+                Entry::Vacant(slot) => {
+                    slot.insert(object.clone());
+                    None
+                }
+            }
         };
         if remember {
-            collection.remember(Change { revision, object, previous, deleted });
+            collection.remember(Change { revision, object, previous, deleted, told: Told::default() });
         }
         self.revision = self.revision.max(revision);
     }
@@ -130,70 +169,85 @@ impl State {
         }
     }
 
-    pub fn list_now(&self, collection: &str, namespace: Option<&str>, after: Option<&Key>) -> Snapshot {
-        let objects = self
-            .collections
-            .get(collection)
-            .map(|c| c.range(namespace, after).map(|(_, o)| o.clone()).collect())
-            .unwrap_or_default();
-        Snapshot { revision: self.revision, objects }
+    pub fn list_now(&self, collection: &str, range: Range<'_>) -> Snapshot {
+        let collection = self.collections.get(collection);
+        range.take(self.revision, collection.into_iter().flat_map(|c| c.range(range)).map(|(_, o)| o))
     }
 
-    pub fn list(
-        &self,
-        collection: &str,
-        namespace: Option<&str>,
-        after: Option<&Key>,
-        at: Option<u64>,
-    ) -> Result<Snapshot, Expired> {
+    pub fn list(&self, collection: &str, range: Range<'_>, at: Option<u64>) -> Result<Snapshot, Expired> {
         let Some(at) = at.filter(|at| *at < self.revision) else {
-            return Ok(self.list_now(collection, namespace, after));
+            return Ok(self.list_now(collection, range));
         };
         let Some(collection) = self.collections.get(collection) else {
             return if at < self.floor {
                 Err(Expired { asked: at, oldest: self.floor })
             } else {
-                Ok(Snapshot { revision: at, objects: Vec::new() })
+                Ok(Snapshot { revision: at, objects: Vec::new(), more: 0 })
             };
         };
         if at < collection.floor {
             return Err(Expired { asked: at, oldest: collection.floor });
         }
-        // Undo what happened since: walking backwards, the earliest change of a key is the last to be noted.
-        let mut undone: BTreeMap<&Key, Option<&Arc<Object>>> = BTreeMap::new();
+        // What was there before each change since: walking backwards, the earliest change of a key is the last noted.
+        let mut before: BTreeMap<&Key, Option<&Arc<Object>>> = BTreeMap::new();
         for change in collection.changes.iter().rev().take_while(|c| c.revision > at) {
-            undone.insert(&change.object.key, change.previous.as_ref());
-        }
-        let mut objects: BTreeMap<&Key, &Arc<Object>> = collection.range(namespace, after).collect();
-        for (key, object) in undone {
-            if namespace.is_some_and(|n| n != key.namespace.as_ref()) || after.is_some_and(|a| key <= a) {
-                continue;
+            if range.holds(&change.object.key) {
+                before.insert(&change.object.key, change.previous.as_ref());
             }
-            match object {
-                Some(object) => objects.insert(key, object),
-                None => objects.remove(key),
-            };
         }
-        Ok(Snapshot { revision: at, objects: objects.into_values().cloned().collect() })
+        let mut now = collection.range(range).peekable();
+        let mut then = before.into_iter().peekable();
+        // Both are in key order: of a key in both, the past is taken.
+        let merged = std::iter::from_fn(move || {
+            loop {
+                let changed = match (now.peek(), then.peek()) {
+                    (Some((now, _)), Some((then, _))) if *now < *then => false,
+                    (Some(_), None) => false,
+                    (None, None) => return None,
+                    (Some((key, _)), Some((then, _))) => {
+                        if *key == *then {
+                            now.next();
+                        }
+                        true
+                    }
+                    (None, Some(_)) => true,
+                };
+                if !changed {
+                    return now.next().map(|(_, object)| object);
+                }
+                if let Some((_, Some(object))) = then.next() {
+                    return Some(object);
+                }
+            }
+        });
+        Ok(range.take(at, merged))
     }
 
-    pub(super) fn subscribe(
-        &mut self,
-        collection: &str,
-        since: u64,
-    ) -> Result<(Arc<str>, watch::Receiver<u64>), Expired> {
+    /// None: nothing was ever in that collection.
+    pub(super) fn subscribe(&self, collection: &str, since: u64) -> Option<Result<Subscription, Expired>> {
+        let collection = self.collections.get(collection)?;
+        Some(match since < collection.floor {
+            true => Err(Expired { asked: since, oldest: collection.floor }),
+            false => Ok(collection.subscription()),
+        })
+    }
+
+    pub(super) fn subscribe_now(&self, collection: &str) -> Option<Subscription> {
+        self.collections.get(collection).map(Collection::subscription)
+    }
+
+    pub(super) fn subscribe_anew(&mut self, collection: &str, since: u64) -> Result<Subscription, Expired> {
         let floor = self.floor;
         let collection = self.collection(collection, floor);
         if since < collection.floor {
             return Err(Expired { asked: since, oldest: collection.floor });
         }
-        Ok((collection.name.clone(), collection.notify.subscribe()))
+        Ok(collection.subscription())
     }
 
-    pub(super) fn subscribe_now(&mut self, collection: &str) -> (Arc<str>, watch::Receiver<u64>) {
+    pub(super) fn ensure(&mut self, collection: &str) -> Subscription {
         let floor = self.floor;
-        let collection = self.collection(collection, floor);
-        (collection.name.clone(), collection.notify.subscribe())
+        self.collection(collection, floor).subscription()
     }
 
     /// Changes after `cursor`, oldest first, at most `limit`; and the revision up to which the caller then knows all.
@@ -229,13 +283,13 @@ impl State {
 }
 
 impl Collection {
-    fn range<'a>(
-        &'a self,
-        namespace: Option<&'a str>,
-        after: Option<&Key>,
-    ) -> impl Iterator<Item = (&'a Key, &'a Arc<Object>)> {
-        let first = namespace.map(|n| Key::new(n, ""));
-        let start = match (after, first) {
+    fn subscription(&self) -> Subscription {
+        (self.name.clone(), self.notify.subscribe())
+    }
+
+    fn range<'a>(&'a self, range: Range<'a>) -> impl Iterator<Item = (&'a Key, &'a Arc<Object>)> {
+        let first = range.namespace.map(|n| Key::new(n, ""));
+        let start = match (range.after, first) {
             (Some(after), Some(first)) if *after < first => Bound::Included(first),
             (Some(after), _) => Bound::Excluded(after.clone()),
             (None, Some(first)) => Bound::Included(first),
@@ -243,12 +297,16 @@ impl Collection {
         };
         self.objects
             .range((start, Bound::Unbounded))
-            .take_while(move |(key, _)| namespace.is_none_or(|n| n == key.namespace.as_ref()))
+            .take_while(move |(key, _)| range.namespace.is_none_or(|n| n == key.namespace.as_ref()))
     }
 
     fn remember(&mut self, change: Change) {
         self.bytes += change.previous.as_ref().map_or(0, |o| o.json.len());
         self.changes.push_back(Arc::new(change));
+        // Watchers that keep up have been told by now; those that come later are told anew.
+        if let Some(old) = self.changes.len().checked_sub(SHARED_FOR).and_then(|at| self.changes.get(at)) {
+            old.told.forget();
+        }
         while self.changes.len() > KEPT_CHANGES || (self.bytes > KEPT_BYTES && self.changes.len() > 1) {
             self.forget_oldest();
         }

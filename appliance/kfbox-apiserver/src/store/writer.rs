@@ -18,6 +18,9 @@ use tokio::sync::{mpsc, oneshot};
 /// The largest group: bounds how long its first caller waits for its last.
 const GROUP: usize = 256;
 
+/// Revisions forgotten in one transaction: what keeps a write behind it waiting for a millisecond and not for a second.
+const STEP: u64 = 1024;
+
 /// What the caller believes about the object that it writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Expect {
@@ -33,6 +36,8 @@ pub enum WriteError {
     /// The object was written by somebody else meanwhile, or is gone.
     #[error("changed")]
     Changed,
+    #[error("the object is too large to be stored")]
+    TooLarge,
     #[error(transparent)]
     Database(#[from] kfbox_db::Error),
 }
@@ -55,7 +60,7 @@ type Group = Vec<(Write, WriteAnswer)>;
 
 pub(super) enum Job {
     Write { write: Write, answer: WriteAnswer },
-    Compact { revisions: u64, age: Duration, answer: Answer<u64, kfbox_db::Error> },
+    Compact { revisions: Option<u64>, age: Duration, answer: Answer<u64, kfbox_db::Error> },
 }
 
 struct Pending {
@@ -68,17 +73,38 @@ struct Pending {
 pub(super) struct Writer {
     connection: Connection,
     state: Arc<RwLock<State>>,
+    /// Revisions kept; what is older goes with the writes that push it out.
+    history: u64,
     /// Which revision was the newest at past compactions: how age becomes a revision.
     marks: VecDeque<(Instant, u64)>,
+    /// Revisions up to here are to be forgotten.
+    goal: u64,
+    /// Who waits until they are.
+    waiting: Vec<Answer<u64, kfbox_db::Error>>,
+    /// The file may have pages to give back.
+    shrinking: bool,
+    /// It did give some back, and its log does not say so in the file yet.
+    shrunk: bool,
 }
 
 impl Writer {
-    pub fn new(connection: Connection, state: Arc<RwLock<State>>) -> Self {
-        Self { connection, state, marks: VecDeque::new() }
+    pub fn new(connection: Connection, state: Arc<RwLock<State>>, history: u64) -> Self {
+        let marks = VecDeque::new();
+        Self { connection, state, history, marks, goal: 0, waiting: Vec::new(), shrinking: true, shrunk: false }
     }
 
     pub fn run(mut self, mut queue: mpsc::Receiver<Job>) {
-        while let Some(first) = queue.blocking_recv() {
+        loop {
+            let first = match queue.try_recv() {
+                Ok(job) => job,
+                Err(mpsc::error::TryRecvError::Disconnected) => return,
+                // Nobody waits: there is time for upkeep.
+                Err(mpsc::error::TryRecvError::Empty) if self.upkeep() => continue,
+                Err(mpsc::error::TryRecvError::Empty) => match queue.blocking_recv() {
+                    Some(job) => job,
+                    None => return,
+                },
+            };
             let mut group = Vec::new();
             let mut next = Some(first);
             while let Some(job) = next.take() {
@@ -86,7 +112,8 @@ impl Writer {
                     Job::Write { write, answer } => group.push((write, answer)),
                     Job::Compact { revisions, age, answer } => {
                         self.write_group(std::mem::take(&mut group));
-                        drop(answer.send(self.compact(revisions, age)));
+                        self.waiting.push(answer);
+                        self.plan(revisions.unwrap_or(self.history), age);
                     }
                 }
                 if group.len() < GROUP {
@@ -94,6 +121,72 @@ impl Writer {
                 }
             }
             self.write_group(group);
+        }
+    }
+
+    /// Does a little of what can wait; false when nothing is left.
+    fn upkeep(&mut self) -> bool {
+        if let Some((from, to)) = self.due(false) {
+            let result = (|| {
+                let tx = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+                log::forget(&tx, from, to)?;
+                tx.commit()
+            })();
+            match result {
+                Ok(()) => self.forgotten(to),
+                Err(error) => self.give_up(&error.into()),
+            }
+            return true;
+        }
+        self.settle();
+        if !self.shrinking {
+            return false;
+        }
+        let result = log::shrink(&self.connection).and_then(|more| {
+            if !more && std::mem::take(&mut self.shrunk) {
+                log::checkpoint(&self.connection)?;
+            }
+            self.shrunk |= more;
+            Ok(more)
+        });
+        self.shrinking = result.unwrap_or_else(|error| {
+            tracing::debug!(%error, "the log's file was not shrunk");
+            false
+        });
+        self.shrinking
+    }
+
+    /// The next revisions to forget: those that were planned, and with `crowded` those that are more than may be kept.
+    fn due(&self, crowded: bool) -> Option<(u64, u64)> {
+        let (newest, from) = {
+            let state = self.state.read();
+            (state.revision(), state.floor())
+        };
+        let kept = newest.saturating_sub(self.history);
+        let goal = if crowded && kept > from + STEP { self.goal.max(kept) } else { self.goal };
+        (goal > from).then(|| (from, goal.min(from + STEP)))
+    }
+
+    fn forgotten(&mut self, to: u64) {
+        self.state.write().forget(to);
+        self.shrinking = true;
+        if to >= self.goal {
+            self.settle();
+        }
+    }
+
+    fn settle(&mut self) {
+        let floor = self.state.read().floor();
+        for answer in self.waiting.drain(..) {
+            drop(answer.send(Ok(floor)));
+        }
+    }
+
+    fn give_up(&mut self, error: &kfbox_db::Error) {
+        // A full disk, most likely: the next who asks tries again.
+        self.goal = 0;
+        for answer in self.waiting.drain(..) {
+            drop(answer.send(Err(error.clone())));
         }
     }
 
@@ -116,6 +209,7 @@ impl Writer {
     fn commit(&mut self, group: Group) -> Result<Vec<Pending>, (kfbox_db::Error, Vec<WriteAnswer>)> {
         let mut committed: Vec<Pending> = Vec::with_capacity(group.len());
         let mut group = group.into_iter();
+        let due = self.due(true);
         let result = (|| -> Result<(), kfbox_db::rusqlite::Error> {
             let tx = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let mut insert = tx.prepare_cached(
@@ -165,10 +259,22 @@ impl Writer {
                 heads.insert(head_key, (!deleted).then_some(revision));
             }
             drop(insert);
-            if committed.is_empty() { tx.rollback() } else { tx.commit() }
+            if committed.is_empty() {
+                return tx.rollback();
+            }
+            // Part of a sync that is paid for anyway.
+            if let Some((from, to)) = due {
+                log::forget(&tx, from, to)?;
+            }
+            tx.commit()
         })();
         match result {
-            Ok(()) => Ok(committed),
+            Ok(()) => {
+                if let Some((_, to)) = due.filter(|_| !committed.is_empty()) {
+                    self.forgotten(to);
+                }
+                Ok(committed)
+            }
             Err(error) => {
                 let answers = committed.into_iter().map(|p| p.answer).chain(group.map(|(_, answer)| answer)).collect();
                 Err((error.into(), answers))
@@ -197,11 +303,9 @@ impl Writer {
         }
     }
 
-    fn compact(&mut self, revisions: u64, age: Duration) -> Result<u64, kfbox_db::Error> {
-        let (newest, from) = {
-            let state = self.state.read();
-            (state.revision(), state.floor())
-        };
+    /// Sets what is to be forgotten: all but the newest `revisions`, and what was replaced longer than `age` ago.
+    fn plan(&mut self, revisions: u64, age: Duration) {
+        let newest = self.state.read().revision();
         let now = Instant::now();
         if self.marks.back().is_none_or(|(_, revision)| *revision < newest) {
             self.marks.push_back((now, newest));
@@ -213,11 +317,10 @@ impl Writer {
             to = to.max(revision);
             self.marks.pop_front();
         }
-        if to > from {
-            log::compact(&mut self.connection, from, to)?;
-            self.state.write().forget(to);
+        self.goal = self.goal.max(to);
+        if self.due(false).is_none() {
+            self.settle();
         }
-        Ok(to.max(from))
     }
 }
 

@@ -10,6 +10,7 @@ use crate::{
     store::{Expect, Key, Object, WriteError},
 };
 use axum::{body::Body, response::Response};
+use futures::StreamExt as _;
 use http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -27,6 +28,9 @@ const RETURN_DELETED: [&str; 7] = [
 ];
 
 const ATTEMPTS: usize = 16;
+
+/// Deletions of one collection under way together, which share group commits.
+const TOGETHER: usize = 64;
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -101,8 +105,11 @@ pub async fn delete_collection(call: &Call, body: Body) -> Result<Response, ApiE
     let selector = list::selector(call)?;
     let snapshot = call.core.store.list(&call.resource.collection, list::namespace(call), None, None)?;
     let mut items = Vec::new();
-    for object in snapshot.objects.iter().filter(|o| selector.matches(o)) {
-        match delete_object(call, &object.key, &options, dry_run).await {
+    let matching = snapshot.objects.iter().filter(|o| selector.matches(o));
+    let deletions: Vec<_> = matching.map(|o| delete_object(call, &o.key, &options, dry_run)).collect();
+    let mut deletions = futures::stream::iter(deletions).buffered(TOGETHER);
+    while let Some(deleted) = deletions.next().await {
+        match deleted {
             Ok(Deleted::Gone(last) | Deleted::Marked(last)) => items.push(convert::value(&call.resource, &last)),
             Err(error) if error.reason() == "NotFound" => {}
             Err(error) => return Err(error),

@@ -3,30 +3,29 @@
 
 use super::Call;
 use crate::{
-    convert,
-    negotiate::Form,
-    respond,
+    lists,
+    schema::FieldError,
     selectors::Selector,
     status::ApiError,
-    store::{Key, Object},
+    store::{Key, Range},
 };
 use axum::response::Response;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use bytes::Bytes;
-use http::StatusCode;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::{Value, json};
-use std::sync::Arc;
 
 /// Where a list goes on; opaque to clients.
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 struct Continue {
     v: String,
-    /// The revision the first page showed; 0 after it expired, then the present is shown.
-    rv: u64,
+    /// The revision that the first page showed, or [`PRESENT`].
+    rv: i64,
     namespace: String,
     name: String,
 }
+
+/// In a token that an expired list was answered with: the rest is shown as it is now.
+const PRESENT: i64 = -1;
 
 pub fn revision(text: Option<&str>) -> Result<Option<u64>, ApiError> {
     text.map(|t| {
@@ -44,99 +43,114 @@ pub fn namespace(call: &Call) -> Option<&str> {
     Some(call.namespace()).filter(|n| !n.is_empty())
 }
 
-pub async fn list(call: &Call) -> Result<Response, ApiError> {
-    let selector = selector(call)?;
-    let limit = usize::try_from(call.query.number("limit")?.unwrap_or(0)).unwrap_or(0);
-    let asked = revision(call.query.get("resourceVersion"))?;
-    let matching = call.query.get("resourceVersionMatch");
-    let token = call.query.get("continue").map(decode_token).transpose()?;
-
-    let (at, after) = match (&token, asked, matching) {
-        (Some(_), _, Some(_)) => return Err(invalid("resourceVersionMatch is forbidden with continue")),
-        (Some(_), Some(rv), None) if rv > 0 => {
-            return Err(ApiError::bad_request("specifying resource version is not allowed when using continue"));
-        }
-        (Some(token), _, None) => (Some(token.rv).filter(|rv| *rv > 0), Some(Key::new(&token.namespace, &token.name))),
-        (None, None, Some(_)) => {
-            return Err(invalid("resourceVersionMatch is forbidden unless resourceVersion is provided"));
-        }
-        (None, Some(0), Some("Exact")) => {
-            return Err(invalid("resourceVersionMatch \"Exact\" is forbidden for resourceVersion \"0\""));
-        }
-        (None, Some(rv), Some("Exact")) => {
-            call.core.wait_for_revision(rv).await?;
-            (Some(rv), None)
-        }
-        // With a limit and no match, a revision is taken exactly; without a limit it is a lower bound.
-        (None, Some(rv), None) if rv > 0 && limit > 0 => {
-            call.core.wait_for_revision(rv).await?;
-            (Some(rv), None)
-        }
-        (None, Some(rv), None | Some("NotOlderThan")) => {
-            call.core.wait_for_revision(rv).await?;
-            (None, None)
-        }
-        (None, None, None) => (None, None),
-        (None, Some(_), Some(other)) => {
-            return Err(invalid(&format!(
-                "resourceVersionMatch: Unsupported value: {other:?}: supported values: \"Exact\", \"NotOlderThan\""
-            )));
-        }
-    };
-    let snapshot = call.core.store.list(&call.resource.collection, namespace(call), after.as_ref(), at).map_err(
-        |_| match &token {
-            Some(_) => ApiError::expired(
-                "The provided continue parameter is too old to display a consistent list result. Start a new list \
-                 without the continue parameter.",
-            ),
-            None => {
-                ApiError::expired(format!("The resourceVersion for the provided list is too old: {}", at.unwrap_or(0)))
-            }
-        },
-    )?;
-
-    let revision = snapshot.revision;
-    let all = selector.is_empty();
-    let mut objects: Vec<Arc<Object>> = Vec::new();
-    let mut continued = None;
-    for (seen, object) in snapshot.objects.iter().enumerate() {
-        if limit > 0 && objects.len() == limit {
-            // With a selector nobody knows whether more follows without looking.
-            let rest = &snapshot.objects[seen..];
-            if rest.iter().any(|o| selector.matches(o)) {
-                let last = &objects[limit - 1].key;
-                let token = encode_token(revision, last);
-                continued = Some((token, all.then_some(rest.len() as u64)));
-            }
-            break;
-        }
-        if selector.matches(object) {
-            objects.push(object.clone());
-        }
-    }
-    drop(snapshot);
-    let revision = revision.to_string();
-    let next = continued.as_ref().map(|(token, remaining)| (token.as_str(), *remaining));
-    Ok(match call.accept.form {
-        Form::Object => respond::json(call, StatusCode::OK, whole(call, &objects, &revision, next)),
-        Form::Table => {
-            let values: Vec<Value> = objects.iter().map(|o| convert::value(&call.resource, o)).collect();
-            respond::value(call, StatusCode::OK, &respond::table(call, &values, &revision, next))
-        }
-        Form::Metadata => {
-            let items: Vec<Value> =
-                objects.iter().map(|o| respond::partial(&convert::value(&call.resource, o))).collect();
-            let list = json!({
-                "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1",
-                "metadata": list_metadata(&revision, next), "items": items,
-            });
-            respond::value(call, StatusCode::OK, &list)
-        }
-    })
+/// What a list asks of time: see the table of upstream's documentation.
+struct When {
+    at: Option<u64>,
+    after: Option<Key>,
 }
 
-fn invalid(message: &str) -> ApiError {
-    ApiError::bad_request(format!("ListOptions.meta.k8s.io \"\" is invalid: {message}"))
+/// Checked as upstream's `ValidateListOptions` does, which lists every mistake.
+fn check(call: &Call) -> Result<(), ApiError> {
+    let query = &call.query;
+    let mut errors = Vec::new();
+    if let Some(matching) = query.get("resourceVersionMatch") {
+        let field = "resourceVersionMatch";
+        let mut forbid = |detail: &str| errors.push(FieldError::forbidden(field, detail));
+        if query.get("resourceVersion").is_none() {
+            forbid("resourceVersionMatch is forbidden unless resourceVersion is provided");
+        }
+        if query.get("continue").is_some() {
+            forbid("resourceVersionMatch is forbidden when continue is provided");
+        }
+        if matching != "Exact" && matching != "NotOlderThan" {
+            let supported = ["Exact", "NotOlderThan", ""];
+            errors.push(FieldError::not_supported(field, &json!(matching), &supported));
+        }
+        if matching == "Exact" && query.get("resourceVersion") == Some("0") {
+            let detail = "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"";
+            errors.push(FieldError::forbidden(field, detail));
+        }
+    }
+    if query.get("sendInitialEvents").is_some() {
+        errors.push(FieldError::forbidden("sendInitialEvents", "sendInitialEvents is forbidden for list"));
+    }
+    refuse(&errors)
+}
+
+/// The options of a list or watch, refused.
+pub fn refuse(errors: &[FieldError]) -> Result<(), ApiError> {
+    if errors.is_empty() { Ok(()) } else { Err(ApiError::invalid("meta.k8s.io", "ListOptions", "", errors)) }
+}
+
+async fn when(call: &Call, limited: bool) -> Result<When, ApiError> {
+    let asked = revision(call.query.get("resourceVersion"))?;
+    if let Some(token) = call.query.get("continue") {
+        if asked.is_some_and(|rv| rv > 0) {
+            return Err(ApiError::bad_request("specifying resource version is not allowed when using continue"));
+        }
+        let Continue { rv, namespace, name, .. } = decode_token(token)?;
+        let after = Some(Key::new(&namespace, &name));
+        let at = (rv != PRESENT).then(|| rv.unsigned_abs());
+        // A revision of the future: another cluster's token, or one from before this one was restored.
+        call.core.wait_for_revision(at.unwrap_or(0)).await?;
+        return Ok(When { at, after });
+    }
+    let Some(asked) = asked else { return Ok(When { at: None, after: None }) };
+    call.core.wait_for_revision(asked).await?;
+    // With a limit and nothing said of matching, a revision is taken exactly; without a limit it is a lower bound.
+    let exactly = match call.query.get("resourceVersionMatch") {
+        Some(matching) => matching == "Exact",
+        None => limited && asked > 0,
+    };
+    Ok(When { at: exactly.then_some(asked), after: None })
+}
+
+pub async fn list(call: &Call) -> Result<Response, ApiError> {
+    check(call)?;
+    let selector = selector(call)?;
+    let limit = usize::try_from(call.query.number("limit")?.unwrap_or(0)).ok().filter(|limit| *limit > 0);
+    let When { at, after } = when(call, limit.is_some()).await?;
+    // What a selector leaves over is only known after looking.
+    let looks = if selector.is_empty() { limit } else { None };
+    let range = Range { namespace: namespace(call), after: after.as_ref(), limit: looks };
+    let snapshot = call.core.store.page(&call.resource.collection, range, at).map_err(|_| expired(after.as_ref()))?;
+
+    let revision = snapshot.revision;
+    let mut objects = snapshot.objects;
+    let mut left = snapshot.more;
+    if !selector.is_empty() {
+        let mut kept = 0;
+        objects.retain(|object| {
+            // One more than asked for tells that there are more.
+            let keep = limit.is_none_or(|limit| kept <= limit) && selector.matches(object);
+            kept += usize::from(keep);
+            keep
+        });
+        left = limit.map_or(0, |limit| objects.len().saturating_sub(limit));
+        objects.truncate(limit.unwrap_or(usize::MAX));
+    }
+    let continued = objects.last().filter(|_| left > 0).map(|last| {
+        // How many more match a selector nobody knows.
+        (encode_token(revision.cast_signed(), &last.key), selector.is_empty().then_some(left as u64))
+    });
+    let revision = revision.to_string();
+    let next = continued.as_ref().map(|(token, remaining)| (token.as_str(), *remaining));
+    lists::answer(call, objects, &list_metadata(&revision, next), &revision, next).await
+}
+
+/// A continued list gets a token by which it may go on in the present, inconsistent but complete.
+fn expired(after: Option<&Key>) -> ApiError {
+    match after {
+        Some(after) => ApiError::expired(
+            "The provided continue parameter is too old to display a consistent list result. You can start a new list \
+             without the continue parameter, or use the continue token in this response to retrieve the remainder of \
+             the results. Continuing with the provided token results in an inconsistent list - objects that were \
+             created, modified, or deleted between the time the first chunk was returned and now may show up in the \
+             list.",
+        )
+        .continued(encode_token(PRESENT, after)),
+        None => ApiError::expired("The resourceVersion for the provided list is too old."),
+    }
 }
 
 fn list_metadata(revision: &str, next: Option<(&str, Option<u64>)>) -> Value {
@@ -150,26 +164,7 @@ fn list_metadata(revision: &str, next: Option<(&str, Option<u64>)>) -> Value {
     metadata
 }
 
-fn whole(call: &Call, objects: &[Arc<Object>], revision: &str, next: Option<(&str, Option<u64>)>) -> Bytes {
-    let head = format!(
-        "{{\"kind\":\"{}\",\"apiVersion\":\"{}\",\"metadata\":{},\"items\":[",
-        call.resource.list_kind,
-        call.resource.api_version(),
-        list_metadata(revision, next)
-    );
-    let mut body = Vec::with_capacity(head.len() + 4 + objects.iter().map(|o| o.json.len() + 1).sum::<usize>());
-    body.extend_from_slice(head.as_bytes());
-    for (n, object) in objects.iter().enumerate() {
-        if n > 0 {
-            body.push(b',');
-        }
-        body.extend_from_slice(&convert::bytes(&call.resource, object));
-    }
-    body.extend_from_slice(b"]}\n");
-    body.into()
-}
-
-fn encode_token(revision: u64, last: &Key) -> String {
+fn encode_token(revision: i64, last: &Key) -> String {
     let token = json!({"v": "meta.k8s.io/v1", "rv": revision, "namespace": last.namespace, "name": last.name});
     URL_SAFE_NO_PAD.encode(token.to_string())
 }
@@ -179,6 +174,6 @@ fn decode_token(token: &str) -> Result<Continue, ApiError> {
         .decode(token)
         .ok()
         .and_then(|bytes| serde_json::from_slice::<Continue>(&bytes).ok())
-        .filter(|t| t.v == "meta.k8s.io/v1")
+        .filter(|t| t.v == "meta.k8s.io/v1" && (t.rv > 0 || t.rv == PRESENT))
         .ok_or_else(|| ApiError::bad_request("continue key is not valid"))
 }

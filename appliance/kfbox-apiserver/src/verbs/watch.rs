@@ -4,11 +4,13 @@
 use super::{Call, list};
 use crate::{
     convert,
+    flow::Place,
     negotiate::Form,
     respond,
+    schema::FieldError,
     selectors::Selector,
     status::ApiError,
-    store::{Change, Expired, Object, Watcher},
+    store::{Change, Expired, Object, Telling, Watcher},
 };
 use axum::{body::Body, response::Response};
 use bytes::Bytes;
@@ -26,27 +28,38 @@ const SHORTEST: u64 = 1800;
 /// Bytes handed to the connection at once.
 const FRAME: usize = 256 * 1024;
 
+/// Checked as upstream's `validateWatchOptions` does.
+fn check(call: &Call) -> Result<(), ApiError> {
+    let field = "resourceVersionMatch";
+    let initial = call.query.get("sendInitialEvents").is_some();
+    let matching = call.query.get(field);
+    let mut errors = Vec::new();
+    if initial && matching != Some("NotOlderThan") {
+        let detail = "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan";
+        errors.push(FieldError::forbidden(field, detail));
+    }
+    if let Some(matching) = matching {
+        if !initial {
+            let detail = "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided";
+            errors.push(FieldError::forbidden(field, detail));
+        }
+        if matching != "NotOlderThan" {
+            errors.push(FieldError::not_supported(field, &json!(matching), &["NotOlderThan"]));
+        }
+        if call.query.get("continue").is_some() {
+            errors.push(FieldError::forbidden(field, "resourceVersionMatch is forbidden when continue is provided"));
+        }
+    }
+    list::refuse(&errors)
+}
+
 pub async fn watch(call: Arc<Call>) -> Result<Response, ApiError> {
+    check(&call)?;
+    let place = call.core.flow.watch(&call.user)?;
     let selector = list::selector(&call)?;
     let bookmarks = call.query.flag("allowWatchBookmarks");
     let initial = call.query.flag("sendInitialEvents");
     let since = list::revision(call.query.get("resourceVersion"))?;
-    let matching = call.query.get("resourceVersionMatch");
-    match (call.query.get("sendInitialEvents"), matching) {
-        (Some(_), Some("NotOlderThan")) | (None, None) => {}
-        (Some(_), _) => {
-            return Err(ApiError::bad_request(
-                "ListOptions.meta.k8s.io \"\" is invalid: resourceVersionMatch: Forbidden: sendInitialEvents requires \
-                 setting resourceVersionMatch to NotOlderThan",
-            ));
-        }
-        (None, Some(_)) => {
-            return Err(ApiError::bad_request(
-                "ListOptions.meta.k8s.io \"\" is invalid: resourceVersionMatch: Forbidden: resourceVersionMatch is \
-                 forbidden for watch unless sendInitialEvents is provided",
-            ));
-        }
-    }
     let seconds = call
         .query
         .number("timeoutSeconds")?
@@ -76,7 +89,13 @@ pub async fn watch(call: Arc<Call>) -> Result<Response, ApiError> {
         Err(expired) => return Ok(streaming(Body::from(error_event(expired)))),
     };
 
+    let form = match call.accept.form {
+        Form::Object => "object",
+        Form::Metadata => "metadata",
+        Form::Table => call.query.get("includeObject").unwrap_or("Metadata"),
+    };
     let state = Stream {
+        view: format!("{form} {}", call.resource.api_version()).into(),
         selector,
         namespace,
         watcher,
@@ -86,6 +105,7 @@ pub async fn watch(call: Arc<Call>) -> Result<Response, ApiError> {
         deadline: Instant::now() + Duration::from_secs(seconds),
         table_header: true,
         ended: false,
+        _place: place,
         call: call.clone(),
     };
     let frames = futures::stream::unfold(state, |mut state| async move {
@@ -108,6 +128,9 @@ fn error_event(expired: Expired) -> String {
 
 struct Stream {
     call: Arc<Call>,
+    _place: Place,
+    /// How this watch tells of changes; those of the same view share what is told.
+    view: Arc<str>,
     selector: Selector,
     namespace: Option<String>,
     watcher: Watcher,
@@ -129,7 +152,8 @@ impl Stream {
         let mut frame = Vec::new();
         while let Some(object) = self.initial.pop_front() {
             if self.selector.matches(&object) {
-                self.event(&mut frame, "ADDED", &object);
+                let line = self.line("ADDED", &object);
+                frame.extend_from_slice(&line);
                 if frame.len() >= FRAME {
                     return Some(frame.into());
                 }
@@ -141,15 +165,22 @@ impl Stream {
         if !frame.is_empty() {
             return Some(frame.into());
         }
+        let shutdown = self.call.core.shutdown.clone();
         loop {
             let bookmark_at = self.bookmarks.unwrap_or(self.deadline).min(self.deadline);
-            let shutdown = self.call.core.shutdown.clone();
             tokio::select! {
                 batch = self.watcher.next() => match batch {
-                    Ok(batch) => batch.iter().for_each(|change| self.change(&mut frame, change)),
+                    Ok(batch) => {
+                        let mut lines: Vec<Bytes> = batch.iter().filter_map(|change| self.change(change)).collect();
+                        match lines.len() {
+                            0 => {}
+                            1 => return lines.pop(),
+                            _ => return Some(lines.concat().into()),
+                        }
+                    }
                     Err(expired) => {
                         self.ended = true;
-                        frame.extend_from_slice(error_event(expired).as_bytes());
+                        return Some(error_event(expired).into());
                     }
                 },
                 () = tokio::time::sleep_until(bookmark_at) => {
@@ -158,54 +189,63 @@ impl Stream {
                         self.bookmarks = Some(Instant::now() + BOOKMARK_EVERY);
                         self.bookmark(&mut frame, false);
                     }
-                    if over {
-                        self.ended = true;
+                    self.ended = over;
+                    if over || !frame.is_empty() {
                         return (!frame.is_empty()).then(|| frame.into());
                     }
                 }
                 () = shutdown.cancelled() => return None,
             }
-            if !frame.is_empty() {
-                return Some(frame.into());
-            }
         }
     }
 
     /// What a change is to this watcher depends on whether it could see the object before and after.
-    fn change(&mut self, frame: &mut Vec<u8>, change: &Change) {
+    fn change(&mut self, change: &Change) -> Option<Bytes> {
         if self.namespace.as_deref().is_some_and(|n| n != &*change.object.key.namespace) {
-            return;
+            return None;
         }
         let sees = |o: &Object| self.selector.matches(o);
-        let before = change.previous.as_deref().is_some_and(sees);
+        let before = change.previous.as_deref().filter(|o| sees(o));
         let after = !change.deleted && sees(&change.object);
-        match (before, after) {
-            (false, true) => self.event(frame, "ADDED", &change.object),
-            (true, true) => self.event(frame, "MODIFIED", &change.object),
-            (true, false) => self.event(frame, "DELETED", &change.object),
-            (false, false) => {}
+        let event = match (before, after) {
+            (None, true) => "ADDED",
+            (Some(_), true) => "MODIFIED",
+            (Some(_), false) if change.deleted => "DELETED",
+            // It left the selection: as it was when it was last seen, at the revision of now.
+            (Some(before), false) => return Some(self.line("DELETED", &before.at(change.revision))),
+            (None, false) => return None,
+        };
+        // The first Table is of one watch alone; ages in a Table are of its moment.
+        if self.call.accept.form == Form::Table
+            && (self.table_header || chrono::Utc::now().timestamp() > change.object.written + 1)
+        {
+            return Some(self.line(event, &change.object));
         }
+        let telling = Telling { event, view: self.view.clone() };
+        Some(change.told.share(&telling, || self.line(event, &change.object)))
     }
 
-    fn event(&mut self, frame: &mut Vec<u8>, kind: &str, object: &Object) {
-        let call = self.call.clone();
+    fn line(&mut self, event: &str, object: &Object) -> Bytes {
+        let call = &self.call;
         let object: Bytes = match call.accept.form {
             Form::Object => convert::bytes(&call.resource, object),
             Form::Metadata => respond::partial(&convert::value(&call.resource, object)).to_string().into(),
             Form::Table => {
                 let value = convert::value(&call.resource, object);
-                let mut table = respond::table(&call, &[value], &object.revision.to_string(), None);
+                let mut table = respond::table(call, &[value], &object.revision.to_string(), None);
                 if !std::mem::take(&mut self.table_header) {
                     table["columnDefinitions"] = Value::Null;
                 }
                 table.to_string().into()
             }
         };
-        frame.extend_from_slice(b"{\"type\":\"");
-        frame.extend_from_slice(kind.as_bytes());
-        frame.extend_from_slice(b"\",\"object\":");
-        frame.extend_from_slice(&object);
-        frame.extend_from_slice(b"}\n");
+        let mut line = Vec::with_capacity(object.len() + 32);
+        line.extend_from_slice(b"{\"type\":\"");
+        line.extend_from_slice(event.as_bytes());
+        line.extend_from_slice(b"\",\"object\":");
+        line.extend_from_slice(&object);
+        line.extend_from_slice(b"}\n");
+        line.into()
     }
 
     fn bookmark(&self, frame: &mut Vec<u8>, end_of_initial: bool) {

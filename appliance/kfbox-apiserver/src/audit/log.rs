@@ -1,0 +1,331 @@
+//! The file that records are written to. Guarantees: a request never waits for it; the files together never grow beyond
+//! their bound; every line is whole; what could not be recorded is counted, and the count is told.
+
+use super::record::Entry;
+use std::{
+    fs::{File, OpenOptions},
+    io::Write as _,
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
+    },
+    time::{Duration, Instant},
+};
+use tokio::sync::oneshot;
+
+/// Records on their way to the file; at a few KiB each this bounds memory to some megabytes when the disk stands still.
+const QUEUE: usize = 2048;
+
+/// Records written together.
+const BATCH: u64 = 256;
+
+/// How often it is told that records are being lost.
+const TELL_EVERY: Duration = Duration::from_secs(60);
+
+/// Where records go and how much room they have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuditConfig {
+    /// A Policy of `audit.k8s.io/v1`; None: the built-in one.
+    pub policy: Option<PathBuf>,
+    /// A file of this size is put aside and a new one begun.
+    pub max_bytes: u64,
+    /// Files kept, the current one included.
+    pub files: usize,
+}
+
+impl Default for AuditConfig {
+    fn default() -> Self {
+        Self { policy: None, max_bytes: 8 << 20, files: 4 }
+    }
+}
+
+enum Message {
+    Record(Box<Entry>),
+    Flush(oneshot::Sender<()>),
+}
+
+pub struct AuditLog {
+    sender: SyncSender<Message>,
+    lost: Arc<AtomicU64>,
+}
+
+impl AuditLog {
+    pub fn open(path: &Path, config: &AuditConfig) -> std::io::Result<Self> {
+        let writer = Writer::open(path, config)?;
+        let (sender, receiver) = sync_channel(QUEUE);
+        let lost = writer.lost.clone();
+        std::thread::Builder::new().name("audit-log".into()).spawn(move || writer.run(&receiver))?;
+        Ok(Self { sender, lost })
+    }
+
+    pub(super) fn record(&self, entry: Entry) {
+        match self.sender.try_send(Message::Record(Box::new(entry))) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
+                self.lost.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Records that were lost since the start.
+    #[cfg(test)]
+    pub fn lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
+    }
+
+    /// Waits until what was recorded before is in the file.
+    pub async fn flush(&self) {
+        let (done, wait) = oneshot::channel();
+        let mut message = Message::Flush(done);
+        loop {
+            match self.sender.try_send(message) {
+                Ok(()) => break,
+                Err(TrySendError::Full(back)) => message = back,
+                Err(TrySendError::Disconnected(_)) => return,
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        drop(wait.await);
+    }
+}
+
+struct Writer {
+    path: PathBuf,
+    file: File,
+    /// Bytes of whole lines in the file.
+    length: u64,
+    max_bytes: u64,
+    files: usize,
+    lost: Arc<AtomicU64>,
+    told: (u64, Option<Instant>),
+}
+
+fn create(path: &Path) -> std::io::Result<(File, u64)> {
+    let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
+    // One that an administrator made may be more open than it should be.
+    file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
+    let length = file.metadata()?.len();
+    Ok((file, length))
+}
+
+impl Writer {
+    fn open(path: &Path, config: &AuditConfig) -> std::io::Result<Self> {
+        let (file, length) = create(path)?;
+        let mut this = Self {
+            path: path.to_owned(),
+            file,
+            length,
+            max_bytes: config.max_bytes.max(1),
+            files: config.files.max(1),
+            lost: Arc::default(),
+            told: (0, None),
+        };
+        this.repair()?;
+        Ok(this)
+    }
+
+    /// A daemon that was killed may have left half a line.
+    fn repair(&mut self) -> std::io::Result<()> {
+        use std::os::unix::fs::FileExt as _;
+        let mut end = self.length;
+        let mut chunk = [0; 4096];
+        let reader = File::open(&self.path)?;
+        while end > 0 {
+            let start = end.saturating_sub(chunk.len() as u64);
+            let chunk = &mut chunk[..usize::try_from(end - start).unwrap_or_default()];
+            reader.read_exact_at(chunk, start)?;
+            if let Some(at) = chunk.iter().rposition(|b| *b == b'\n') {
+                end = start + at as u64 + 1;
+                break;
+            }
+            end = start;
+        }
+        if end < self.length {
+            self.file.set_len(end)?;
+            self.length = end;
+        }
+        Ok(())
+    }
+
+    fn run(mut self, receiver: &Receiver<Message>) {
+        let mut buffer = Vec::new();
+        while let Ok(first) = receiver.recv() {
+            let mut next = Some(first);
+            let (mut count, mut waiting) = (0_u64, Vec::new());
+            while let Some(message) = next.take() {
+                match message {
+                    Message::Record(entry) => {
+                        entry.write(&mut buffer);
+                        count += 1;
+                    }
+                    Message::Flush(done) => waiting.push(done),
+                }
+                if count < BATCH {
+                    next = receiver.try_recv().ok();
+                }
+            }
+            if count > 0
+                && let Err(error) = self.append(&buffer)
+            {
+                self.lost.fetch_add(count, Ordering::Relaxed);
+                tracing::debug!(%error, "audit records were not written");
+            }
+            buffer.clear();
+            buffer.shrink_to(1 << 20);
+            self.tell();
+            for done in waiting {
+                let _ = done.send(());
+            }
+        }
+    }
+
+    fn append(&mut self, lines: &[u8]) -> std::io::Result<()> {
+        if self.length > 0 && self.length + lines.len() as u64 > self.max_bytes {
+            self.rotate()?;
+        }
+        match self.file.write_all(lines) {
+            Ok(()) => {
+                self.length += lines.len() as u64;
+                Ok(())
+            }
+            Err(error) => {
+                // Whole lines or nothing.
+                self.file.set_len(self.length)?;
+                Err(error)
+            }
+        }
+    }
+
+    /// `audit.log` becomes `audit.log.1`, that `audit.log.2`, and the oldest goes.
+    fn rotate(&mut self) -> std::io::Result<()> {
+        let aside = |n: usize| {
+            let mut name = self.path.clone().into_os_string();
+            name.push(format!(".{n}"));
+            PathBuf::from(name)
+        };
+        let kept = self.files - 1;
+        if kept == 0 {
+            self.file.set_len(0)?;
+            self.length = 0;
+            return Ok(());
+        }
+        for n in (1..kept).rev() {
+            match std::fs::rename(aside(n), aside(n + 1)) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        std::fs::rename(&self.path, aside(1))?;
+        let (file, length) = create(&self.path)?;
+        (self.file, self.length) = (file, length);
+        Ok(())
+    }
+
+    fn tell(&mut self) {
+        let lost = self.lost.load(Ordering::Relaxed);
+        let (told, when) = self.told;
+        if lost > told && when.is_none_or(|when| when.elapsed() >= TELL_EVERY) {
+            tracing::warn!(lost = lost - told, in_all = lost, "audit records were lost");
+            self.told = (lost, Some(Instant::now()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn writer(path: &Path, max_bytes: u64, files: usize) -> Writer {
+        Writer::open(path, &AuditConfig { policy: None, max_bytes, files }).unwrap()
+    }
+
+    #[test]
+    fn files_rotate_within_their_bound_and_are_nobody_elses_to_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("audit.log");
+        std::fs::write(&path, "").unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+        let mut writer = writer(&path, 100, 3);
+        for n in 0..50 {
+            writer.append(format!("{n:029}\n").as_bytes()).unwrap();
+        }
+        let mut names: Vec<String> =
+            std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        assert_eq!(names, ["audit.log", "audit.log.1", "audit.log.2"]);
+        let mut numbers = Vec::new();
+        for name in ["audit.log.2", "audit.log.1", "audit.log"] {
+            let file = dir.path().join(name);
+            let metadata = file.metadata().unwrap();
+            assert!(metadata.len() <= 100 && metadata.permissions().mode() & 0o777 == 0o600, "{name} {metadata:?}");
+            let text = std::fs::read_to_string(file).unwrap();
+            numbers.extend(text.lines().map(|l| l.parse::<u32>().unwrap()));
+        }
+        assert_eq!(numbers, (50 - numbers.len() as u32..50).collect::<Vec<_>>(), "the newest, in order, none twice");
+    }
+
+    #[test]
+    fn half_a_line_of_a_killed_daemon_is_cut_off() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("audit.log");
+        for (before, after) in [("{}\n{\"half", "{}\n"), ("half", ""), ("{}\n", "{}\n"), ("", "")] {
+            std::fs::write(&path, before).unwrap();
+            let mut writer = writer(&path, 1000, 2);
+            writer.append(b"{1}\n").unwrap();
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("{after}{{1}}\n"));
+        }
+        let long = "x".repeat(10_000);
+        std::fs::write(&path, format!("{long}\n{long}")).unwrap();
+        writer(&path, 1_000_000, 2);
+        assert_eq!(path.metadata().unwrap().len(), 10_001);
+    }
+
+    #[test]
+    fn a_queue_that_is_full_loses_records_and_holds_nobody_up() {
+        use super::super::{policy::{Level, Stage}, record::Facts};
+        // A writer that stands still: nobody takes from the queue.
+        let (sender, receiver) = sync_channel(2);
+        let log = AuditLog { sender, lost: Arc::default() };
+        let facts = Arc::new(Facts {
+            level: Level::Metadata,
+            id: "x".into(),
+            uri: "/".into(),
+            verb: "get".into(),
+            user: kfbox_base::UserInfo::anonymous(),
+            impersonated: None,
+            source_ips: Vec::new(),
+            user_agent: String::new(),
+            object: serde_json::Map::new(),
+            received: chrono::Utc::now(),
+        });
+        for _ in 0..5 {
+            log.record(Entry {
+                facts: facts.clone(),
+                stage: Stage::ResponseComplete,
+                at: chrono::Utc::now(),
+                status: None,
+                annotations: Arc::default(),
+                request: None,
+                response: None,
+            });
+        }
+        assert_eq!(log.lost(), 3);
+        drop(receiver);
+    }
+
+    #[test]
+    fn a_disk_that_is_full_costs_records_and_no_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("audit.log");
+        let mut writer = writer(&path, 1 << 20, 2);
+        writer.append(b"{\"first\":1}\n").unwrap();
+        let good = std::mem::replace(&mut writer.file, OpenOptions::new().write(true).open("/dev/full").unwrap());
+        assert!(writer.append(b"{\"lost\":1}\n").is_err());
+        writer.file = good;
+        writer.append(b"{\"third\":1}\n").unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "{\"first\":1}\n{\"third\":1}\n");
+    }
+}

@@ -10,8 +10,7 @@ pub use services::{Addresses, Reservation};
 use crate::{
     crds,
     effects::CRDS,
-    object::{self, meta},
-    schema::FieldError,
+    object::meta,
     status::ApiError,
     store::Key,
     verbs::Call,
@@ -103,40 +102,4 @@ fn check_namespace(call: &Call, object: &Value) -> Result<(), ApiError> {
         ));
     }
     Ok(())
-}
-
-/// The names of custom resources (`ValidateObjectMeta`).
-pub fn metadata_errors(object: &Value, namespaced: bool) -> Vec<FieldError> {
-    const SUBDOMAIN: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or \
-                             '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used \
-                             for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')";
-    let mut errors = Vec::new();
-    let name = meta(object, "name");
-    if name.is_empty() {
-        errors.push(FieldError::required("metadata.name", "name or generateName is required"));
-    } else if !is_subdomain(name) {
-        errors.push(FieldError::invalid("metadata.name", &json!(name), SUBDOMAIN));
-    }
-    if namespaced && meta(object, "namespace").is_empty() {
-        errors.push(FieldError::required("metadata.namespace", ""));
-    }
-    for (key, value) in object::string_map(&object["metadata"]["labels"]) {
-        if value.len() > 63 || !value.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) {
-            let why = "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', \
-                       and must start and end with an alphanumeric character";
-            errors.push(FieldError::invalid(&format!("metadata.labels[{key}]"), &json!(value), why));
-        }
-    }
-    errors
-}
-
-pub fn is_subdomain(name: &str) -> bool {
-    let label = |part: &str| {
-        let bytes = part.as_bytes();
-        let edge = |b: Option<&u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
-        edge(bytes.first())
-            && edge(bytes.last())
-            && bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
-    };
-    name.len() <= 253 && name.split('.').all(label)
 }

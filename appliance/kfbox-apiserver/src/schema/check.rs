@@ -6,6 +6,7 @@
 use std::collections::HashSet;
 use std::sync::OnceLock;
 
+use base64::Engine as _;
 use serde_json::{Number, Value};
 
 use super::field::{FieldError, index, join, key};
@@ -98,6 +99,14 @@ impl Check {
         }
         if !self.type_holds(node, value) {
             self.type_error(node, value, path);
+            return;
+        }
+        if self.builtin
+            && let Value::String(text) = value
+            && let Some(why) = undecodable(node, text)
+        {
+            // The text itself is left out: it may be a secret.
+            self.errors.push(FieldError::undecodable(path, why));
             return;
         }
         // What an update leaves as it was is not judged again (upstream's ratcheting), except by transition rules.
@@ -365,6 +374,22 @@ impl Check {
         let mut inner = Check { errors: Vec::new(), builtin: self.builtin, budget: cel::Budget::default() };
         inner.node(branch, value, None, path, false);
         inner.errors.is_empty()
+    }
+}
+
+/// Why Go could not read a text into the type of a built-in field.
+fn undecodable(node: &Node, text: &str) -> Option<&'static str> {
+    match node.format.as_deref() {
+        Some("byte") => {
+            let plain: String = text.split(['\r', '\n']).collect();
+            let holds = base64::engine::general_purpose::STANDARD.decode(plain).is_ok();
+            (!holds).then_some("illegal base64 data")
+        }
+        Some("date-time") => {
+            let holds = chrono::DateTime::parse_from_rfc3339(text).is_ok();
+            (!holds).then_some("the time is not written as 2006-01-02T15:04:05Z07:00")
+        }
+        _ => None,
     }
 }
 

@@ -73,12 +73,19 @@ impl FieldError {
         Self::new(field, Reason::FieldValueTypeInvalid, format!("Invalid value: {}: {detail}", shown(value)))
     }
 
+    /// The value cannot be read at all, and is not shown.
+    pub fn undecodable(field: &str, why: &str) -> Self {
+        Self::new(field, Reason::FieldValueTypeInvalid, format!("Invalid value: {why}"))
+    }
+
     pub fn not_supported(field: &str, value: &Value, supported: &[&str]) -> Self {
         let list: Vec<String> = supported.iter().map(|s| format!("{s:?}")).collect();
+        // Where nothing is given, the empty word is what is not supported.
+        let value = if value.is_null() { "\"\"".to_owned() } else { shown(value) };
         Self::new(
             field,
             Reason::FieldValueNotSupported,
-            format!("Unsupported value: {}: supported values: {}", shown(value), list.join(", ")),
+            format!("Unsupported value: {value}: supported values: {}", list.join(", ")),
         )
     }
 
@@ -95,11 +102,13 @@ impl FieldError {
     }
 
     pub fn too_long(field: &str, limit: usize) -> Self {
-        Self::new(field, Reason::FieldValueTooLong, format!("Too long: may not be more than {limit} bytes"))
+        let unit = if limit == 1 { "byte" } else { "bytes" };
+        Self::new(field, Reason::FieldValueTooLong, format!("Too long: may not be more than {limit} {unit}"))
     }
 
     pub fn too_many(field: &str, actual: usize, limit: usize) -> Self {
-        Self::new(field, Reason::FieldValueTooMany, format!("Too many: {actual}: must have at most {limit} items"))
+        let unit = if limit == 1 { "item" } else { "items" };
+        Self::new(field, Reason::FieldValueTooMany, format!("Too many: {actual}: must have at most {limit} {unit}"))
     }
 }
 

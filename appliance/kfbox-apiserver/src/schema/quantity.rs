@@ -65,6 +65,23 @@ pub fn of(value: &serde_json::Value) -> Option<i128> {
     }
 }
 
+/// An amount of billionths in upstream's form.
+pub fn print(amount: i128) -> String {
+    let mut rest = amount;
+    let mut unit = "n";
+    if amount == 0 {
+        return "0".to_owned();
+    }
+    for next in ["u", "m", "", "k", "M", "G", "T", "P", "E"] {
+        if rest % 1000 != 0 {
+            break;
+        }
+        rest /= 1000;
+        unit = next;
+    }
+    format!("{rest}{unit}")
+}
+
 /// The form in which upstream stores a quantity: the largest unit that needs no fraction (`1000m` is `1`).
 pub fn canonical(text: &str) -> Option<String> {
     const NANO: i128 = 1_000_000_000;
@@ -88,16 +105,7 @@ pub fn canonical(text: &str) -> Option<String> {
         }
         return Some(format!("{whole}{unit}"));
     }
-    let mut rest = amount;
-    let mut unit = "n";
-    for next in ["u", "m", "", "k", "M", "G", "T", "P", "E"] {
-        if rest % 1000 != 0 {
-            break;
-        }
-        rest /= 1000;
-        unit = next;
-    }
-    Some(format!("{rest}{unit}"))
+    Some(print(amount))
 }
 
 #[cfg(test)]

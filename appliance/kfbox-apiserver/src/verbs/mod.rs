@@ -143,19 +143,19 @@ impl Call {
     }
 
     pub fn validate(&self, object: &Value, old: Option<&Value>) -> Result<(), ApiError> {
+        self.validate_write("", object, old)
+    }
+
+    /// As [`Call::validate`], for a write to a subresource.
+    pub fn validate_write(&self, subresource: &str, object: &Value, old: Option<&Value>) -> Result<(), ApiError> {
         let Resource { group, version, kind, .. } = &*self.resource;
         let errors = match &self.resource.custom {
             Some(custom) => {
-                let mut errors = crate::admission::metadata_errors(object, self.resource.namespaced);
+                let mut errors = crate::schema::validate_metadata(object, old);
                 errors.extend(crate::schema::validate(custom.schema.get(), object, old));
                 errors
             }
-            None => {
-                let mut errors = crate::schema::validate_builtin(group, version, kind, object, old);
-                // The extension server's own finalizer is not of the form that the core's kinds ask for.
-                errors.retain(|e| &**group != "apiextensions.k8s.io" || !e.field.starts_with("metadata.finalizers"));
-                errors
-            }
+            None => crate::schema::validate_write(group, version, kind, subresource, object, old),
         };
         if errors.is_empty() {
             return Ok(());

@@ -179,9 +179,7 @@ async fn prepare(
         let bump = i64::from(desired_differs(call, old, new));
         metadata_mut(new).insert("generation".into(), (generation + bump).into());
     }
-    // What the pod's own subresources change is closed to ordinary updates, whose rules compare with the old object.
-    let closed = matches!(how.subresource, "binding" | "ephemeralcontainers" | "resize");
-    call.validate(new, (!closed).then_some(old))?;
+    call.validate_write(how.subresource, new, Some(old))?;
     admission::validate(call, new, Some(old))?;
     if how.track {
         crate::ownership::track(call, Some(old), new, how.subresource);

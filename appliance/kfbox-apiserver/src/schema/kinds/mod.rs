@@ -1,14 +1,27 @@
 //! The rules of built-in kinds that no schema tells: names, cross-references, ranges, what may not change.
 //!
-//! Upstream: `pkg/apis/*/validation`, whose field paths and wording are kept where clients meet them.
+//! Upstream: `pkg/apis/*/validation`, whose field paths, wording and order are kept where clients meet them.
+//! Guarantee: what an update leaves as it was is not judged again, so that an object which an earlier release let in can
+//! still be reported on, released and deleted.
 
+mod autoscaling;
+mod batch;
 mod config;
+mod containers;
+mod limits;
 mod meta;
 mod names;
+mod nodes;
 mod pod;
 mod policy;
+mod pod_update;
+mod scheduling;
+mod security;
 mod services;
+mod status;
 mod storage;
+mod volumes;
+mod webhooks;
 mod workloads;
 
 use serde_json::Value;
@@ -16,8 +29,16 @@ use serde_json::Value;
 use super::FieldError;
 use super::field::{index, join, key};
 
-/// All violations of a built-in kind; `old` is the stored object on updates. Type errors come first and alone.
-pub fn validate_builtin(group: &str, version: &str, kind: &str, value: &Value, old: Option<&Value>) -> Vec<FieldError> {
+/// All violations of a built-in kind; `old` is the stored object on updates, `subresource` empty but for writes to one, of
+/// which only what they may change is judged. Type errors come first and alone.
+pub fn validate_write(
+    group: &str,
+    version: &str,
+    kind: &str,
+    subresource: &str,
+    value: &Value,
+    old: Option<&Value>,
+) -> Vec<FieldError> {
     if let Some(schema) = super::builtin(group, version, kind) {
         let errors = super::validate(&schema, value, None);
         if !errors.is_empty() {
@@ -27,31 +48,63 @@ pub fn validate_builtin(group: &str, version: &str, kind: &str, value: &Value, o
     let mut check = Check { errors: Vec::new() };
     let c = &mut check;
     if !meta::has_none(group, kind) {
-        meta::check(c, group, kind, value);
+        meta::check(c, group, kind, value, old);
     }
+    match (subresource, old) {
+        ("status" | "approval", Some(old)) => status::check(c, group, kind, value, old),
+        ("resize", Some(old)) => pod_update::resize(c, value, old),
+        ("ephemeralcontainers", Some(old)) => pod_update::ephemeral_containers(c, value, old),
+        ("binding", _) => {}
+        ("finalize", _) => status::content_finalizers(c, value),
+        (_, Some(old)) if same_content(value, old) => {}
+        _ => kind_rules(c, group, version, kind, value, old),
+    }
+    check.errors
+}
+
+/// Of a custom resource: its metadata.
+pub fn validate_metadata(value: &Value, old: Option<&Value>) -> Vec<FieldError> {
+    let mut check = Check { errors: Vec::new() };
+    // Whatever the group is called, its names are plain ones and its finalizers need not be qualified.
+    meta::check(&mut check, "apiextensions.k8s.io", "", value, old);
+    check.errors
+}
+
+/// Whether two objects differ in metadata and status only.
+fn same_content(value: &Value, old: &Value) -> bool {
+    let content = |object: &'_ Value| -> Option<Vec<(String, Value)>> {
+        let members = object.as_object()?.iter().filter(|(name, _)| !matches!(name.as_str(), "metadata" | "status"));
+        Some(members.map(|(name, value)| (name.clone(), value.clone())).collect())
+    };
+    content(value) == content(old)
+}
+
+fn kind_rules(c: &mut Check, group: &str, version: &str, kind: &str, value: &Value, old: Option<&Value>) {
     match (group, kind) {
         ("", "Pod") => pod::pod(c, value, old),
-        ("", "PodTemplate") => pod::template(c, value.get("template"), "template", &[]),
+        ("", "PodTemplate") => pod::template(c, value.get("template"), "template"),
         ("", "ReplicationController") => workloads::replication_controller(c, value),
         ("apps", "Deployment") => workloads::deployment(c, value, old),
         ("apps", "ReplicaSet") => workloads::replica_set(c, value, old),
         ("apps", "StatefulSet") => workloads::stateful_set(c, value, old),
         ("apps", "DaemonSet") => workloads::daemon_set(c, value, old),
-        ("apps", "ControllerRevision") => {
-            if let Some(old) = old {
-                c.immutable(value, old, "data");
-            }
-        }
-        ("batch", "Job") => workloads::job(c, value, old),
-        ("batch", "CronJob") => workloads::cron_job(c, value),
-        ("autoscaling", "HorizontalPodAutoscaler") => workloads::autoscaler(c, value),
+        ("apps", "ControllerRevision") => workloads::controller_revision(c, value, old),
+        ("batch", "Job") => batch::job(c, value, old),
+        ("batch", "CronJob") => batch::cron_job(c, value, old),
+        ("autoscaling", "HorizontalPodAutoscaler") => autoscaling::autoscaler(c, version, value),
         ("", "Service") => services::service(c, value, old),
         ("", "Endpoints") => services::endpoints(c, value),
         ("discovery.k8s.io", "EndpointSlice") => services::endpoint_slice(c, value, old),
-        ("networking.k8s.io", "Ingress") => services::ingress(c, value),
+        ("networking.k8s.io", "Ingress") => services::ingress(c, value, old),
+        ("networking.k8s.io", "IngressClass") => services::ingress_class(c, value, old),
         ("networking.k8s.io", "NetworkPolicy") => services::network_policy(c, value),
         ("", "ConfigMap") => config::config_map(c, value, old),
         ("", "Secret") => config::secret(c, value, old),
+        ("", "Namespace") => status::content_finalizers(c, value),
+        ("", "Node") => nodes::node(c, value, old),
+        ("node.k8s.io", "RuntimeClass") => nodes::runtime_class(c, value, old),
+        ("", "LimitRange") => limits::limit_range(c, value),
+        ("", "ResourceQuota") => limits::quota(c, value, old),
         ("", "PersistentVolumeClaim") => storage::claim(c, value, old),
         ("", "PersistentVolume") => storage::volume(c, value, old),
         ("storage.k8s.io", "StorageClass") => storage::storage_class(c, value, old),
@@ -60,14 +113,13 @@ pub fn validate_builtin(group: &str, version: &str, kind: &str, value: &Value, o
         ("policy", "PodDisruptionBudget") => policy::disruption_budget(c, value),
         ("scheduling.k8s.io", "PriorityClass") => policy::priority_class(c, value, old),
         ("coordination.k8s.io", "Lease") => policy::lease(c, value),
-        ("", "ResourceQuota") => policy::quota(c, value),
+        ("certificates.k8s.io", "CertificateSigningRequest") => policy::signing_request(c, value),
         ("admissionregistration.k8s.io", "MutatingWebhookConfiguration" | "ValidatingWebhookConfiguration") => {
-            policy::webhooks(c, value)
+            webhooks::configuration(c, kind, value)
         }
         ("apiextensions.k8s.io", "CustomResourceDefinition") => config::definition(c, value, old),
         _ => {}
     }
-    check.errors
 }
 
 /// Collects errors; the methods are the checks that many kinds share.
@@ -118,9 +170,64 @@ impl Check {
         found
     }
 
-    fn holds(&mut self, field: &str, value: &str, rule: fn(&str) -> Result<(), String>) {
-        if let Err(detail) = rule(value) {
-            self.invalid(field, value, &detail);
+    fn holds(&mut self, field: &str, value: &str, rule: names::Rule) {
+        for why in rule(value) {
+            self.invalid(field, value, &why);
+        }
+    }
+
+    /// The text of member `name`, which must not be empty and hold.
+    fn named<'a>(&mut self, object: &'a Value, path: &str, name: &str, rule: names::Rule) -> &'a str {
+        let found = self.needs(object, path, name);
+        if !found.is_empty() {
+            self.holds(&join(path, name), found, rule);
+        }
+        found
+    }
+
+    /// One of some words, which must be given.
+    fn exactly_one_of(&mut self, object: &Value, path: &str, name: &str, words: &[&str]) {
+        match object.get(name).and_then(Value::as_str).unwrap_or_default() {
+            "" => self.required(&join(path, name), ""),
+            _ => self.one_of(object, path, name, words),
+        }
+    }
+
+    fn not_supported(&mut self, field: &str, value: &Value, words: &[&str]) {
+        self.push(FieldError::not_supported(field, value, words));
+    }
+
+    fn duplicate(&mut self, field: &str, value: impl Into<Value>) {
+        self.push(FieldError::duplicate(field, &value.into()));
+    }
+
+    fn ip(&mut self, field: &str, text: &str) -> Option<std::net::IpAddr> {
+        let found = text.parse().ok();
+        if found.is_none() {
+            self.invalid(field, text, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)");
+        }
+        found
+    }
+
+    fn cidr(&mut self, field: &str, text: &str) -> bool {
+        let holds = super::formats::cidr(text);
+        if !holds {
+            self.invalid(field, text, "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)");
+        }
+        holds
+    }
+
+    /// `example.com/path`.
+    fn domain_prefixed_path(&mut self, field: &str, text: &str) {
+        let Some((host, path)) = text.split_once('/').filter(|(host, path)| !host.is_empty() && !path.is_empty())
+        else {
+            let why = "must be a domain-prefixed path (such as \"acme.io/foo\")";
+            return if text.is_empty() { self.required(field, "") } else { self.invalid(field, text, why) };
+        };
+        self.holds(field, host, names::dns_subdomain);
+        if !path.bytes().all(|b| b.is_ascii_alphanumeric() || b"/-._~%!$&'()*+,;=:".contains(&b)) {
+            let why = "Invalid path (regex used for validation is '[A-Za-z0-9/\\-._~%!$&'()*+,;=:]+')";
+            self.invalid(field, path, why);
         }
     }
 
@@ -134,12 +241,7 @@ impl Check {
 
     fn at_least(&mut self, object: &Value, path: &str, name: &str, least: i64) {
         if let Some(number) = object.get(name).and_then(Value::as_i64).filter(|n| *n < least) {
-            let detail = if least == 0 {
-                "must be greater than or equal to 0".to_owned()
-            } else {
-                format!("must be greater than or equal to {least}")
-            };
-            self.invalid(&join(path, name), number, &detail);
+            self.invalid(&join(path, name), number, &format!("must be greater than or equal to {least}"));
         }
     }
 
@@ -171,21 +273,22 @@ impl Check {
             Some(Value::Number(n)) if n.as_i64().is_some_and(|n| n < 0) => {
                 self.invalid(field, Value::Number(n.clone()), "must be greater than or equal to 0");
             }
-            Some(Value::String(word)) if !names::is_percent(word) => {
-                self.invalid(field, word.clone(), "a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or '93%', regex used for validation is '[0-9]+%')");
-            }
+            Some(Value::String(word)) => self.holds(field, word, names::percent),
             _ => {}
+        }
+    }
+
+    fn at_most_all(&mut self, field: &str, value: Option<&Value>) {
+        let percent = value.and_then(Value::as_str).and_then(|word| word.strip_suffix('%'));
+        if percent.and_then(|n| n.parse::<u64>().ok()).is_some_and(|n| n > 100) {
+            self.invalid(field, value.cloned().unwrap_or_default(), "must not be greater than 100%");
         }
     }
 
     fn label_map(&mut self, labels: Option<&Value>, path: &str) {
         for (name, value) in labels.and_then(Value::as_object).into_iter().flatten() {
-            if let Err(detail) = names::qualified(name) {
-                self.invalid(path, name.as_str(), &detail);
-            }
-            if let Err(detail) = names::label_value(value.as_str().unwrap_or_default()) {
-                self.invalid(path, value.clone(), &detail);
-            }
+            self.holds(path, name, names::qualified);
+            self.holds(path, value.as_str().unwrap_or_default(), names::label_value);
         }
     }
 
@@ -210,6 +313,9 @@ impl Check {
                 other => self.invalid(&join(&path, "operator"), other, "not a valid selector operator"),
             }
             self.holds(&join(&path, "key"), text(expression, "/key"), names::qualified);
+            for (at, value) in values.iter().enumerate() {
+                self.holds(&element(&path, "values", at), value.as_str().unwrap_or_default(), names::label_value);
+            }
         }
     }
 }

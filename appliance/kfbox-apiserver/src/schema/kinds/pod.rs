@@ -2,513 +2,323 @@
 
 use std::collections::HashSet;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value};
 
 use super::super::quantity;
-use super::{Check, FieldError, element, entry, join, list, members, meta, names, text};
+use super::containers::{self, Surroundings};
+use super::{Check, element, entry, index, join, list, members, meta, names, pod_update, scheduling, security, text, volumes};
+
+/// Deletion of pods considers this cost, a 32-bit number.
+const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
+const MIRROR: &str = "kubernetes.io/config.mirror";
 
 pub(super) fn pod(c: &mut Check, value: &Value, old: Option<&Value>) {
     let Some(spec) = value.get("spec") else {
         c.required("spec", "");
         return;
     };
-    pod_spec(c, spec, "spec");
-    if let Some(old) = old {
-        update(c, spec, &old["spec"]);
-    }
-}
-
-/// What an update may do to a pod: change images, shorten or set the deadline, add tolerations, bind it to a node, add
-/// ephemeral containers, lift scheduling gates.
-fn update(c: &mut Check, new: &Value, old: &Value) {
-    let mut same = new.clone();
-    for containers in ["containers", "initContainers"] {
-        let olds = list(old, &format!("/{containers}")).to_vec();
-        if let Some(news) = same.get_mut(containers).and_then(Value::as_array_mut)
-            && news.len() == olds.len()
-        {
-            for (new, old) in news.iter_mut().zip(&olds) {
-                new["image"] = old["image"].clone();
+    let metadata = value.get("metadata").unwrap_or(&Value::Null);
+    annotations(c, metadata, spec, "metadata.annotations");
+    pod_spec(c, spec, "spec", Some(text(metadata, "/name")));
+    only_for_pods(c, spec);
+    match old {
+        Some(old) => pod_update::update(c, spec, &old["spec"]),
+        None => {
+            if !list(spec, "/ephemeralContainers").is_empty() {
+                c.forbidden("spec.ephemeralContainers", "cannot be set on create");
+            }
+            if !text(spec, "/nodeName").is_empty() && !list(spec, "/schedulingGates").is_empty() {
+                c.forbidden("spec.nodeName", "cannot be set until all schedulingGates have been cleared");
             }
         }
     }
-    let mut put_back = |name: &str| {
-        let Some(map) = same.as_object_mut() else { return };
-        match old.get(name) {
-            Some(value) => drop(map.insert(name.to_owned(), value.clone())),
-            None => drop(map.remove(name)),
+}
+
+/// Everything of a pod that a write to one of its subresources leaves in place, and that must hold after it.
+pub(super) fn whole(c: &mut Check, value: &Value) {
+    let (metadata, spec) = (value.get("metadata").unwrap_or(&Value::Null), &value["spec"]);
+    annotations(c, metadata, spec, "metadata.annotations");
+    pod_spec(c, spec, "spec", Some(text(metadata, "/name")));
+    only_for_pods(c, spec);
+}
+
+fn only_for_pods(c: &mut Check, spec: &Value) {
+    for kind in ["containers", "initContainers"] {
+        for (at, one) in list(spec, &format!("/{kind}")).iter().enumerate() {
+            containers::trimmed_image(c, one, &element("spec", kind, at));
         }
-    };
-    let deadline = |spec: &Value| spec.get("activeDeadlineSeconds").and_then(Value::as_i64);
-    match (deadline(new), deadline(old)) {
-        (Some(now), Some(was)) if now > was => {
-            c.invalid("spec.activeDeadlineSeconds", now, "must be less than or equal to previous value");
-        }
-        (None, Some(_)) => {
-            c.invalid("spec.activeDeadlineSeconds", Value::Null, "must not update from a positive integer to nil value")
-        }
-        _ => {}
-    }
-    put_back("activeDeadlineSeconds");
-    let tolerations = list(new, "/tolerations");
-    if list(old, "/tolerations").iter().all(|t| tolerations.contains(t)) {
-        put_back("tolerations");
-    }
-    let grace = |spec: &Value| spec.get("terminationGracePeriodSeconds").and_then(Value::as_i64);
-    if grace(old).is_some_and(|g| g < 0) && grace(new) == Some(1) {
-        put_back("terminationGracePeriodSeconds");
-    }
-    if text(old, "/nodeName").is_empty() {
-        put_back("nodeName");
-    }
-    let ephemeral = list(new, "/ephemeralContainers");
-    if list(old, "/ephemeralContainers").iter().all(|e| ephemeral.contains(e)) {
-        put_back("ephemeralContainers");
-    }
-    let gates = list(old, "/schedulingGates");
-    if !gates.is_empty() && list(new, "/schedulingGates").iter().all(|g| gates.contains(g)) {
-        put_back("schedulingGates");
-        put_back("nodeSelector");
-        put_back("affinity");
-    }
-    if same != *old {
-        c.forbidden(
-            "spec",
-            "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)",
-        );
     }
 }
 
-/// A template with the restart policies its controller allows.
-pub(super) fn template(c: &mut Check, template: Option<&Value>, path: &str, policies: &[&str]) {
+/// A template of a kind's pods.
+pub(super) fn template(c: &mut Check, template: Option<&Value>, path: &str) {
     let Some(template) = template else {
         c.required(path, "");
         return;
     };
-    meta::labels(c, template.get("metadata").unwrap_or(&Value::Null), &join(path, "metadata"));
-    let spec_path = join(path, "spec");
+    let metadata = template.get("metadata").unwrap_or(&Value::Null);
+    // Upstream leaves `metadata` out of these paths.
+    meta::labels(c, metadata, path);
     let spec = template.get("spec").unwrap_or(&Value::Null);
-    pod_spec(c, spec, &spec_path);
-    if !policies.is_empty() && !list(spec, "/containers").is_empty() {
-        let policy = text(spec, "/restartPolicy");
-        if !policies.contains(&policy) {
-            c.push(FieldError::not_supported(&join(&spec_path, "restartPolicy"), &Value::from(policy), policies));
+    annotations(c, metadata, spec, &join(path, "annotations"));
+    let spec_path = join(path, "spec");
+    pod_spec(c, spec, &spec_path, None);
+    if !list(spec, "/ephemeralContainers").is_empty() {
+        c.forbidden(&join(&spec_path, "ephemeralContainers"), "ephemeral containers not allowed in pod template");
+    }
+}
+
+/// What a controller that keeps its pods running asks of its template.
+pub(super) fn runs_forever(c: &mut Check, template: &Value, path: &str, kind: &str) {
+    let spec = template.get("spec").unwrap_or(&Value::Null);
+    let policy = text(spec, "/restartPolicy");
+    if policy != "Always" {
+        c.not_supported(&join(path, "spec.restartPolicy"), &Value::from(policy), &["Always"]);
+    }
+    if spec.get("activeDeadlineSeconds").is_some() {
+        let why = format!("activeDeadlineSeconds in {kind} is not Supported");
+        c.forbidden(&join(path, "spec.activeDeadlineSeconds"), &why);
+    }
+}
+
+/// Annotations that mean something to pods.
+fn annotations(c: &mut Check, metadata: &Value, spec: &Value, path: &str) {
+    let found = |name: &str| metadata.pointer("/annotations").and_then(|a| a.get(name)).and_then(Value::as_str);
+    if let Some(mirror) = found(MIRROR)
+        && text(spec, "/nodeName").is_empty()
+    {
+        c.invalid(&super::key(path, MIRROR), mirror, "must set spec.nodeName if mirror pod annotation is set");
+    }
+    if let Some(cost) = found(DELETION_COST) {
+        let plain = cost == "0" || !cost.trim_start_matches('-').starts_with('0');
+        if cost.starts_with('+') || !plain || cost.parse::<i32>().is_err() {
+            c.invalid(&super::key(path, DELETION_COST), cost, "must be a 32bit integer");
         }
     }
 }
 
-fn pod_spec(c: &mut Check, spec: &Value, path: &str) {
-    let volumes = volumes(c, spec, path);
-    let mut seen = HashSet::new();
-    if list(spec, "/containers").is_empty() {
-        c.required(&join(path, "containers"), "");
+pub(super) fn pod_spec(c: &mut Check, spec: &Value, path: &str, pod_name: Option<&str>) {
+    let grace = spec.get("terminationGracePeriodSeconds").and_then(Value::as_i64);
+    let volumes = volumes::check(c, spec, path, pod_name);
+    let claims = resource_claims(c, spec, path);
+    let around = Surroundings {
+        volumes: &volumes,
+        claims: &claims,
+        restart_policy: text(spec, "/restartPolicy"),
+        own_users: spec.get("hostUsers") == Some(&Value::Bool(false)),
+        grace,
+    };
+    containers::check(c, spec, path, &around);
+    if let Some(resources) = spec.get("resources") {
+        pod_resources(c, spec, resources, &join(path, "resources"), &claims);
     }
-    for kind in ["initContainers", "containers", "ephemeralContainers"] {
-        for (at, one) in list(spec, &format!("/{kind}")).iter().enumerate() {
-            let path = element(path, kind, at);
-            container(c, one, &path, kind, &volumes);
-            let name = text(one, "/name");
-            if !name.is_empty() && !seen.insert(name) {
-                c.push(FieldError::duplicate(&join(&path, "name"), &Value::from(name)));
+    host_network(c, spec, path, pod_name.is_some());
+    c.exactly_one_of(spec, path, "restartPolicy", &["Always", "OnFailure", "Never"]);
+    c.exactly_one_of(spec, path, "dnsPolicy", &["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"]);
+    c.label_map(spec.get("nodeSelector"), &join(path, "nodeSelector"));
+    security::pod(c, spec, path);
+    scheduling::affinity(c, spec.get("affinity"), &join(path, "affinity"));
+    dns(c, spec, path);
+    for (at, gate) in list(spec, "/readinessGates").iter().enumerate() {
+        let field = join(&element(path, "readinessGates", at), "conditionType");
+        c.holds(&field, text(gate, "/conditionType"), names::qualified);
+    }
+    let mut gates = HashSet::new();
+    for (at, gate) in list(spec, "/schedulingGates").iter().enumerate() {
+        let (field, name) = (element(path, "schedulingGates", at), text(gate, "/name"));
+        c.holds(&field, name, names::qualified);
+        if !gates.insert(name) {
+            c.duplicate(&field, name);
+        }
+    }
+    scheduling::spread(c, spec, path);
+    if around.own_users {
+        for (name, shown) in [("hostNetwork", "hostNetwork"), ("hostPID", "HostPID"), ("hostIPC", "HostIPC")] {
+            if spec.get(name) == Some(&Value::Bool(true)) {
+                c.forbidden(&join(path, shown), "when `pod.Spec.HostUsers` is false");
             }
         }
     }
-    c.one_of(spec, path, "restartPolicy", &["Always", "OnFailure", "Never"]);
-    c.one_of(spec, path, "dnsPolicy", &["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"]);
-    if text(spec, "/dnsPolicy") == "None" && list(spec, "/dnsConfig/nameservers").is_empty() {
-        c.required(
-            &join(path, "dnsConfig.nameservers"),
-            "must provide at least one DNS nameserver when `dnsPolicy` is None",
-        );
+    for name in ["serviceAccountName", "nodeName"] {
+        optional(c, spec, path, name, names::dns_subdomain);
     }
-    c.at_least(spec, path, "terminationGracePeriodSeconds", 0);
-    if let Some(seconds) =
-        spec.get("activeDeadlineSeconds").and_then(Value::as_i64).filter(|s| !(1..=i64::from(i32::MAX)).contains(s))
+    if let Some(seconds) = spec.get("activeDeadlineSeconds").and_then(Value::as_i64)
+        && !(1..=i64::from(i32::MAX)).contains(&seconds)
     {
         c.invalid(&join(path, "activeDeadlineSeconds"), seconds, "must be between 1 and 2147483647, inclusive");
     }
-    for name in ["serviceAccountName", "nodeName", "priorityClassName", "runtimeClassName"] {
-        let word = text(spec, &format!("/{name}"));
-        if !word.is_empty() {
-            c.holds(&join(path, name), word, names::dns_subdomain);
-        }
-    }
     for name in ["hostname", "subdomain"] {
-        let word = text(spec, &format!("/{name}"));
-        if !word.is_empty() {
-            c.holds(&join(path, name), word, names::dns_label);
-        }
+        optional(c, spec, path, name, names::dns_label);
     }
-    c.label_map(spec.get("nodeSelector"), &join(path, "nodeSelector"));
-    for (at, toleration) in list(spec, "/tolerations").iter().enumerate() {
-        let path = element(path, "tolerations", at);
-        let (key, operator) = (text(toleration, "/key"), text(toleration, "/operator"));
-        if !key.is_empty() {
-            c.holds(&join(&path, "key"), key, names::qualified);
-        }
-        if key.is_empty() && operator != "Exists" {
-            c.invalid(
-                &join(&path, "operator"),
-                operator,
-                "operator must be Exists when `key` is empty, which means \"match all values and all keys\"",
-            );
-        }
-        c.one_of(toleration, &path, "operator", &["Equal", "Exists", "Lt", "Gt"]);
-        c.one_of(toleration, &path, "effect", &["NoSchedule", "PreferNoSchedule", "NoExecute"]);
-        if toleration.get("tolerationSeconds").is_some() && text(toleration, "/effect") != "NoExecute" {
-            c.invalid(
-                &join(&path, "effect"),
-                text(toleration, "/effect"),
-                "effect must be 'NoExecute' when `tolerationSeconds` is set",
-            );
-        }
-    }
-    let security = spec.get("securityContext").unwrap_or(&Value::Null);
-    ids(c, security, &join(path, "securityContext"), &["runAsUser", "runAsGroup", "fsGroup"]);
+    scheduling::tolerations(c, spec, path);
     for (at, alias) in list(spec, "/hostAliases").iter().enumerate() {
         let path = element(path, "hostAliases", at);
-        if text(alias, "/ip").parse::<std::net::IpAddr>().is_err() {
-            c.invalid(
-                &join(&path, "ip"),
-                text(alias, "/ip"),
-                "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
-            );
+        c.ip(&join(&path, "ip"), text(alias, "/ip"));
+        for (at, name) in list(alias, "/hostnames").iter().enumerate() {
+            c.holds(&element(&path, "hostnames", at), name.as_str().unwrap_or_default(), names::dns_subdomain);
         }
     }
-    for (at, secret) in list(spec, "/imagePullSecrets").iter().enumerate() {
-        if text(secret, "/name").is_empty() {
-            c.required(&join(&element(path, "imagePullSecrets", at), "name"), "");
-        }
+    optional(c, spec, path, "priorityClassName", names::dns_subdomain);
+    if let Some(class) = spec.get("runtimeClassName").and_then(Value::as_str) {
+        c.holds(&join(path, "runtimeClassName"), class, names::dns_subdomain);
+    }
+    if spec.get("preemptionPolicy").is_some() {
+        c.exactly_one_of(spec, path, "preemptionPolicy", &["PreemptLowerPriority", "Never"]);
+    }
+    if let Some(overhead) = spec.get("overhead") {
+        let mut limits = Map::new();
+        limits.insert("limits".to_owned(), overhead.clone());
+        containers::resources(c, &Value::Object(limits), &join(path, "overhead"), &claims);
+    }
+    security::operating_system(c, spec, path);
+}
+
+fn optional(c: &mut Check, spec: &Value, path: &str, name: &str, rule: names::Rule) {
+    let word = spec.get(name).and_then(Value::as_str).unwrap_or_default();
+    if !word.is_empty() {
+        c.holds(&join(path, name), word, rule);
     }
 }
 
-fn ids(c: &mut Check, security: &Value, path: &str, fields: &[&str]) {
-    for name in fields {
-        if let Some(id) =
-            security.get(name).and_then(Value::as_i64).filter(|id| !(0..=i64::from(i32::MAX)).contains(id))
-        {
-            c.invalid(&join(path, name), id, "must be between 0 and 2147483647, inclusive");
-        }
-    }
-}
-
-/// Checks the volumes and gives their names.
-fn volumes(c: &mut Check, spec: &Value, path: &str) -> HashSet<String> {
-    let mut found = HashSet::new();
-    for (at, volume) in list(spec, "/volumes").iter().enumerate() {
-        let path = element(path, "volumes", at);
-        let name = c.needs(volume, &path, "name");
+/// Gives the names that containers may refer to.
+fn resource_claims<'a>(c: &mut Check, spec: &'a Value, path: &str) -> Vec<&'a str> {
+    let mut found: Vec<&str> = Vec::new();
+    for (at, claim) in list(spec, "/resourceClaims").iter().enumerate() {
+        let path = element(path, "resourceClaims", at);
+        let name = c.needs(claim, &path, "name");
         if !name.is_empty() {
-            c.holds(&join(&path, "name"), name, names::dns_label);
-            if !found.insert(name.to_owned()) {
-                c.push(FieldError::duplicate(&join(&path, "name"), &Value::from(name)));
+            if found.contains(&name) {
+                c.duplicate(&join(&path, "name"), name);
+            } else {
+                c.holds(&join(&path, "name"), name, names::dns_label);
+                found.push(name);
             }
         }
-        let sources: Vec<&String> = members(volume, "").map(|(name, _)| name).filter(|name| *name != "name").collect();
-        match sources.as_slice() {
-            [] => c.required(&path, "must specify a volume type"),
-            [source] => volume_source(c, source, &volume[source.as_str()], &join(&path, source)),
-            [_, more @ ..] => {
-                for source in more {
-                    c.forbidden(&join(&path, source), "may not specify more than 1 volume type");
-                }
+        let sources = ["resourceClaimName", "resourceClaimTemplateName"];
+        match sources.iter().filter(|s| claim.get(**s).is_some()).count() {
+            0 => {
+                let why = "must specify one of: `resourceClaimName`, `resourceClaimTemplateName`";
+                c.invalid(&path, claim.clone(), why);
+            }
+            1 => {}
+            _ => {
+                let why = "at most one of `resourceClaimName` or `resourceClaimTemplateName` may be specified";
+                c.invalid(&path, claim.clone(), why);
+            }
+        }
+        for source in sources {
+            if let Some(name) = claim.get(source).and_then(Value::as_str) {
+                c.holds(&join(&path, source), name, names::dns_subdomain);
             }
         }
     }
+    found.sort_unstable();
     found
 }
 
-fn volume_source(c: &mut Check, kind: &str, source: &Value, path: &str) {
-    match kind {
-        "hostPath" => {
-            let host_path = c.needs(source, path, "path");
-            if host_path.split('/').any(|part| part == "..") {
-                c.invalid(&join(path, "path"), host_path, "must not contain '..'");
-            }
-            let kinds =
-                ["DirectoryOrCreate", "Directory", "FileOrCreate", "File", "Socket", "CharDevice", "BlockDevice"];
-            c.one_of(source, path, "type", &kinds);
-        }
-        "persistentVolumeClaim" => drop(c.needs(source, path, "claimName")),
-        "secret" => {
-            c.needs(source, path, "secretName");
-            paths(c, source, path);
-        }
-        "configMap" => {
-            c.needs(source, path, "name");
-            paths(c, source, path);
-        }
-        "downwardAPI" => paths(c, source, path),
-        "emptyDir" if source.get("sizeLimit").and_then(quantity::of).is_some_and(|n| n < 0) => {
-            c.invalid(&join(path, "sizeLimit"), source["sizeLimit"].clone(), "must be greater than or equal to 0");
-        }
-        "projected" => {
-            for (at, part) in list(source, "/sources").iter().enumerate() {
-                let path = element(path, "sources", at);
-                for (kind, inner) in members(part, "") {
-                    paths(c, inner, &join(&path, kind));
-                    if kind == "serviceAccountToken" {
-                        let path = join(&path, kind);
-                        c.needs(inner, &path, "path");
-                        if inner.get("expirationSeconds").and_then(Value::as_i64).is_some_and(|s| s < 600) {
-                            c.invalid(
-                                &join(&path, "expirationSeconds"),
-                                inner["expirationSeconds"].clone(),
-                                "may not specify a duration less than 10 minutes",
-                            );
-                        }
-                    }
-                }
-            }
-        }
-        _ => {}
+/// Requests and limits of the pod as a whole.
+fn pod_resources(c: &mut Check, spec: &Value, resources: &Value, path: &str, claims: &[&str]) {
+    if resources.get("claims").is_some() {
+        c.forbidden(&join(path, "claims"), "claims cannot be set for Resources at pod-level");
     }
-    if let Some(mode) = source.get("defaultMode").and_then(Value::as_i64).filter(|m| !(0..=0o777).contains(m)) {
-        c.invalid(&join(path, "defaultMode"), mode, "must be a number between 0 and 0777 (octal), both inclusive");
-    }
-}
-
-fn paths(c: &mut Check, source: &Value, path: &str) {
-    for (at, item) in list(source, "/items").iter().enumerate() {
-        let path = element(path, "items", at);
-        let target = c.needs(item, &path, "path");
-        relative(c, &join(&path, "path"), target);
-        if let Some(mode) = item.get("mode").and_then(Value::as_i64).filter(|m| !(0..=0o777).contains(m)) {
-            c.invalid(&join(&path, "mode"), mode, "must be a number between 0 and 0777 (octal), both inclusive");
-        }
-    }
-}
-
-fn relative(c: &mut Check, field: &str, path: &str) {
-    if path.starts_with('/') {
-        c.invalid(field, path, "must be a relative path");
-    }
-    if path.split('/').any(|part| part == "..") {
-        c.invalid(field, path, "must not contain '..'");
-    }
-}
-
-fn container(c: &mut Check, one: &Value, path: &str, kind: &str, volumes: &HashSet<String>) {
-    let name = c.needs(one, path, "name");
-    if !name.is_empty() {
-        c.holds(&join(path, "name"), name, names::dns_label);
-    }
-    let image = c.needs(one, path, "image");
-    if image != image.trim() {
-        c.invalid(&join(path, "image"), image, "must not have leading or trailing whitespace");
-    }
-    c.one_of(one, path, "imagePullPolicy", &["Always", "IfNotPresent", "Never"]);
-    c.one_of(one, path, "terminationMessagePolicy", &["File", "FallbackToLogsOnError"]);
-    ports(c, one, path);
-    env(c, one, path);
-    resources(c, one.get("resources").unwrap_or(&Value::Null), &join(path, "resources"));
-    let mut mounts = HashSet::new();
-    for (at, mount) in list(one, "/volumeMounts").iter().enumerate() {
-        let path = element(path, "volumeMounts", at);
-        let name = c.needs(mount, &path, "name");
-        if !name.is_empty() && !volumes.contains(name) {
-            c.push(FieldError::not_found(&join(&path, "name"), &Value::from(name)));
-        }
-        let place = c.needs(mount, &path, "mountPath");
-        if !place.is_empty() && !mounts.insert(place) {
-            c.invalid(&join(&path, "mountPath"), place, "must be unique");
-        }
-        relative(c, &join(&path, "subPath"), text(mount, "/subPath"));
-        relative(c, &join(&path, "subPathExpr"), text(mount, "/subPathExpr"));
-        if !text(mount, "/subPath").is_empty() && !text(mount, "/subPathExpr").is_empty() {
-            c.invalid(
-                &join(&path, "subPathExpr"),
-                text(mount, "/subPathExpr"),
-                "subPathExpr and subPath are mutually exclusive",
-            );
-        }
-    }
-    let sidecar = kind == "initContainers" && text(one, "/restartPolicy") == "Always";
-    for name in ["livenessProbe", "readinessProbe", "startupProbe"] {
-        let Some(probe) = one.get(name) else { continue };
-        let path = join(path, name);
-        match kind {
-            "initContainers" if !sidecar => {
-                c.forbidden(&path, "may not be set for init containers without restartPolicy=Always")
-            }
-            "ephemeralContainers" => c.forbidden(&path, "cannot be set for an Ephemeral Container"),
-            _ => check_probe(c, probe, &path, name == "readinessProbe"),
-        }
-    }
-    if let Some(lifecycle) = one.get("lifecycle") {
-        for name in ["postStart", "preStop"] {
-            if let Some(hook) = lifecycle.get(name) {
-                handler(c, hook, &join(path, &format!("lifecycle.{name}")), &["exec", "httpGet", "tcpSocket", "sleep"]);
+    for kind in ["limits", "requests"] {
+        for (name, _) in members(resources, &format!("/{kind}")) {
+            if !matches!(name.as_str(), "cpu" | "memory") && !name.starts_with("hugepages-") {
+                let supported = ["cpu", "hugepages-", "memory"];
+                c.not_supported(&entry(path, kind, name), &Value::from(name.as_str()), &supported);
             }
         }
     }
-    let security = one.get("securityContext").unwrap_or(&Value::Null);
-    let security_path = join(path, "securityContext");
-    ids(c, security, &security_path, &["runAsUser", "runAsGroup"]);
-    if security.get("privileged") == Some(&Value::Bool(true))
-        && security.get("allowPrivilegeEscalation") == Some(&Value::Bool(false))
-    {
-        c.invalid(
-            &security_path,
-            security.clone(),
-            "cannot set `allowPrivilegeEscalation` to false and `privileged` to true",
-        );
+    containers::resources(c, resources, path, claims);
+    let amount = |of: &Value, kind: &str, name: &str| of.get(kind).and_then(|r| r.get(name)).and_then(quantity::of);
+    let all = list(spec, "/containers");
+    for name in ["cpu", "memory"] {
+        let asked: i128 = all.iter().filter_map(|one| amount(&one["resources"], "requests", name)).sum();
+        if let Some(given) = amount(resources, "requests", name)
+            && asked > given
+        {
+            let shown = resources["requests"][name].clone();
+            let sum = quantity::print(asked);
+            let why = format!("must be greater than or equal to aggregate container requests of {sum}");
+            c.invalid(&entry(path, "requests", name), shown, &why);
+        }
     }
-}
-
-fn ports(c: &mut Check, one: &Value, path: &str) {
-    let mut seen = HashSet::new();
-    for (at, port) in list(one, "/ports").iter().enumerate() {
-        let path = element(path, "ports", at);
-        match port.get("containerPort").and_then(Value::as_i64) {
-            None | Some(0) => c.required(&join(&path, "containerPort"), ""),
-            Some(number) => c.port(&join(&path, "containerPort"), number),
-        }
-        if let Some(number) = port.get("hostPort").and_then(Value::as_i64).filter(|n| *n != 0) {
-            c.port(&join(&path, "hostPort"), number);
-        }
-        c.one_of(port, &path, "protocol", &["SCTP", "TCP", "UDP"]);
-        let name = text(port, "/name");
-        if !name.is_empty() {
-            c.holds(&join(&path, "name"), name, names::port_name);
-            if !seen.insert(name) {
-                c.push(FieldError::duplicate(&join(&path, "name"), &Value::from(name)));
+    for (at, one) in all.iter().enumerate() {
+        for (name, limit) in members(one, "/resources/limits") {
+            let Some(of_pod) = resources.get("limits").and_then(|l| l.get(name.as_str())) else { continue };
+            if quantity::of(limit) > quantity::of(of_pod) {
+                let field = join(&super::key(&element(path, "containers", at), name), "limits");
+                let why = format!("must be less than or equal to pod limits of {}", containers::plain(of_pod));
+                c.invalid(&field, limit.clone(), &why);
             }
         }
     }
 }
 
-fn env(c: &mut Check, one: &Value, path: &str) {
-    for (at, variable) in list(one, "/env").iter().enumerate() {
-        let path = element(path, "env", at);
-        let name = c.needs(variable, &path, "name");
-        if name.contains('=') || name.chars().any(|ch| !(' '..='~').contains(&ch)) {
-            c.invalid(
-                &join(&path, "name"),
-                name,
-                "a valid environment variable name must consist only of printable ASCII characters other than '='",
-            );
-        }
-        let Some(source) = variable.get("valueFrom") else { continue };
-        let path = join(&path, "valueFrom");
-        if !text(variable, "/value").is_empty() {
-            c.invalid(&path, "", "may not be specified when `value` is not empty");
-        }
-        match source.as_object().map_or(0, serde_json::Map::len) {
-            0 => c.invalid(&path, "", "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef`, `secretKeyRef` or `fileKeyRef`"),
-            1 => {}
-            _ => c.invalid(&path, "", "may not have more than one field specified at a time"),
-        }
-        for kind in ["configMapKeyRef", "secretKeyRef"] {
-            if let Some(reference) = source.get(kind) {
-                c.needs(reference, &join(&path, kind), "name");
-                c.needs(reference, &join(&path, kind), "key");
-            }
-        }
-        if let Some(field) = source.get("fieldRef") {
-            c.needs(field, &join(&path, "fieldRef"), "fieldPath");
-        }
+/// On the host's network a container's port is the host's.
+fn host_network(c: &mut Check, spec: &Value, path: &str, is_pod: bool) {
+    if spec.get("hostNetwork") != Some(&Value::Bool(true)) {
+        return;
     }
-    for (at, source) in list(one, "/envFrom").iter().enumerate() {
-        let path = element(path, "envFrom", at);
-        match (source.get("configMapRef"), source.get("secretRef")) {
-            (None, None) => c.invalid(&path, "", "must specify one of: `configMapRef` or `secretRef`"),
-            (Some(_), Some(_)) => c.invalid(&path, "", "may not have more than one field specified at a time"),
-            (Some(reference), None) => drop(c.needs(reference, &join(&path, "configMapRef"), "name")),
-            (None, Some(reference)) => drop(c.needs(reference, &join(&path, "secretRef"), "name")),
-        }
-    }
-}
-
-/// Only these may be asked for in smaller amounts than the limit.
-fn is_overcommittable(name: &str) -> bool {
-    !name.contains('/') && !name.starts_with("hugepages-")
-}
-
-fn resources(c: &mut Check, resources: &Value, path: &str) {
-    for list in ["limits", "requests"] {
-        for (name, amount) in members(resources, &format!("/{list}")) {
-            let field = entry(path, list, name);
-            let standard =
-                matches!(name.as_str(), "cpu" | "memory" | "ephemeral-storage") || name.starts_with("hugepages-");
-            if !standard && !name.contains('/') {
-                c.invalid(&field, name.as_str(), "must be a standard resource for containers");
-            } else {
-                c.holds(&field, name, names::qualified);
-            }
-            let Some(amount_number) = quantity::of(amount) else { continue };
-            if amount_number < 0 {
-                c.invalid(&field, amount.clone(), "must be greater than or equal to 0");
-            }
-            if !standard && amount_number % 1_000_000_000 != 0 {
-                c.invalid(&field, amount.clone(), "must be an integer");
-            }
-            let limit = resources.pointer("/limits").and_then(|l| l.get(name.as_str()));
-            if list == "requests" {
-                match limit.and_then(quantity::of) {
-                    Some(limit_number) if !is_overcommittable(name) && amount_number != limit_number => {
-                        c.invalid(
-                            &field,
-                            amount.clone(),
-                            &format!("must be equal to {name} limit of {}", plain(limit)),
-                        );
-                    }
-                    Some(limit_number) if amount_number > limit_number => {
-                        c.invalid(
-                            &field,
-                            amount.clone(),
-                            &format!("must be less than or equal to {name} limit of {}", plain(limit)),
-                        );
-                    }
-                    None if !is_overcommittable(name) => {
-                        c.required(&entry(path, "limits", name), "Limit must be set for non overcommitable resources")
-                    }
-                    _ => {}
-                }
+    for (at, one) in list(spec, "/containers").iter().enumerate() {
+        for (port_at, port) in list(one, "/ports").iter().enumerate() {
+            let number = |name: &str| port.get(name).and_then(Value::as_i64).unwrap_or(0);
+            let (host, inside) = (number("hostPort"), number("containerPort"));
+            if (is_pod || host != 0) && host != inside {
+                let field = join(&element(&element(path, "containers", at), "ports", port_at), "hostPort");
+                c.invalid(&field, host, "must match `containerPort` when `hostNetwork` is true");
             }
         }
     }
 }
 
-fn plain(value: Option<&Value>) -> String {
-    value.map_or_else(String::new, |v| v.as_str().map_or_else(|| v.to_string(), ToOwned::to_owned))
-}
+/// The limits of libc's resolver.
+const MAX_NAMESERVERS: usize = 3;
+const MAX_SEARCHES: usize = 32;
+const MAX_SEARCH_CHARACTERS: usize = 2048;
 
-fn check_probe(c: &mut Check, probe: &Value, path: &str, readiness: bool) {
-    handler(c, probe, path, &["exec", "httpGet", "tcpSocket", "grpc"]);
-    for name in ["initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"] {
-        c.at_least(probe, path, name, 0);
-    }
-    if let Some(threshold) = probe.get("successThreshold").and_then(Value::as_i64).filter(|n| !readiness && *n != 1) {
-        c.invalid(&join(path, "successThreshold"), threshold, "must be 1");
-    }
-}
-
-fn handler(c: &mut Check, hook: &Value, path: &str, kinds: &[&str]) {
-    let found: Vec<&str> = kinds.iter().copied().filter(|kind| hook.get(kind).is_some()).collect();
-    match found.as_slice() {
-        [] => c.required(path, "must specify a handler type"),
-        [_] => {}
-        [_, more @ ..] => {
-            for kind in more {
-                c.forbidden(&join(path, kind), "may not specify more than 1 handler type");
-            }
+fn dns(c: &mut Check, spec: &Value, path: &str) {
+    let path = join(path, "dnsConfig");
+    let config = spec.get("dnsConfig");
+    if text(spec, "/dnsPolicy") == "None" {
+        if config.is_none() {
+            return c.required(&path, "must provide `dnsConfig` when `dnsPolicy` is None");
+        }
+        if list(spec, "/dnsConfig/nameservers").is_empty() {
+            let why = "must provide at least one DNS nameserver when `dnsPolicy` is None";
+            return c.required(&join(&path, "nameservers"), why);
         }
     }
-    if let Some(exec) = hook.get("exec")
-        && list(exec, "/command").is_empty()
-    {
-        c.required(&join(path, "exec.command"), "");
+    let Some(config) = config else { return };
+    let (servers, searches) = (list(config, "/nameservers"), list(config, "/searches"));
+    if servers.len() > MAX_NAMESERVERS {
+        let why = format!("must not have more than {MAX_NAMESERVERS} nameservers");
+        c.invalid(&join(&path, "nameservers"), servers.to_vec(), &why);
     }
-    if let Some(get) = hook.get("httpGet") {
-        c.port_or_name(&join(path, "httpGet.port"), get.get("port"));
-        c.one_of(get, &join(path, "httpGet"), "scheme", &["HTTP", "HTTPS"]);
+    for (at, server) in servers.iter().enumerate() {
+        c.ip(&element(&path, "nameservers", at), server.as_str().unwrap_or_default());
     }
-    if let Some(tcp) = hook.get("tcpSocket") {
-        c.port_or_name(&join(path, "tcpSocket.port"), tcp.get("port"));
+    let field = join(&path, "searches");
+    if searches.len() > MAX_SEARCHES {
+        let why = format!("must not have more than {MAX_SEARCHES} search paths");
+        c.invalid(&field, searches.to_vec(), &why);
     }
-    if let Some(grpc) = hook.get("grpc") {
-        let port = grpc.get("port").and_then(Value::as_i64).unwrap_or(0);
-        c.port_or_name(&join(path, "grpc.port"), Some(&json!(port)));
+    let total: usize = searches.iter().filter_map(Value::as_str).map(|s| s.len() + 1).sum();
+    if total > MAX_SEARCH_CHARACTERS + 1 {
+        let why =
+            format!("must not have more than {MAX_SEARCH_CHARACTERS} characters (including spaces) in the search list");
+        c.invalid(&field, searches.to_vec(), &why);
+    }
+    for (at, search) in searches.iter().enumerate() {
+        let search = search.as_str().unwrap_or_default();
+        if search != "." {
+            let plain = search.strip_suffix('.').unwrap_or(search);
+            c.holds(&index(&field, at), plain, names::dns_subdomain_with_underscore);
+        }
+    }
+    for (at, option) in list(config, "/options").iter().enumerate() {
+        if text(option, "/name").is_empty() {
+            c.required(&element(&path, "options", at), "must not be empty");
+        }
     }
 }

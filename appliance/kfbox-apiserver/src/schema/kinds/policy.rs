@@ -1,9 +1,9 @@
-//! Roles, bindings, budgets, priorities, leases, quotas, webhooks.
+//! Roles, bindings, budgets, priorities, leases, requests for certificates. Upstream: `pkg/apis/{rbac,policy,scheduling,
+//! coordination,certificates}/validation`.
 
 use serde_json::Value;
 
-use super::super::quantity;
-use super::{Check, FieldError, element, entry, index, join, list, members, text};
+use super::{Check, FieldError, index, join, list, names, text};
 
 pub(super) fn role(c: &mut Check, kind: &str, value: &Value) {
     for (at, rule) in list(value, "/rules").iter().enumerate() {
@@ -35,6 +35,17 @@ pub(super) fn role(c: &mut Check, kind: &str, value: &Value) {
             c.required(&join(&path, "resources"), "resource rules must supply at least one resource");
         }
     }
+    if let Some(aggregation) = value.get("aggregationRule").filter(|_| kind == "ClusterRole") {
+        let path = "aggregationRule.clusterRoleSelectors";
+        let selectors = list(aggregation, "/clusterRoleSelectors");
+        if selectors.is_empty() {
+            let why = "at least one clusterRoleSelector required if aggregationRule is non-nil";
+            c.required(path, why);
+        }
+        for (at, selector) in selectors.iter().enumerate() {
+            c.selector(Some(selector), &index(path, at));
+        }
+    }
 }
 
 pub(super) fn binding(c: &mut Check, kind: &str, value: &Value, old: Option<&Value>) {
@@ -46,12 +57,20 @@ pub(super) fn binding(c: &mut Check, kind: &str, value: &Value, old: Option<&Val
     if !kinds.contains(&text(reference, "/kind")) {
         c.push(FieldError::not_supported("roleRef.kind", &reference["kind"], kinds));
     }
-    c.needs(reference, "roleRef", "name");
+    c.named(reference, "roleRef", "name", names::path_segment);
     for (at, subject) in list(value, "/subjects").iter().enumerate() {
         let path = index("subjects", at);
         c.needs(subject, &path, "name");
         match text(subject, "/kind") {
             "ServiceAccount" => {
+                let name = text(subject, "/name");
+                if !name.is_empty() {
+                    c.holds(&join(&path, "name"), name, names::dns_subdomain);
+                }
+                let group = text(subject, "/apiGroup");
+                if !group.is_empty() {
+                    c.not_supported(&join(&path, "apiGroup"), &Value::from(group), &[""]);
+                }
                 if text(subject, "/namespace").is_empty() {
                     c.required(&join(&path, "namespace"), "");
                 }
@@ -85,9 +104,12 @@ pub(super) fn disruption_budget(c: &mut Check, value: &Value) {
     if least.is_some() && most.is_some() {
         c.invalid("spec", spec.clone(), "minAvailable and maxUnavailable cannot be both set");
     }
-    c.count_or_percent("spec.minAvailable", least);
-    c.count_or_percent("spec.maxUnavailable", most);
+    for (name, value) in [("minAvailable", least), ("maxUnavailable", most)] {
+        c.count_or_percent(&join("spec", name), value);
+        c.at_most_all(&join("spec", name), value);
+    }
     c.selector(spec.get("selector"), "spec.selector");
+    c.one_of(spec, "spec", "unhealthyPodEvictionPolicy", &["AlwaysAllow", "IfHealthyBudget"]);
 }
 
 /// Above this are the system's own classes.
@@ -105,7 +127,7 @@ pub(super) fn priority_class(c: &mut Check, value: &Value, old: Option<&Value>) 
     } else if priority > HIGHEST_USER_PRIORITY {
         c.forbidden("value", "maximum allowed value of a user defined priority is 1000000000");
     }
-    c.one_of(value, "", "preemptionPolicy", &["Never", "PreemptLowerPriority"]);
+    c.one_of(value, "", "preemptionPolicy", &["PreemptLowerPriority", "Never"]);
     if let Some(old) = old {
         for name in ["value", "preemptionPolicy"] {
             if value.get(name) != old.get(name) {
@@ -117,47 +139,83 @@ pub(super) fn priority_class(c: &mut Check, value: &Value, old: Option<&Value>) 
 
 pub(super) fn lease(c: &mut Check, value: &Value) {
     let spec = value.get("spec").unwrap_or(&Value::Null);
+    if let Some(holder) = spec.get("holderIdentity").and_then(Value::as_str)
+        && holder.is_empty()
+    {
+        c.invalid("spec.holderIdentity", holder, "must not be empty");
+    }
     if let Some(seconds) = spec.get("leaseDurationSeconds").and_then(Value::as_i64).filter(|n| *n <= 0) {
         c.invalid("spec.leaseDurationSeconds", seconds, "must be greater than 0");
     }
     c.at_least(spec, "spec", "leaseTransitions", 0);
 }
 
-pub(super) fn quota(c: &mut Check, value: &Value) {
-    for (name, amount) in members(value, "/spec/hard") {
-        if quantity::of(amount).is_some_and(|n| n < 0) {
-            c.invalid(&entry("spec", "hard", name), amount.clone(), "must be greater than or equal to 0");
+/// The shortest life that may be asked for, in seconds.
+const MIN_CERTIFICATE: i64 = 600;
+
+/// What a certificate may be asked for, sorted.
+const USAGES: &[&str] = &[
+    "any",
+    "cert sign",
+    "client auth",
+    "code signing",
+    "content commitment",
+    "crl sign",
+    "data encipherment",
+    "decipher only",
+    "digital signature",
+    "email protection",
+    "encipher only",
+    "ipsec end system",
+    "ipsec tunnel",
+    "ipsec user",
+    "key agreement",
+    "key encipherment",
+    "microsoft sgc",
+    "netscape sgc",
+    "ocsp signing",
+    "s/mime",
+    "server auth",
+    "signing",
+    "timestamping",
+];
+
+pub(super) fn signing_request(c: &mut Check, value: &Value) {
+    let spec = &value["spec"];
+    let usages = list(spec, "/usages");
+    if usages.is_empty() {
+        c.required("spec.usages", "");
+    }
+    for (at, usage) in usages.iter().enumerate() {
+        let field = index("spec.usages", at);
+        if !USAGES.iter().any(|known| usage == known) {
+            c.not_supported(&field, usage, USAGES);
+        }
+        if usages[..at].contains(usage) {
+            c.duplicate(&field, usage.clone());
         }
     }
-}
-
-pub(super) fn webhooks(c: &mut Check, value: &Value) {
-    for (at, webhook) in list(value, "/webhooks").iter().enumerate() {
-        let path = index("webhooks", at);
-        let name = c.needs(webhook, &path, "name");
-        if name.split('.').count() < 3 {
-            c.invalid(&join(&path, "name"), name, "should be a domain with at least three segments separated by dots");
+    let signer = text(spec, "/signerName");
+    let (host, path) = signer.split_once('/').unwrap_or((signer, ""));
+    if signer.is_empty() {
+        c.required("spec.signerName", "");
+    } else if path.is_empty() || path.contains('/') {
+        let why = "must be a fully qualified domain and path of the form 'example.com/signer-name'";
+        c.invalid("spec.signerName", signer, why);
+    } else {
+        if !names::dns_subdomain(host).is_empty() || !host.contains('.') {
+            let why = format!("validating label {host:?}: should be a domain with at least two segments separated by dots");
+            c.invalid("spec.signerName", signer, &why);
         }
-        let config = webhook.get("clientConfig").unwrap_or(&Value::Null);
-        if config.get("url").is_some() == config.get("service").is_some() {
-            c.required(&join(&path, "clientConfig"), "exactly one of url or service is required");
+        for why in names::dns_subdomain(path) {
+            c.invalid("spec.signerName", signer, &format!("validating path {path:?}: {why}"));
         }
-        c.needs(webhook, &path, "sideEffects");
-        c.one_of(webhook, &path, "sideEffects", &["None", "NoneOnDryRun"]);
-        if list(webhook, "/admissionReviewVersions").is_empty() {
-            c.required(&join(&path, "admissionReviewVersions"), "must specify one of v1, v1beta1");
+        if signer == "kubernetes.io/legacy-unknown" {
+            c.invalid("spec.signerName", signer, "the legacy signerName is not allowed via this API version");
         }
-        c.one_of(webhook, &path, "failurePolicy", &["Fail", "Ignore"]);
-        if let Some(seconds) = webhook.get("timeoutSeconds").and_then(Value::as_i64).filter(|n| !(1..=30).contains(n)) {
-            c.invalid(&join(&path, "timeoutSeconds"), seconds, "the timeout value must be between 1 and 30 seconds");
-        }
-        for (at, rule) in list(webhook, "/rules").iter().enumerate() {
-            let path = element(&path, "rules", at);
-            for name in ["operations", "apiGroups", "apiVersions", "resources"] {
-                if list(rule, &format!("/{name}")).is_empty() {
-                    c.required(&join(&path, name), "");
-                }
-            }
-        }
+    }
+    if let Some(seconds) = spec.get("expirationSeconds").and_then(Value::as_i64).filter(|s| *s < MIN_CERTIFICATE) {
+        let why = "may not specify a duration less than 600 seconds (10 minutes)";
+        c.invalid("spec.expirationSeconds", seconds, why);
     }
 }

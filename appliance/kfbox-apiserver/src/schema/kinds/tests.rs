@@ -1,6 +1,6 @@
 use serde_json::{Value, json};
 
-use super::validate_builtin;
+use super::validate_write;
 use crate::schema::default_builtin;
 
 fn check(group: &str, version: &str, kind: &str, mut object: Value, old: Option<Value>) -> Vec<String> {
@@ -9,7 +9,7 @@ fn check(group: &str, version: &str, kind: &str, mut object: Value, old: Option<
         default_builtin(group, version, kind, &mut old);
         old
     });
-    validate_builtin(group, version, kind, &object, old.as_ref()).iter().map(ToString::to_string).collect()
+    validate_write(group, version, kind, "", &object, old.as_ref()).iter().map(ToString::to_string).collect()
 }
 
 fn pod(spec: Value) -> Value {
@@ -244,7 +244,12 @@ fn odd_objects_never_panic() {
                 let mut twice = once.clone();
                 default_builtin(resource.group, resource.version, resource.kind, &mut twice);
                 assert_eq!(once, twice, "{}/{}", resource.group, resource.kind);
-                validate_builtin(resource.group, resource.version, resource.kind, &once, Some(&object));
+                validate_write(resource.group, resource.version, resource.kind, "", &once, Some(&object));
+                validate_write(resource.group, resource.version, resource.kind, "", &once, None);
+                for subresource in ["status", "resize", "ephemeralcontainers"] {
+                    let (group, version, kind) = (resource.group, resource.version, resource.kind);
+                    validate_write(group, version, kind, subresource, &once, Some(&object));
+                }
             }
         }
     }

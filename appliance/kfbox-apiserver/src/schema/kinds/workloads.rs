@@ -1,30 +1,41 @@
-//! Controllers of pods. Upstream: `pkg/apis/apps/validation`, `pkg/apis/batch/validation`, `pkg/apis/autoscaling/validation`.
+//! Controllers of pods that run for ever. Upstream: `pkg/apis/apps/validation`, and for ReplicationControllers
+//! `pkg/apis/core/validation`.
 
 use serde_json::{Map, Value};
 
-use super::{Check, FieldError, join, list, names, pod, selects, text};
+use super::{Check, join, list, meta, pod, selects, text};
 
-const ALWAYS: &[&str] = &["Always"];
+/// A selector, which must not be empty.
+fn selector(c: &mut Check, spec: &Value, kind: &str) {
+    let Some(selector) = spec.get("selector") else { return c.required("spec.selector", "") };
+    c.selector(Some(selector), "spec.selector");
+    if is_empty(selector) {
+        c.invalid("spec.selector", selector.clone(), &format!("empty selector is invalid for {kind}"));
+    }
+}
 
-/// Selector and template, which must fit.
-fn selected_template(c: &mut Check, spec: &Value, kind: &str) {
+fn is_empty(selector: &Value) -> bool {
+    selector.pointer("/matchLabels").and_then(Value::as_object).is_none_or(Map::is_empty)
+        && list(selector, "/matchExpressions").is_empty()
+}
+
+fn selected(c: &mut Check, spec: &Value) {
     let labels = spec.pointer("/template/metadata/labels");
-    match spec.get("selector") {
-        None => c.required("spec.selector", ""),
-        Some(selector) => {
-            c.selector(Some(selector), "spec.selector");
-            let empty = selector.pointer("/matchLabels").and_then(Value::as_object).is_none_or(Map::is_empty)
-                && list(selector, "/matchExpressions").is_empty();
-            if empty {
-                c.invalid("spec.selector", selector.clone(), &format!("empty selector is invalid for {kind}"));
-            } else if !selects(selector, labels) {
-                c.invalid(
-                    "spec.template.metadata.labels",
-                    labels.cloned().unwrap_or_else(|| Value::Object(Map::new())),
-                    "`selector` does not match template `labels`",
-                );
-            }
-        }
+    let Some(selector) = spec.get("selector").filter(|s| !is_empty(s)) else { return };
+    if !selects(selector, labels) {
+        c.invalid(
+            "spec.template.metadata.labels",
+            labels.cloned().unwrap_or_default(),
+            "`selector` does not match template `labels`",
+        );
+    }
+}
+
+fn template(c: &mut Check, spec: &Value, kind: &str) {
+    selected(c, spec);
+    pod::template(c, spec.get("template"), "spec.template");
+    if let Some(template) = spec.get("template") {
+        pod::runs_forever(c, template, "spec.template", kind);
     }
 }
 
@@ -34,7 +45,7 @@ fn counts(c: &mut Check, spec: &Value, fields: &[&str]) {
     }
 }
 
-fn unless_same_selector(c: &mut Check, value: &Value, old: Option<&Value>) {
+fn same_selector(c: &mut Check, value: &Value, old: Option<&Value>) {
     if let Some(old) = old {
         c.immutable(value, old, "spec.selector");
     }
@@ -42,62 +53,125 @@ fn unless_same_selector(c: &mut Check, value: &Value, old: Option<&Value>) {
 
 pub(super) fn deployment(c: &mut Check, value: &Value, old: Option<&Value>) {
     let spec = &value["spec"];
-    selected_template(c, spec, "deployment");
-    pod::template(c, spec.get("template"), "spec.template", ALWAYS);
-    counts(c, spec, &["replicas", "minReadySeconds", "revisionHistoryLimit", "progressDeadlineSeconds"]);
-    rolling(c, spec.get("strategy"), "spec.strategy", &["Recreate", "RollingUpdate"]);
+    counts(c, spec, &["replicas"]);
+    selector(c, spec, "deployment");
+    template(c, spec, "ReplicaSet");
+    strategy(c, spec.get("strategy").unwrap_or(&Value::Null));
+    counts(c, spec, &["minReadySeconds", "revisionHistoryLimit", "progressDeadlineSeconds"]);
     let number = |name: &str| spec.get(name).and_then(Value::as_i64);
-    if let (Some(deadline), Some(ready)) = (number("progressDeadlineSeconds"), number("minReadySeconds"))
-        && deadline <= ready
+    if let Some(deadline) = number("progressDeadlineSeconds")
+        && deadline <= number("minReadySeconds").unwrap_or(0)
     {
         c.invalid("spec.progressDeadlineSeconds", deadline, "must be greater than minReadySeconds");
     }
-    unless_same_selector(c, value, old);
+    same_selector(c, value, old);
 }
 
-fn rolling(c: &mut Check, strategy: Option<&Value>, path: &str, kinds: &[&str]) {
-    let Some(strategy) = strategy else { return };
-    c.one_of(strategy, path, "type", kinds);
-    let Some(rolling) = strategy.get("rollingUpdate") else { return };
+fn is_zero(value: Option<&Value>) -> bool {
+    value.is_none_or(|v| v == 0 || v.as_str().and_then(|s| s.strip_suffix('%')).is_some_and(|n| n.parse() == Ok(0)))
+}
+
+fn strategy(c: &mut Check, strategy: &Value) {
+    let path = "spec.strategy";
+    let rolling = strategy.get("rollingUpdate");
     let at = join(path, "rollingUpdate");
-    if text(strategy, "/type") == "Recreate" {
-        c.forbidden(&at, "may not be specified when strategy `type` is 'Recreate'");
-        return;
-    }
-    let (unavailable, surge) = (rolling.get("maxUnavailable"), rolling.get("maxSurge"));
-    c.count_or_percent(&join(&at, "maxUnavailable"), unavailable);
-    c.count_or_percent(&join(&at, "maxSurge"), surge);
-    let zero = |v: Option<&Value>| v.is_some_and(|v| v == 0 || v == "0%");
-    if zero(unavailable) && zero(surge) {
-        c.invalid(
-            &join(&at, "maxUnavailable"),
-            unavailable.cloned().unwrap_or(Value::Null),
-            "may not be 0 when `maxSurge` is 0",
-        );
+    match text(strategy, "/type") {
+        "Recreate" => {
+            if rolling.is_some() {
+                c.forbidden(&at, "may not be specified when strategy `type` is 'Recreate'");
+            }
+        }
+        "RollingUpdate" => {
+            let Some(rolling) = rolling else { return c.required(&at, "this should be defaulted and never be nil") };
+            let (unavailable, surge) = (rolling.get("maxUnavailable"), rolling.get("maxSurge"));
+            let field = join(&at, "maxUnavailable");
+            c.count_or_percent(&field, unavailable);
+            c.count_or_percent(&join(&at, "maxSurge"), surge);
+            if is_zero(unavailable) && is_zero(surge) {
+                c.invalid(&field, unavailable.cloned().unwrap_or_default(), "may not be 0 when `maxSurge` is 0");
+            }
+            c.at_most_all(&field, unavailable);
+        }
+        other => c.not_supported(&join(path, "type"), &Value::from(other), &["Recreate", "RollingUpdate"]),
     }
 }
 
 pub(super) fn replica_set(c: &mut Check, value: &Value, old: Option<&Value>) {
     let spec = &value["spec"];
-    selected_template(c, spec, "replica set");
-    pod::template(c, spec.get("template"), "spec.template", ALWAYS);
     counts(c, spec, &["replicas", "minReadySeconds"]);
-    unless_same_selector(c, value, old);
+    // Upstream's wording.
+    selector(c, spec, "deployment");
+    template(c, spec, "ReplicaSet");
+    same_selector(c, value, old);
 }
 
 pub(super) fn replication_controller(c: &mut Check, value: &Value) {
     let spec = &value["spec"];
-    counts(c, spec, &["replicas", "minReadySeconds"]);
-    pod::template(c, spec.get("template"), "spec.template", ALWAYS);
+    counts(c, spec, &["minReadySeconds"]);
+    let labels = spec.get("selector").and_then(Value::as_object);
+    if labels.is_none_or(Map::is_empty) {
+        c.required("spec.selector", "");
+    }
+    counts(c, spec, &["replicas"]);
+    let Some(template) = spec.get("template") else { return c.required("spec.template", "") };
+    let on_template = template.pointer("/metadata/labels");
+    let fits = labels.into_iter().flatten().all(|(name, value)| on_template.and_then(|l| l.get(name)) == Some(value));
+    if !fits {
+        c.invalid(
+            "spec.template.metadata.labels",
+            on_template.cloned().unwrap_or_default(),
+            "`selector` does not match template `labels`",
+        );
+    }
+    pod::template(c, Some(template), "spec.template");
+    pod::runs_forever(c, template, "spec.template", "ReplicationController");
 }
 
 pub(super) fn daemon_set(c: &mut Check, value: &Value, old: Option<&Value>) {
     let spec = &value["spec"];
-    selected_template(c, spec, "daemonset");
-    pod::template(c, spec.get("template"), "spec.template", ALWAYS);
-    counts(c, spec, &["minReadySeconds", "revisionHistoryLimit"]);
-    rolling(c, spec.get("updateStrategy"), "spec.updateStrategy", &["RollingUpdate", "OnDelete"]);
-    unless_same_selector(c, value, old);
+    if let Some(selector) = spec.get("selector") {
+        c.selector(Some(selector), "spec.selector");
+    }
+    selected(c, spec);
+    match spec.get("selector") {
+        Some(selector) if !is_empty(selector) => {}
+        found => {
+            let shown = found.cloned().unwrap_or_default();
+            c.invalid("spec.selector", shown, "empty selector is invalid for daemonset");
+        }
+    }
+    pod::template(c, spec.get("template"), "spec.template");
+    if let Some(template) = spec.get("template") {
+        pod::runs_forever(c, template, "spec.template", "DaemonSet");
+    }
+    counts(c, spec, &["minReadySeconds"]);
+    daemon_strategy(c, spec.get("updateStrategy").unwrap_or(&Value::Null));
+    counts(c, spec, &["revisionHistoryLimit"]);
+    same_selector(c, value, old);
+}
+
+fn daemon_strategy(c: &mut Check, strategy: &Value) {
+    let at = "spec.updateStrategy.rollingUpdate";
+    match text(strategy, "/type") {
+        "OnDelete" => {}
+        "RollingUpdate" => {
+            let Some(rolling) = strategy.get("rollingUpdate") else { return c.required(at, "") };
+            let (unavailable, surge) = (rolling.get("maxUnavailable"), rolling.get("maxSurge"));
+            for (name, value) in [("maxUnavailable", unavailable), ("maxSurge", surge)] {
+                c.count_or_percent(&join(at, name), value);
+                c.at_most_all(&join(at, name), value);
+            }
+            match (is_zero(unavailable), is_zero(surge)) {
+                (false, false) => {
+                    let shown = surge.cloned().unwrap_or_default();
+                    c.invalid(&join(at, "maxSurge"), shown, "may not be set when maxUnavailable is non-zero");
+                }
+                (true, true) => c.required(&join(at, "maxUnavailable"), "cannot be 0 when maxSurge is 0"),
+                _ => {}
+            }
+        }
+        other => c.not_supported("spec.updateStrategy.type", &Value::from(other), &["RollingUpdate", "OnDelete"]),
+    }
 }
 
 const STATEFUL_MUTABLE: &[&str] = &[
@@ -120,11 +194,51 @@ fn without(value: &Value, names: &[&str]) -> Value {
 
 pub(super) fn stateful_set(c: &mut Check, value: &Value, old: Option<&Value>) {
     let spec = &value["spec"];
-    selected_template(c, spec, "statefulset");
-    pod::template(c, spec.get("template"), "spec.template", ALWAYS);
-    counts(c, spec, &["replicas", "minReadySeconds", "revisionHistoryLimit"]);
-    c.one_of(spec, "spec", "podManagementPolicy", &["OrderedReady", "Parallel"]);
-    rolling(c, spec.get("updateStrategy"), "spec.updateStrategy", &["RollingUpdate", "OnDelete"]);
+    let management = text(spec, "/podManagementPolicy");
+    if !matches!(management, "OrderedReady" | "Parallel") {
+        c.invalid("spec.podManagementPolicy", management, "must be 'OrderedReady' or 'Parallel'");
+    }
+    let strategy = spec.get("updateStrategy").unwrap_or(&Value::Null);
+    let rolling = strategy.get("rollingUpdate");
+    match text(strategy, "/type") {
+        "" => c.required("spec.updateStrategy", ""),
+        "OnDelete" => {
+            if let Some(rolling) = rolling {
+                let why = "only allowed for updateStrategy 'RollingUpdate'";
+                c.invalid("spec.updateStrategy.rollingUpdate", rolling.clone(), why);
+            }
+        }
+        "RollingUpdate" => {
+            let at = "spec.updateStrategy.rollingUpdate";
+            let rolling = rolling.unwrap_or(&Value::Null);
+            c.at_least(rolling, at, "partition", 0);
+            let unavailable = rolling.get("maxUnavailable");
+            if unavailable.is_some() {
+                let field = join(at, "maxUnavailable");
+                c.count_or_percent(&field, unavailable);
+                if is_zero(unavailable) {
+                    c.invalid(&field, unavailable.cloned().unwrap_or_default(), "cannot be 0");
+                }
+                c.at_most_all(&field, unavailable);
+            }
+        }
+        _ => c.invalid("spec.updateStrategy", strategy.clone(), "must be 'RollingUpdate' or 'OnDelete'"),
+    }
+    let kept = spec.get("persistentVolumeClaimRetentionPolicy").unwrap_or(&Value::Null);
+    for name in ["whenDeleted", "whenScaled"] {
+        c.one_of(kept, "spec.persistentVolumeClaimRetentionPolicy", name, &["Retain", "Delete"]);
+    }
+    counts(c, spec, &["replicas", "minReadySeconds"]);
+    if let Some(ordinals) = spec.get("ordinals") {
+        c.at_least(ordinals, "spec.ordinals", "start", 0);
+    }
+    selector(c, spec, "statefulset");
+    selected(c, spec);
+    // As upstream, which leaves the pods' own rules to the pods: volumes of the claims below are not among the template's.
+    let template = spec.get("template").unwrap_or(&Value::Null);
+    meta::labels(c, template.get("metadata").unwrap_or(&Value::Null), "spec.template");
+    pod::runs_forever(c, template, "spec.template", "StatefulSet");
+    counts(c, spec, &["revisionHistoryLimit"]);
     if let Some(old) = old
         && without(spec, STATEFUL_MUTABLE) != without(&old["spec"], STATEFUL_MUTABLE)
     {
@@ -135,117 +249,12 @@ pub(super) fn stateful_set(c: &mut Check, value: &Value, old: Option<&Value>) {
     }
 }
 
-fn job_spec(c: &mut Check, spec: &Value, path: &str) {
-    for name in ["parallelism", "completions", "backoffLimit", "activeDeadlineSeconds", "ttlSecondsAfterFinished"] {
-        c.at_least(spec, path, name, 0);
+pub(super) fn controller_revision(c: &mut Check, value: &Value, old: Option<&Value>) {
+    if value.get("data").is_none_or(Value::is_null) {
+        c.required("data", "data is mandatory");
     }
-    c.one_of(spec, path, "completionMode", &["NonIndexed", "Indexed"]);
-    if text(spec, "/completionMode") == "Indexed" && spec.get("completions").is_none() {
-        c.required(&join(path, "completions"), "when completion mode is Indexed");
-    }
-    let policy = text(spec, "/template/spec/restartPolicy");
-    pod::template(c, spec.get("template"), &join(path, "template"), &[]);
-    let at = join(path, "template.spec.restartPolicy");
-    match policy {
-        "OnFailure" | "Never" => {}
-        // Absent ones were defaulted to this.
-        "Always" | "" => c.required(&at, "valid values: \"OnFailure\", \"Never\""),
-        other => c.push(FieldError::not_supported(&at, &Value::from(other), &["OnFailure", "Never"])),
-    }
-}
-
-pub(super) fn job(c: &mut Check, value: &Value, old: Option<&Value>) {
-    let spec = &value["spec"];
-    job_spec(c, spec, "spec");
-    if let Some(selector) = spec.get("selector") {
-        c.selector(Some(selector), "spec.selector");
-        let labels = spec.pointer("/template/metadata/labels");
-        if !selects(selector, labels) {
-            c.invalid(
-                "spec.template.metadata.labels",
-                labels.cloned().unwrap_or_default(),
-                "`selector` does not match template `labels`",
-            );
-        }
-    }
-    let Some(old) = old else { return };
-    c.immutable(value, old, "spec.selector");
-    c.immutable(value, old, "spec.completionMode");
-    let old_spec = &old["spec"];
-    if text(spec, "/completionMode") != "Indexed" {
-        c.immutable(value, old, "spec.completions");
-    }
-    // A suspended job that has not started may still be told where to run.
-    let waiting = old_spec.get("suspend") == Some(&Value::Bool(true)) && old.pointer("/status/startTime").is_none();
-    let frame = |template: &Value| {
-        let mut out = template.clone();
-        if waiting && let Some(pod) = out.get_mut("spec").and_then(Value::as_object_mut) {
-            for name in ["nodeSelector", "affinity", "tolerations", "schedulingGates"] {
-                pod.remove(name);
-            }
-        }
-        if waiting && let Some(metadata) = out.get_mut("metadata").and_then(Value::as_object_mut) {
-            metadata.remove("labels");
-            metadata.remove("annotations");
-        }
-        out
-    };
-    if frame(&spec["template"]) != frame(&old_spec["template"]) {
-        c.invalid("spec.template", spec["template"].clone(), "field is immutable");
-    }
-}
-
-/// The suffix that the controller adds to a job's name needs eleven characters.
-const MAX_CRON_JOB_NAME: usize = 52;
-
-pub(super) fn cron_job(c: &mut Check, value: &Value) {
-    if text(value, "/metadata/name").len() > MAX_CRON_JOB_NAME {
-        c.invalid("metadata.name", text(value, "/metadata/name"), "must be no more than 52 characters");
-    }
-    let spec = &value["spec"];
-    let schedule = c.needs(spec, "spec", "schedule");
-    if !schedule.is_empty() && !is_schedule(schedule) {
-        c.invalid("spec.schedule", schedule, "expected exactly 5 fields, or a descriptor such as @hourly");
-    }
-    if schedule.contains("TZ") {
-        c.invalid("spec.schedule", schedule, "cannot use TZ or CRON_TZ in schedule, use timeZone field instead");
-    }
-    c.one_of(spec, "spec", "concurrencyPolicy", &["Allow", "Forbid", "Replace"]);
-    counts(c, spec, &["startingDeadlineSeconds", "successfulJobsHistoryLimit", "failedJobsHistoryLimit"]);
-    job_spec(c, spec.pointer("/jobTemplate/spec").unwrap_or(&Value::Null), "spec.jobTemplate.spec");
-}
-
-fn is_schedule(text: &str) -> bool {
-    if text.starts_with('@') {
-        return matches!(text, "@yearly" | "@annually" | "@monthly" | "@weekly" | "@daily" | "@midnight" | "@hourly")
-            || text.strip_prefix("@every ").is_some_and(super::super::formats::duration);
-    }
-    let fields: Vec<&str> =
-        text.split_whitespace().filter(|f| !f.starts_with("TZ=") && !f.starts_with("CRON_TZ=")).collect();
-    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '*' | '/' | ',' | '-' | '?');
-    fields.len() == 5 && fields.iter().all(|f| f.chars().all(allowed))
-}
-
-pub(super) fn autoscaler(c: &mut Check, value: &Value) {
-    let spec = &value["spec"];
-    let most = spec.get("maxReplicas").and_then(Value::as_i64).unwrap_or(0);
-    let least = spec.get("minReplicas").and_then(Value::as_i64).unwrap_or(1);
-    if least < 1 {
-        c.invalid("spec.minReplicas", least, "must be greater than or equal to 1");
-    }
-    if most < 1 {
-        c.invalid("spec.maxReplicas", most, "must be greater than 0");
-    } else if most < least {
-        c.invalid("spec.maxReplicas", most, "must be greater than or equal to `minReplicas`");
-    }
-    for name in ["kind", "name"] {
-        let path = "spec.scaleTargetRef";
-        let word = c.needs(&spec["scaleTargetRef"], path, name);
-        c.holds(&join(path, name), word, names::path_segment);
-    }
-    for (at, metric) in list(spec, "/metrics").iter().enumerate() {
-        if text(metric, "/type").is_empty() {
-            c.required(&join(&super::element("spec", "metrics", at), "type"), "must specify a metric source type");
-        }
+    c.at_least(value, "", "revision", 0);
+    if let Some(old) = old {
+        c.immutable(value, old, "data");
     }
 }

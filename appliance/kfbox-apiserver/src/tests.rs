@@ -14,7 +14,11 @@ use serde_json::{Value, json};
 use std::path::Path;
 
 mod custom;
+mod limits;
 mod objects;
+mod plugins;
+mod pod_security;
+mod quotas;
 mod reads;
 mod wire;
 

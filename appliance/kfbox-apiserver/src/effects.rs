@@ -1,5 +1,5 @@
-//! What follows from a write inside this process: the RBAC index and the served custom resources. Both are brought to
-//! the newest state under one lock, so that writes finishing out of order end up the same.
+//! What follows from a write inside this process: the statuses of quotas, the RBAC index and the served custom resources.
+//! The last two are brought to the newest state under one lock, so that writes finishing out of order end up the same.
 
 use crate::{crds, flow, server::Core, store::Object, verbs::Call};
 
@@ -30,6 +30,7 @@ pub fn after_write(call: &Call, object: &Object) {
     let core = &call.core;
     let collection = &*call.resource.collection;
     let key = &object.key;
+    crate::admission::quota::after_write(core, collection, &key.namespace);
     if let Some((_, kind)) = RBAC.iter().find(|(c, _)| *c == collection) {
         let _order = core.effects.lock();
         match core.store.get(collection, key) {

@@ -1,7 +1,7 @@
 //! [`ApiServer`]: opening it, and the two ways in: TLS, and clients inside this process.
 
 use crate::{
-    admission::Addresses,
+    admission::{self, Addresses},
     audit::{self, Audit, AuditConfig, AuditError},
     auth::{
         Authenticator, Authority, BoundKind, ObjectFacts, ObjectLookup, PkiError, Rbac, RbacAuthorizer,
@@ -27,7 +27,13 @@ use kfbox_base::{Tasks, UserInfo};
 use parking_lot::RwLock;
 use rustls_pki_types::CertificateDer;
 use serde_json::{Value, json};
-use std::{convert::Infallible, net::{IpAddr, Ipv4Addr}, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::sync::CancellationToken;
 
@@ -122,6 +128,7 @@ pub struct Core {
     pub authenticator: Authenticator,
     pub kubelet: RwLock<Option<Arc<dyn Kubelet>>>,
     pub addresses: Arc<Addresses>,
+    pub quotas: Arc<admission::quota::Quotas>,
     pub documents: Documents,
     pub flow: Arc<Flow>,
     pub audit: Option<Arc<Audit>>,
@@ -200,6 +207,7 @@ impl ApiServer {
             authority,
             kubelet: RwLock::default(),
             addresses: Arc::new(addresses),
+            quotas: Arc::default(),
             documents: Documents::default(),
             flow,
             audit,
@@ -218,6 +226,7 @@ impl ApiServer {
                 audit.flush().await;
             });
         }
+        admission::quota::start(&core);
         Ok(Self { core })
     }
 

@@ -16,7 +16,11 @@ use std::path::Path;
 mod audit;
 mod custom;
 mod flow;
+mod limits;
 mod objects;
+mod plugins;
+mod pod_security;
+mod quotas;
 mod reads;
 mod wire;
 

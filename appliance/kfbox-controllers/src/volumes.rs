@@ -22,6 +22,7 @@ use std::sync::Arc;
 const COMPONENT: &str = "persistentvolume-controller";
 const WORKERS: usize = 8;
 const PROTECTION: &str = "kubernetes.io/pvc-protection";
+const VOLUME_PROTECTION: &str = "kubernetes.io/pv-protection";
 pub const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
 pub const PROVISIONED_BY: &str = "pv.kubernetes.io/provisioned-by";
 
@@ -199,14 +200,12 @@ fn disk(what: &'static str, context: &Context, name: &str, source: std::io::Erro
 async fn volume(context: Arc<Context>, name: String) -> Result<Outcome, WriteError> {
     let (client, caches) = (&context.client, &context.caches);
     let Some(volume) = caches.volumes.get("", &name) else { return Ok(Outcome::Done) };
-    if volume.metadata.deletion_timestamp.is_some() {
-        return Ok(Outcome::Done);
-    }
     let reference = volume.spec.as_ref().and_then(|s| s.claim_ref.clone());
     let claim = reference.as_ref().and_then(|r| {
         caches.claims.get(r.namespace.as_deref().unwrap_or_default(), r.name.as_deref().unwrap_or_default())
     });
     let phase = bind::phase(&volume, claim.as_deref());
+    let deleting = volume.metadata.deletion_timestamp.is_some();
     if phase == "Released" && bind::is_ours_to_remove(&volume, &context.config.local_path_root) {
         // The cache may be behind: the claim must be gone for the server too.
         if let Some(reference) = &reference {
@@ -230,7 +229,19 @@ async fn volume(context: Arc<Context>, name: String) -> Result<Outcome, WriteErr
         folder::remove(&context.config.local_path_root, &name)
             .await
             .map_err(|source| disk("cannot remove the volume folder", &context, &name, source))?;
-        write::delete::<PersistentVolume>(client, "", &name, cache::uid(&*volume)).await?;
+        if !deleting {
+            write::delete::<PersistentVolume>(client, "", &name, cache::uid(&*volume)).await?;
+            return Ok(Outcome::Done);
+        }
+    }
+    if deleting {
+        // While a claim has it, it only waits.
+        let mut finalizers = volume.metadata.finalizers.clone().unwrap_or_default();
+        if phase != "Bound" && finalizers.iter().any(|f| f == VOLUME_PROTECTION) {
+            finalizers.retain(|f| f != VOLUME_PROTECTION);
+            write::patch(client, &caches.volumes, &*volume, json!({ "metadata": { "finalizers": finalizers } }))
+                .await?;
+        }
         return Ok(Outcome::Done);
     }
     let old = volume.status.clone().unwrap_or_default();

@@ -7,7 +7,6 @@ use crate::{
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 
-const DEFAULT_CLASS: &str = "storageclass.kubernetes.io/is-default-class";
 const NAMESPACE_LABEL: &str = "kubernetes.io/metadata.name";
 
 pub fn namespace(object: &mut Value) {
@@ -46,24 +45,6 @@ pub fn secret(object: &mut Value) {
         if let Some(text) = value.as_str() {
             data.insert(key.clone(), STANDARD.encode(text).into());
         }
-    }
-}
-
-/// A claim that names no class gets the default one, the newest if there are several.
-pub fn claim(call: &Call, object: &mut Value) {
-    object["status"] = json!({"phase": "Pending"});
-    if !object["spec"]["storageClassName"].is_null() {
-        return;
-    }
-    let Ok(classes) = call.core.store.list("storageclasses.storage.k8s.io", None, None, None) else { return };
-    let default = classes
-        .objects
-        .iter()
-        .map(|o| o.value())
-        .filter(|c| c["metadata"]["annotations"][DEFAULT_CLASS] == "true")
-        .max_by_key(|c| (meta(c, "creationTimestamp").to_owned(), std::cmp::Reverse(meta(c, "name").to_owned())));
-    if let Some(class) = default {
-        object["spec"]["storageClassName"] = meta(&class, "name").into();
     }
 }
 

@@ -1,43 +1,114 @@
-//! What happens to an object between the client's wish and the store: the strategies of the kinds (what upstream's
-//! `PrepareForCreate` does) and the built-in admission plugins.
+//! What happens to an object between the client's wish and the store: the built-in admission plugins, first those that
+//! change the object and then those that only judge it, each phase in upstream's order (`AllOrderedPlugins` in
+//! `pkg/kubeapiserver/options`), and the strategies of the kinds (what upstream's `PrepareForCreate` does). Quotas are
+//! charged last, by [`charge`], just before the write.
 
+mod amounts;
+mod certificates;
+mod claim_resize;
+mod default_classes;
+mod default_tolerations;
 mod kinds;
+mod limit_ranger;
+mod namespace_lifecycle;
+mod pod_resources;
+mod pod_security;
 mod pods;
+mod priority;
+pub mod quota;
+mod runtime_class;
+mod service_account;
 mod services;
+mod storage_protection;
 
-pub use services::{Addresses, Reservation};
+pub use services::Addresses;
 
-use crate::{
-    crds,
-    effects::CRDS,
-    object::meta,
-    status::ApiError,
-    store::Key,
-    verbs::Call,
-};
+use crate::{crds, effects::CRDS, object::meta, status::ApiError, verbs::Call};
 use serde_json::{Value, json};
 
-/// Namespaces that may not be deleted (upstream's NamespaceLifecycle).
-const IMMORTAL: [&str; 3] = ["default", "kube-system", "kube-public"];
+/// Holds what was promised to an object, such as an address or a share of a quota, until its write is answered.
+pub struct Reservation(#[expect(dead_code, reason = "held for its drop")] Box<dyn Send + Sync>);
+
+/// What a plugin is asked about: a write of an object, new or over an old one.
+pub struct Request<'a> {
+    call: &'a Call,
+    /// Empty for the object itself.
+    subresource: &'a str,
+    old: Option<&'a Value>,
+    name: String,
+}
+
+impl<'a> Request<'a> {
+    fn new(call: &'a Call, subresource: &'a str, object: &Value, old: Option<&'a Value>) -> Self {
+        Self { call, subresource, old, name: meta(object, "name").to_owned() }
+    }
+
+    /// A write of objects of this collection themselves, not of a subresource.
+    fn is(&self, collection: &str) -> bool {
+        self.subresource.is_empty() && *self.call.resource.collection == *collection
+    }
+
+    fn creates(&self, collection: &str) -> bool {
+        self.old.is_none() && self.is(collection)
+    }
+
+    fn forbid(&self, why: String) -> ApiError {
+        ApiError::forbidden(&self.call.resource.group, &self.call.resource.plural, &self.name, why)
+    }
+
+    /// Once, also when a write is tried again.
+    fn warn(&self, text: String) {
+        let mut warnings = self.call.warnings.lock();
+        if !warnings.contains(&text) {
+            warnings.push(text);
+        }
+    }
+}
+
+/// The plugins that change objects.
+async fn mutate(request: &Request<'_>, object: &mut Value) -> Result<(), ApiError> {
+    limit_ranger::mutate(request, object)?;
+    service_account::mutate(request, object).await?;
+    priority::mutate(request, object)?;
+    default_tolerations::mutate(request, object);
+    default_classes::storage(request, object)?;
+    storage_protection::mutate(request, object);
+    runtime_class::mutate(request, object)?;
+    default_classes::ingress(request, object)
+}
+
+/// The plugins that judge objects as they would be stored.
+const VALIDATING: [fn(&Request, &Value) -> Result<(), ApiError>; 6] = [
+    limit_ranger::validate,
+    pod_security::validate,
+    priority::validate,
+    claim_resize::validate,
+    runtime_class::validate,
+    certificates::validate,
+];
 
 /// Prepares and mutates a new object. What is reserved stays so until the answer is written.
 pub async fn on_create(call: &Call, object: &mut Value) -> Result<Vec<Reservation>, ApiError> {
-    check_namespace(call, object)?;
+    let request = Request::new(call, "", object, None);
+    namespace_lifecycle::admit(&request, object)?;
     crds::check_serving(call)?;
-    let mut reservations = Vec::new();
+    mutate(&request, object).await?;
     match &*call.resource.collection {
         "namespaces" => kinds::namespace(object),
-        "pods" => pods::on_create(call, object).await?,
-        "services" => reservations = services::on_create(call, object)?,
+        "pods" => pods::on_create(object),
+        "services" => return Ok(held(services::on_create(call, object)?)),
         "secrets" => kinds::secret(object),
-        "persistentvolumeclaims" => kinds::claim(call, object),
-        "persistentvolumes" => object["status"] = json!({"phase": "Pending"}),
+        "persistentvolumeclaims" | "persistentvolumes" => object["status"] = json!({"phase": "Pending"}),
         "jobs.batch" => kinds::job(object),
         "certificatesigningrequests.certificates.k8s.io" => kinds::signing_request(call, object),
         CRDS => crds::on_create(call, object)?,
         _ => {}
     }
-    Ok(reservations)
+    Ok(Vec::new())
+}
+
+fn held(reservations: Vec<services::Reservation>) -> Vec<Reservation> {
+    reservations.into_iter().map(|one| Reservation(Box::new(one))).collect()
 }
 
 pub async fn on_update(
@@ -46,9 +117,10 @@ pub async fn on_update(
     old: &Value,
     new: &mut Value,
 ) -> Result<Vec<Reservation>, ApiError> {
+    mutate(&Request::new(call, subresource, old, Some(old)), new).await?;
     match (&*call.resource.collection, subresource) {
         ("namespaces", "") => kinds::namespace_update(old, new),
-        ("services", "") => return services::on_update(call, old, new),
+        ("services", "") => return Ok(held(services::on_update(call, old, new)?)),
         ("secrets", "") => kinds::secret(new),
         ("pods", "") => pods::on_update(old, new),
         ("persistentvolumeclaims", "") => kinds::claim_update(old, new),
@@ -61,8 +133,8 @@ pub async fn on_update(
 
 /// Checks that need more than the object: who writes, and what else is there.
 pub fn validate(call: &Call, new: &Value, old: Option<&Value>) -> Result<(), ApiError> {
-    let forbid =
-        |why: String| Err(ApiError::forbidden(&call.resource.group, &call.resource.plural, meta(new, "name"), why));
+    let request = Request::new(call, &call.target.subresource, new, old);
+    VALIDATING.iter().try_for_each(|plugin| plugin(&request, new))?;
     let rbac = &call.core.rbac;
     let checked = match &*call.resource.collection {
         "roles.rbac.authorization.k8s.io" | "clusterroles.rbac.authorization.k8s.io" => {
@@ -73,33 +145,22 @@ pub fn validate(call: &Call, new: &Value, old: Option<&Value>) -> Result<(), Api
         }
         _ => Ok(()),
     };
-    checked.or_else(forbid)
+    checked.map_err(|why| request.forbid(why))
+}
+
+/// Takes the object's share of the quotas, when all else is decided: what is refused later must not use up room.
+pub fn charge(call: &Call, new: &Value, old: Option<&Value>) -> Result<Option<Reservation>, ApiError> {
+    let request = Request::new(call, &call.target.subresource, new, old);
+    Ok(quota::charge(&request, new)?.map(|charge| Reservation(Box::new(charge))))
 }
 
 pub fn on_delete(call: &Call, old: &Value) -> Result<(), ApiError> {
-    let name = meta(old, "name");
-    if &*call.resource.collection == "namespaces" && IMMORTAL.contains(&name) {
-        return Err(ApiError::forbidden("", "namespaces", name, "this namespace may not be deleted"));
-    }
-    Ok(())
+    namespace_lifecycle::delete(&call.resource.collection, meta(old, "name"))
 }
 
-fn check_namespace(call: &Call, object: &Value) -> Result<(), ApiError> {
-    let namespace = call.namespace();
-    if namespace.is_empty() {
-        return Ok(());
+fn push(object: &mut Value, list: &str, item: Value) {
+    match object[list].as_array_mut() {
+        Some(list) => list.push(item),
+        None => object[list] = json!([item]),
     }
-    let Some(stored) = call.core.store.get("namespaces", &Key::new("", namespace)) else {
-        return Err(ApiError::not_found("", "namespaces", namespace));
-    };
-    if stored.fields.first().is_some_and(|phase| &**phase == "Terminating") {
-        let why = format!("unable to create new content in namespace {namespace} because it is being terminated");
-        let error = ApiError::forbidden(&call.resource.group, &call.resource.plural, meta(object, "name"), why);
-        return Err(error.caused_by(
-            "NamespaceTerminating",
-            &format!("namespace {namespace} is being terminated"),
-            "metadata.namespace",
-        ));
-    }
-    Ok(())
 }

@@ -238,7 +238,10 @@ mod tests {
 
     fn asked(verb: &str, group: &str, resource: &str, namespace: &str) -> ResourceAttributes {
         let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
-        ResourceAttributes { subresource: subresource.into(), ..ResourceAttributes::namespaced(verb, group, resource, namespace) }
+        ResourceAttributes {
+            subresource: subresource.into(),
+            ..ResourceAttributes::namespaced(verb, group, resource, namespace)
+        }
     }
 
     fn level(policy: &Policy, user: &str, verb: &str, group: &str, resource: &str) -> Level {
@@ -303,7 +306,10 @@ rules:
         let decided = policy.decide(&ada, Subject::Resource(&one));
         assert_eq!((decided.level, decided.omit_managed_fields), (Level::Request, false));
         let decided = policy.decide(&ada, Subject::Path { verb: "get", path: "/apis/x" });
-        assert_eq!((decided.level, &*decided.omit), (Level::Metadata, &[Stage::RequestReceived, Stage::ResponseStarted][..]));
+        assert_eq!(
+            (decided.level, &*decided.omit),
+            (Level::Metadata, &[Stage::RequestReceived, Stage::ResponseStarted][..])
+        );
         let nodes = asked("get", "", "nodes", "");
         assert_eq!(policy.decide(&ada, Subject::Resource(&nodes)).level, Level::Metadata);
         assert_eq!(policy.decide(&ada, Subject::Resource(&asked("get", "", "x", "b"))).level, Level::None);

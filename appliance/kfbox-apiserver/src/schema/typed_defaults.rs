@@ -94,6 +94,7 @@ pub fn default_builtin(group: &str, version: &str, kind: &str, value: &mut Value
             set(make(object, "status"), "phase", "Pending");
         }
         ("", "Secret") => secret(object),
+        ("", "LimitRange") => with_spec(object, |spec| items(spec, "limits").for_each(limit_range_item)),
         ("", "Namespace") => namespace(object),
         ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding") => {
             set(make(object, "roleRef"), "apiGroup", "rbac.authorization.k8s.io");
@@ -533,6 +534,18 @@ fn namespace(object: &mut Object) {
         set(make(object, "spec"), "finalizers", json!(["kubernetes"]));
     }
     set(make(object, "status"), "phase", "Active");
+}
+
+/// Bounds of containers are defaults too: the most a limit may be is the limit, that is the request, or else the least.
+fn limit_range_item(item: &mut Object) {
+    if item.get("type").and_then(Value::as_str) != Some("Container") {
+        return;
+    }
+    for (from, to) in [("max", "default"), ("default", "defaultRequest"), ("min", "defaultRequest")] {
+        for (name, amount) in item.get(from).and_then(Value::as_object).cloned().unwrap_or_default() {
+            set(make(item, to), &name, amount);
+        }
+    }
 }
 
 fn network_policy(spec: &mut Object) {

@@ -23,6 +23,7 @@ pub fn load(core: &Core) {
         let served = snapshot.objects.iter().map(|o| (o.key.name.to_string(), crds::served(o)));
         core.resources.set_all_custom(served);
     }
+    core.dynamic.load(&core.store);
 }
 
 pub fn after_write(call: &Call, object: &Object) {
@@ -35,6 +36,10 @@ pub fn after_write(call: &Call, object: &Object) {
             Some(current) => core.rbac.observe(&current.value()),
             None => core.rbac.forget(kind, &key.namespace, &key.name),
         }
+    } else if crate::admission::dynamic::is_configuration(collection) {
+        let _order = core.effects.lock();
+        core.dynamic.load(&core.store);
+        crate::admission::policies::after_write(call, object);
     } else if collection == CRDS {
         let _order = core.effects.lock();
         let current = core.store.get(collection, key);

@@ -9,6 +9,8 @@ mod admission;
 mod apply;
 pub mod auth;
 mod bootstrap;
+mod cel;
+mod conversion;
 mod convert;
 mod crds;
 mod discovery;
@@ -34,6 +36,7 @@ mod status;
 mod store;
 mod subresources;
 mod verbs;
+mod webhook;
 
 pub use kubelet::{Duplex, ExecSession, Exit, Kubelet, KubeletError, LogOptions, LogStream, Streams, TerminalSize};
 pub use server::{ApiServer, Config, OpenError};

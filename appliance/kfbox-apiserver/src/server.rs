@@ -106,6 +106,8 @@ pub struct Core {
     pub authenticator: Authenticator,
     pub kubelet: RwLock<Option<Arc<dyn Kubelet>>>,
     pub addresses: Arc<Addresses>,
+    /// Webhooks and policies.
+    pub dynamic: crate::admission::dynamic::Dynamic,
     pub documents: Documents,
     /// Held while what follows from a write, such as a served CRD, is brought up to date.
     pub effects: parking_lot::Mutex<()>,
@@ -180,6 +182,7 @@ impl ApiServer {
             authority,
             kubelet: RwLock::default(),
             addresses: Arc::new(addresses),
+            dynamic: crate::admission::dynamic::Dynamic::default(),
             documents: Documents::default(),
             effects: parking_lot::Mutex::default(),
             tasks: tasks.clone(),

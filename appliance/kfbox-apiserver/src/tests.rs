@@ -13,9 +13,12 @@ use kube::{
 use serde_json::{Value, json};
 use std::path::Path;
 
+mod conversion;
 mod custom;
 mod objects;
+mod policies;
 mod reads;
+mod webhooks;
 mod wire;
 
 pub struct World {

@@ -1,11 +1,15 @@
 //! What happens to an object between the client's wish and the store: the strategies of the kinds (what upstream's
 //! `PrepareForCreate` does) and the built-in admission plugins.
 
+pub mod dynamic;
 mod kinds;
 mod pods;
+pub mod policies;
 mod services;
+mod webhooks;
 
 pub use services::{Addresses, Reservation};
+pub use webhooks::client_errors;
 
 use crate::{
     crds,

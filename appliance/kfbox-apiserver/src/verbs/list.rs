@@ -115,6 +115,7 @@ pub async fn list(call: &Call) -> Result<Response, ApiError> {
         }
     }
     drop(snapshot);
+    let objects = crate::conversion::read_all(&call.core, &call.resource, objects).await?;
     let revision = revision.to_string();
     let next = continued.as_ref().map(|(token, remaining)| (token.as_str(), *remaining));
     Ok(match call.accept.form {

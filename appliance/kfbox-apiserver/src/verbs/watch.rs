@@ -80,7 +80,8 @@ pub async fn watch(call: Arc<Call>) -> Result<Response, ApiError> {
         selector,
         namespace,
         watcher,
-        initial: snapshot.into_iter().collect(),
+        initial: crate::conversion::read_all(&call.core, &call.resource, snapshot).await?.into(),
+        told: crate::conversion::Told::default(),
         end_of_initial: initial && bookmarks,
         bookmarks: bookmarks.then(|| Instant::now() + BOOKMARK_EVERY),
         deadline: Instant::now() + Duration::from_secs(seconds),
@@ -112,6 +113,8 @@ struct Stream {
     namespace: Option<String>,
     watcher: Watcher,
     initial: std::collections::VecDeque<Arc<Object>>,
+    /// What a webhook made of the objects of the present batch.
+    told: crate::conversion::Told,
     end_of_initial: bool,
     /// When the next is due, if wanted.
     bookmarks: Option<Instant>,
@@ -146,7 +149,17 @@ impl Stream {
             let shutdown = self.call.core.shutdown.clone();
             tokio::select! {
                 batch = self.watcher.next() => match batch {
-                    Ok(batch) => batch.iter().for_each(|change| self.change(&mut frame, change)),
+                    Ok(batch) => match crate::conversion::changes(&self.call, &batch).await {
+                        Ok(told) => {
+                            self.told = told;
+                            batch.iter().for_each(|change| self.change(&mut frame, change));
+                        }
+                        Err(error) => {
+                            self.ended = true;
+                            let event = json!({"type": "ERROR", "object": error.to_value()});
+                            frame.extend_from_slice(format!("{event}\n").as_bytes());
+                        }
+                    },
                     Err(expired) => {
                         self.ended = true;
                         frame.extend_from_slice(error_event(expired).as_bytes());
@@ -189,6 +202,7 @@ impl Stream {
 
     fn event(&mut self, frame: &mut Vec<u8>, kind: &str, object: &Object) {
         let call = self.call.clone();
+        let object = self.told.get(object);
         let object: Bytes = match call.accept.form {
             Form::Object => convert::bytes(&call.resource, object),
             Form::Metadata => respond::partial(&convert::value(&call.resource, object)).to_string().into(),

@@ -23,7 +23,7 @@ const CLEANUP: &str = "customresourcecleanup.apiextensions.k8s.io";
 
 pub fn on_create(call: &Call, crd: &mut Value) -> Result<(), ApiError> {
     default_names(crd);
-    check(call, crd)?;
+    check(crd)?;
     let mut finalizers = object::finalizers(crd);
     if !finalizers.iter().any(|f| f == CLEANUP) {
         finalizers.push(CLEANUP.into());
@@ -45,7 +45,7 @@ pub fn on_update(call: &Call, old: &Value, new: &mut Value) -> Result<(), ApiErr
             return Err(refused(new, &[error]));
         }
     }
-    check(call, new)?;
+    check(new)?;
     let version = storage_version(new);
     let stored = member_mut(new, "status").entry("storedVersions").or_insert_with(|| json!([]));
     if let Some(stored) = stored.as_array_mut()
@@ -70,7 +70,7 @@ fn refused(crd: &Value, errors: &[FieldError]) -> ApiError {
     ApiError::invalid("apiextensions.k8s.io", "CustomResourceDefinition", meta(crd, "name"), errors)
 }
 
-fn check(call: &Call, crd: &Value) -> Result<(), ApiError> {
+fn check(crd: &Value) -> Result<(), ApiError> {
     let spec = &crd["spec"];
     let (group, plural) = (text(&spec["group"]), text(&spec["names"]["plural"]));
     let mut errors = Vec::new();
@@ -106,12 +106,7 @@ fn check(call: &Call, crd: &Value) -> Result<(), ApiError> {
             ));
         }
     }
-    if text(&spec["conversion"]["strategy"]) == "Webhook" && versions.len() > 1 {
-        // Objects are then stored and served alike; what a webhook would change between versions is not.
-        call.warn(
-            "spec.conversion.strategy: Webhook is not supported; versions are converted by changing apiVersion only",
-        );
-    }
+    errors.extend(crate::conversion::errors(spec));
     if errors.is_empty()
         && let Err(found) = schema::from_crd(crd)
     {
@@ -217,6 +212,7 @@ pub fn served(stored: &Object) -> Vec<Arc<Resource>> {
     let names = &crd["status"]["acceptedNames"];
     let storage_version = storage_version(crd);
     let versions = spec["versions"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let conversion = crate::conversion::Conversion::of(crd);
     versions
         .iter()
         .filter(|v| v["served"] != false)
@@ -245,6 +241,7 @@ pub fn served(stored: &Object) -> Vec<Arc<Resource>> {
                         format!("{}/{name} {} is deprecated", text(&spec["group"]), text(&names["kind"]))
                     })
                 }),
+                conversion: conversion.clone(),
             };
             const READ_WRITE: &[&str] = &["get", "patch", "update"];
             let kind: Box<str> = text(&names["kind"]).into();

@@ -24,6 +24,7 @@ pub fn load(core: &Core) {
         let served = snapshot.objects.iter().map(|o| (o.key.name.to_string(), crds::served(o)));
         core.resources.set_all_custom(served);
     }
+    core.dynamic.load(&core.store);
 }
 
 pub fn after_write(call: &Call, object: &Object) {
@@ -40,6 +41,10 @@ pub fn after_write(call: &Call, object: &Object) {
     } else if matches!(collection, flow::SCHEMAS | flow::LEVELS) {
         let _order = core.effects.lock();
         core.flow.configure(&core.store);
+    } else if crate::admission::dynamic::is_configuration(collection) {
+        let _order = core.effects.lock();
+        core.dynamic.load(&core.store);
+        crate::admission::policies::after_write(call, object);
     } else if collection == CRDS {
         let _order = core.effects.lock();
         let current = core.store.get(collection, key);

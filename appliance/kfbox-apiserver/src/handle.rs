@@ -118,6 +118,9 @@ async fn answer(
             let work = dispatch(&call, verb, parts, body);
             let mut response = if *long { work.await? } else { deadline::within(&call.query, work).await? };
             let warnings = std::mem::take(&mut *call.warnings.lock());
+            for (key, value) in std::mem::take(&mut *call.annotations.lock()) {
+                tracing::debug!(key, value, "audit annotation");
+            }
             respond::add_warnings(&mut response, &warnings);
             flow::tell(&mut response, &class);
             Ok(response)
@@ -176,7 +179,20 @@ fn call(
     let headers: HeaderMap = parts.headers.clone();
     let warnings = resource.custom.as_ref().and_then(|c| c.deprecation.clone());
     let warnings = Mutex::new(warnings.into_iter().collect());
-    Ok(Arc::new(Call { core, registry, resource, target, query, user, headers, accept, dry_run, local, warnings }))
+    Ok(Arc::new(Call {
+        core,
+        registry,
+        resource,
+        target,
+        query,
+        user,
+        headers,
+        accept,
+        dry_run,
+        local,
+        warnings,
+        annotations: Mutex::default(),
+    }))
 }
 
 async fn dispatch(call: &Arc<Call>, verb: &'static str, parts: Parts, body: Body) -> Result<Response, ApiError> {
@@ -231,5 +247,6 @@ pub fn own_call(core: &Arc<Core>, resource: Arc<crate::resources::Resource>, nam
         dry_run: false,
         local: true,
         warnings: Mutex::default(),
+        annotations: Mutex::default(),
     }
 }

@@ -10,6 +10,8 @@ mod apply;
 mod audit;
 pub mod auth;
 mod bootstrap;
+mod cel;
+mod conversion;
 mod convert;
 mod crds;
 mod deadline;
@@ -38,6 +40,7 @@ mod status;
 mod store;
 mod subresources;
 mod verbs;
+mod webhook;
 
 pub use audit::AuditConfig;
 pub use flow::Limits;

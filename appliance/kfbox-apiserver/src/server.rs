@@ -129,6 +129,8 @@ pub struct Core {
     pub kubelet: RwLock<Option<Arc<dyn Kubelet>>>,
     pub addresses: Arc<Addresses>,
     pub quotas: Arc<admission::quota::Quotas>,
+    /// Webhooks and policies.
+    pub dynamic: crate::admission::dynamic::Dynamic,
     pub documents: Documents,
     pub flow: Arc<Flow>,
     pub audit: Option<Arc<Audit>>,
@@ -208,6 +210,7 @@ impl ApiServer {
             kubelet: RwLock::default(),
             addresses: Arc::new(addresses),
             quotas: Arc::default(),
+            dynamic: crate::admission::dynamic::Dynamic::default(),
             documents: Documents::default(),
             flow,
             audit,

@@ -7,7 +7,7 @@ use axum::{
 };
 use http::{HeaderValue, StatusCode, header};
 use serde_json::{Map, Value, json};
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
 use crate::schema::FieldError;
 
@@ -18,7 +18,7 @@ pub struct ApiError(Box<Parts>);
 #[derive(Debug, Clone)]
 struct Parts {
     code: StatusCode,
-    reason: &'static str,
+    reason: Cow<'static, str>,
     message: String,
     details: Map<String, Value>,
     /// `metadata.continue`: where a list that expired may go on.
@@ -35,7 +35,13 @@ impl std::error::Error for ApiError {}
 
 impl ApiError {
     pub fn new(code: StatusCode, reason: &'static str, message: impl Into<String>) -> Self {
-        Self(Box::new(Parts { code, reason, message: message.into(), details: Map::new(), continued: None }))
+        Self(Box::new(Parts {
+            code,
+            reason: reason.into(),
+            message: message.into(),
+            details: Map::new(),
+            continued: None,
+        }))
     }
 
     fn detail(mut self, key: &str, value: impl Into<Value>) -> Self {
@@ -72,8 +78,26 @@ impl ApiError {
         self.0.code
     }
 
-    pub fn reason(&self) -> &'static str {
-        self.0.reason
+    pub fn reason(&self) -> &str {
+        &self.0.reason
+    }
+
+    /// The code and reason that a policy or webhook asked for.
+    pub fn with_reason(mut self, code: StatusCode, reason: &str) -> Self {
+        self.0.code = code;
+        self.0.reason = Cow::Owned(reason.to_owned());
+        self
+    }
+
+    /// The details that a webhook gave.
+    pub fn with_details(mut self, details: Map<String, Value>) -> Self {
+        self.0.details = details;
+        self
+    }
+
+    /// A cause that is nothing but a message.
+    pub fn caused_by_message(self, message: &str) -> Self {
+        self.causes([json!({"message": message})])
     }
 
     pub fn not_found(group: &str, plural: &str, name: &str) -> Self {
@@ -199,6 +223,12 @@ impl ApiError {
         });
         if let Some(token) = continued {
             status["metadata"]["continue"] = token.clone().into();
+        }
+        // Errors that are nobody's but a webhook's may have no reason.
+        if reason.is_empty()
+            && let Some(members) = status.as_object_mut()
+        {
+            members.remove("reason");
         }
         if !details.is_empty() {
             status["details"] = details.clone().into();

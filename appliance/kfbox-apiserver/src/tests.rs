@@ -14,14 +14,17 @@ use serde_json::{Value, json};
 use std::path::Path;
 
 mod audit;
+mod conversion;
 mod custom;
 mod flow;
 mod limits;
 mod objects;
 mod plugins;
 mod pod_security;
+mod policies;
 mod quotas;
 mod reads;
+mod webhooks;
 mod wire;
 
 pub struct World {

@@ -8,20 +8,24 @@ mod certificates;
 mod claim_resize;
 mod default_classes;
 mod default_tolerations;
+pub mod dynamic;
 mod kinds;
 mod limit_ranger;
 mod namespace_lifecycle;
 mod pod_resources;
 mod pod_security;
 mod pods;
+pub mod policies;
 mod priority;
 pub mod quota;
 mod runtime_class;
 mod service_account;
 mod services;
 mod storage_protection;
+mod webhooks;
 
 pub use services::Addresses;
+pub use webhooks::client_errors;
 
 use crate::{crds, effects::CRDS, object::meta, status::ApiError, verbs::Call};
 use serde_json::{Value, json};

@@ -49,6 +49,8 @@ pub struct Custom {
     pub scale: Option<ScalePaths>,
     pub selectable_fields: Vec<String>,
     pub deprecation: Option<String>,
+    /// Other versions than the stored one are a webhook's work.
+    pub conversion: Option<Arc<crate::conversion::Conversion>>,
 }
 
 /// A version's schema, compiled when it is first needed: a box has dozens of definitions, some of a megabyte, and uses

@@ -1,45 +1,48 @@
 //! `x-kubernetes-validations`: CEL rules of custom resources, transition rules included.
 //!
+//! Guarantee: the rules of one object together cost no more than upstream's budget, whatever they and the object are.
 //! Upstream: <https://kubernetes.io/docs/reference/using-api/cel/> and
 //! `apiextensions-apiserver/pkg/apiserver/schema/cel`.
-//!
-//! Assumption: the interpreter has no cost meter, so the time for one object's rules is bounded here between rules;
-//! one rule's work is bounded by the size of its expression and of the object.
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use base64::Engine as _;
-use kube_cel::KubeCelExt as _;
 use kube_cel::cel::objects::{Key, Map};
-use kube_cel::cel::{Context, Program, Value as Cel};
 use serde_json::Value;
 
 use super::check::type_word;
 use super::field::{FieldError, Reason, join};
 use super::{Additional, Link, Node, Type};
+use crate::cel::{BUDGET, Cel, CelError, Expression, OUT_OF_BUDGET, Scope, optional};
 
-/// The parser recurses; no rule seen in practice nests a tenth as deep, and a few thousand levels would end the stack.
-const MAX_NESTING: usize = 60;
-/// Every operator may be a level of the syntax tree, over which parser and interpreter recurse.
-const MAX_OPERATORS: usize = 500;
-/// Upstream's own limit is on cost; the longest rules of known CRDs have some hundred characters.
-const MAX_EXPRESSION: usize = 16 << 10;
-/// After this long on one object the remaining rules fail closed.
-const MAX_TIME: Duration = Duration::from_secs(2);
+/// The longest message that an expression may make; a longer one gives way to the rule's text.
+const MAX_MESSAGE: usize = 5 << 10;
 
-/// Time given to the rules of one object, counted from the first rule.
-#[derive(Default)]
-pub struct Budget(Option<Instant>);
+/// What the rules of one object may still cost.
+pub struct Budget(Option<u64>);
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self(Some(BUDGET))
+    }
+}
+
+impl Budget {
+    /// False when this was too much; then nothing is left for others either.
+    fn pay(&mut self, cost: u64) -> bool {
+        self.0 = self.0.and_then(|left| left.checked_sub(cost));
+        self.0.is_some()
+    }
+}
 
 /// One compiled rule.
 pub struct Rule {
     source: Box<str>,
-    program: Program,
+    program: Expression,
     message: Option<Box<str>>,
     message_source: Option<Box<str>>,
-    message_expression: Option<Program>,
+    message_expression: Option<Expression>,
     reason: Reason,
     field_path: Option<Box<str>>,
     uses_old: bool,
@@ -56,51 +59,6 @@ impl std::fmt::Debug for Rule {
     }
 }
 
-fn compile(source: &str) -> Result<Program, String> {
-    if source.len() > MAX_EXPRESSION {
-        return Err(format!("expression is longer than {MAX_EXPRESSION} bytes"));
-    }
-    let (mut depth, mut deepest, mut operators) = (0_usize, 0, 0);
-    for byte in source.bytes() {
-        match byte {
-            b'(' | b'[' | b'{' => {
-                depth += 1;
-                deepest = deepest.max(depth);
-            }
-            b')' | b']' | b'}' => depth = depth.saturating_sub(1),
-            b'.' | b'+' | b'-' | b'*' | b'/' | b'%' | b'?' | b'!' | b'<' | b'>' | b'=' => operators += 1,
-            _ => {}
-        }
-    }
-    if deepest > MAX_NESTING || operators > MAX_OPERATORS {
-        return Err("expression is too complex".to_owned());
-    }
-    guarded(|| Program::compile(source).map_err(|error| error.to_string()))
-        .unwrap_or_else(|| Err("the expression cannot be parsed".to_owned()))
-}
-
-/// Parser and interpreter take tens of kilobytes of stack for each level of an expression, which a runtime's worker
-/// does not have. Only touched pages of this stack become memory.
-const STACK: usize = 128 << 20;
-
-/// Runs `work` on a thread of its own with a deep stack; none where no thread can be had or the work panicked.
-pub(super) fn on_deep_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Option<T> {
-    std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().name("cel".to_owned()).stack_size(STACK).spawn_scoped(scope, work);
-        thread.ok().and_then(|thread| thread.join().ok())
-    })
-}
-
-/// The interpreter is young; a rule that makes it panic fails instead of ending the request's task.
-fn guarded<T>(work: impl FnOnce() -> T) -> Option<T> {
-    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).ok()
-}
-
-thread_local! {
-    /// All functions, registered once a thread: rules run in scopes below.
-    static FUNCTIONS: Context<'static> = Context::default().with_all();
-}
-
 impl Rule {
     /// Compiles one entry of `x-kubernetes-validations` at `path` of the CRD.
     pub(super) fn parse(entry: &Value, path: &str) -> Result<Rule, FieldError> {
@@ -109,21 +67,28 @@ impl Rule {
         if source.is_empty() {
             return Err(FieldError::required(&join(path, "rule"), ""));
         }
-        let at = join(path, "rule");
-        let program = compile(source).map_err(|detail| {
-            FieldError::invalid(&at, &Value::String(source.to_owned()), &format!("compilation failed: {detail}"))
+        let scope = Scope { variables: &["self", "oldSelf"], ..Scope::default() };
+        let program = Expression::compile(source, &scope).and_then(|e| e.must_be(&["bool"])).map_err(|detail| {
+            let detail = match detail.strip_prefix("must evaluate to ") {
+                Some(_) => "cel expression must evaluate to a bool".to_owned(),
+                None => format!("compilation failed: {detail}"),
+            };
+            FieldError::invalid(&join(path, "rule"), &Value::String(source.to_owned()), &detail)
         })?;
         let message_expression = match text("messageExpression") {
-            Some(expression) => Some(compile(expression).map_err(|detail| {
-                FieldError::invalid(
-                    &join(path, "messageExpression"),
-                    &Value::String(expression.to_owned()),
-                    &format!("messageExpression compilation failed: {detail}"),
-                )
-            })?),
+            Some(expression) => {
+                let compiled = Expression::compile(expression, &scope).and_then(|e| e.must_be(&["string"]));
+                Some(compiled.map_err(|detail| {
+                    FieldError::invalid(
+                        &join(path, "messageExpression"),
+                        &Value::String(expression.to_owned()),
+                        &format!("messageExpression compilation failed: {detail}"),
+                    )
+                })?)
+            }
             None => None,
         };
-        let uses_old = program.references().has_variable("oldSelf");
+        let uses_old = program.uses("oldSelf");
         let reason = match text("reason") {
             Some("FieldValueRequired") => Reason::FieldValueRequired,
             Some("FieldValueForbidden") => Reason::FieldValueForbidden,
@@ -143,13 +108,21 @@ impl Rule {
         })
     }
 
-    fn explain(&self, context: &Context<'_>) -> String {
-        if let Some(expression) = &self.message_expression
-            && let Some(Ok(Cel::String(text))) = guarded(|| expression.execute(context))
-            && !text.trim().is_empty()
-            && !text.contains('\n')
-        {
-            return text.trim().to_owned();
+    fn named(&self) -> &str {
+        self.message.as_deref().map_or(&*self.source, str::trim)
+    }
+
+    fn explain(&self, variables: &[(&str, Cel)], budget: &mut Budget) -> String {
+        if let Some(expression) = &self.message_expression {
+            let evaluation = expression.evaluate(variables);
+            if budget.pay(evaluation.cost)
+                && let Ok(Cel::String(text)) = evaluation.result
+                && !text.trim().is_empty()
+                && !text.contains('\n')
+                && text.len() <= MAX_MESSAGE
+            {
+                return text.trim().to_owned();
+            }
         }
         match &self.message {
             Some(message) => message.trim().to_owned(),
@@ -170,73 +143,57 @@ pub(super) fn evaluate(
     budget: &mut Budget,
     errors: &mut Vec<FieldError>,
 ) {
-    if rules.is_empty() || (unchanged && !rules.iter().any(|r| r.uses_old)) {
+    if rules.is_empty() || budget.0.is_none() || (unchanged && !rules.iter().any(|r| r.uses_old)) {
         return;
     }
-    let started = *budget.0.get_or_insert_with(Instant::now);
-    FUNCTIONS.with(|functions| {
-        let mut context = functions.new_inner_scope();
-        context.add_variable_from_value("self", to_cel(node, value));
-        let old_cel = old.filter(|o| !o.is_null()).map(|o| to_cel(node, o));
-        for rule in rules {
-            if rule.uses_old {
-                match (&old_cel, rule.optional_old) {
-                    // Optional values of the interpreter are built by its own function; an absent one is `optional.none()`.
-                    (None, true) => {
-                        let Some(none) = optional(None) else { continue };
-                        context.add_variable_from_value("oldSelf", none);
-                    }
-                    (Some(value), true) => {
-                        let Some(some) = optional(Some(value.clone())) else { continue };
-                        context.add_variable_from_value("oldSelf", some);
-                    }
-                    (None, false) => continue,
-                    (Some(value), false) => context.add_variable_from_value("oldSelf", value.clone()),
-                }
-            } else if unchanged {
-                continue;
-            }
-            let shown = Value::String(type_word(value).to_owned());
-            if started.elapsed() > MAX_TIME {
-                errors.push(FieldError::invalid(
-                    path,
-                    &shown,
-                    "validation rules took too long and the rest was not evaluated",
-                ));
+    let shown = Value::String(type_word(value).to_owned());
+    let this = to_cel(node, value);
+    let old = old.filter(|o| !o.is_null()).map(|o| to_cel(node, o));
+    for rule in rules {
+        let old_self = match (rule.uses_old, &old, rule.optional_old) {
+            (false, ..) if unchanged => continue,
+            (true, None, false) => continue,
+            (_, old, true) => Some(optional(old.clone())),
+            (_, old, false) => old.clone(),
+        };
+        let mut variables = vec![("self", this.clone())];
+        variables.extend(old_self.map(|old| ("oldSelf", old)));
+        let evaluation = rule.program.evaluate(&variables[..]);
+        if !budget.pay(evaluation.cost) {
+            errors.push(FieldError::invalid(path, &shown, OUT_OF_BUDGET));
+            return;
+        }
+        let detail = match evaluation.result {
+            Ok(Cel::Bool(true)) => continue,
+            Ok(Cel::Bool(false)) => rule.explain(&variables, budget),
+            Ok(_) => format!("rule: {} must evaluate to a bool", rule.source),
+            Err(error @ CelError::Cost) => {
+                budget.0 = None;
+                let detail = format!(
+                    "'{error}': no further validation rules will be run due to call cost exceeds limit for rule: {}",
+                    rule.named()
+                );
+                errors.push(FieldError::invalid(path, &shown, &detail));
                 return;
             }
-            let detail = match guarded(|| rule.program.execute(&context)) {
-                Some(Ok(Cel::Bool(true))) => continue,
-                Some(Ok(Cel::Bool(false))) => rule.explain(&context),
-                Some(Ok(_)) => format!("rule: {} must evaluate to a bool", rule.source),
-                Some(Err(error)) => format!("rule evaluation error: {error}: {}", rule.source),
-                None => format!("rule cannot be evaluated: {}", rule.source),
-            };
-            let at = match &rule.field_path {
-                Some(relative) if relative.starts_with('.') => join(path, &relative[1..]),
-                Some(relative) => format!("{path}{relative}"),
-                None => path.to_owned(),
-            };
-            errors.push(match rule.reason {
-                Reason::FieldValueRequired => FieldError::required(&at, &detail),
-                Reason::FieldValueForbidden => FieldError::forbidden(&at, &detail),
-                Reason::FieldValueDuplicate => FieldError::duplicate(&at, &shown),
-                _ => FieldError::invalid(&at, &shown, &detail),
-            });
-        }
-    });
-}
-
-fn optional(value: Option<Cel>) -> Option<Cel> {
-    let mut context = Context::default();
-    let source = match value {
-        Some(value) => {
-            context.add_variable_from_value("value", value);
-            "optional.of(value)"
-        }
-        None => "optional.none()",
-    };
-    Program::compile(source).ok()?.execute(&context).ok()
+            Err(error @ CelError::NoSuchOverload) => format!(
+                "'{error}': call arguments did not match a supported operator, function or macro signature for rule: {}",
+                rule.named()
+            ),
+            Err(error) => format!("{error} evaluating rule: {}", rule.named()),
+        };
+        let at = match &rule.field_path {
+            Some(relative) if relative.starts_with('.') => join(path, &relative[1..]),
+            Some(relative) => format!("{path}{relative}"),
+            None => path.to_owned(),
+        };
+        errors.push(match rule.reason {
+            Reason::FieldValueRequired => FieldError::required(&at, &detail),
+            Reason::FieldValueForbidden => FieldError::forbidden(&at, &detail),
+            Reason::FieldValueDuplicate => FieldError::duplicate(&at, &shown),
+            _ => FieldError::invalid(&at, &shown, &detail),
+        });
+    }
 }
 
 const RESERVED: &[&str] = &[
@@ -310,6 +267,12 @@ fn to_cel(node: &Node, value: &Value) -> Cel {
     }
 }
 
+thread_local! {
+    /// The language's own parser of durations.
+    static DURATION: Expression = Expression::compile("duration(text)", &Scope { variables: &["text"], ..Scope::default() })
+        .expect("this expression is well formed");
+}
+
 fn typed_text(node: &Node, text: &str) -> Cel {
     let plain = || Cel::String(Arc::new(text.to_owned()));
     if node.kind != Type::String {
@@ -321,12 +284,7 @@ fn typed_text(node: &Node, text: &str) -> Cel {
             .decode(text)
             .map_or_else(|_| plain(), |bytes| Cel::Bytes(Arc::new(bytes))),
         Some("duration") => {
-            let mut context = Context::default();
-            context.add_variable_from_value("text", plain());
-            match Program::compile("duration(text)").map(|p| p.execute(&context)) {
-                Ok(Ok(value)) => value,
-                _ => plain(),
-            }
+            DURATION.with(|parse| parse.evaluate(&[("text", plain())][..]).result.unwrap_or_else(|_| plain()))
         }
         _ => plain(),
     }

@@ -71,7 +71,7 @@ pub fn validate(schema: &Schema, value: &Value, old: Option<&Value>) -> Vec<Fiel
     if !schema.has_rules {
         return run();
     }
-    cel::on_deep_stack(run)
+    crate::cel::on_deep_stack(run)
         .unwrap_or_else(|| vec![FieldError::forbidden("", "the validation rules cannot be evaluated at present")])
 }
 

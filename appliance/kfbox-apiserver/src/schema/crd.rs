@@ -134,7 +134,7 @@ fn root(schema: &Value, path: &str) -> Result<Arc<Schema>, Vec<FieldError>> {
     if !has_rules(schema) {
         return build(schema, path, false);
     }
-    cel::on_deep_stack(|| build(schema, path, true)).unwrap_or_else(|| {
+    crate::cel::on_deep_stack(|| build(schema, path, true)).unwrap_or_else(|| {
         Err(vec![FieldError::forbidden(path, "the validation rules of this schema cannot be compiled")])
     })
 }

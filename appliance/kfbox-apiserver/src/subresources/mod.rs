@@ -3,11 +3,12 @@
 mod forward;
 mod pod;
 mod proxy;
-mod scale;
+pub mod scale;
 mod spdy;
 mod streams;
 
 use crate::{
+    admission::dynamic,
     auth::reviews::{self, ReviewError},
     negotiate::{decode, read_body},
     respond,
@@ -27,6 +28,14 @@ pub async fn dispatch(call: &Arc<Call>, verb: &'static str, parts: Parts, body: 
     if call.resource.namespaced && call.target.namespace.is_empty() {
         return Err(ApiError::no_such_path());
     }
+    let body = match subresource {
+        "binding" | "eviction" | "token" => dynamic::on_post(call, body).await?,
+        "exec" | "attach" | "portforward" | "proxy" => {
+            dynamic::on_connect(call).await?;
+            body
+        }
+        _ => body,
+    };
     match (subresource, verb) {
         ("proxy", _) => proxy::proxy(call, parts, body).await,
         ("log", _) => pod::log(call).await,
@@ -67,7 +76,7 @@ pub async fn create_virtual(call: &Arc<Call>, body: Body) -> Result<Response, Ap
         "SelfSubjectRulesReview" => reviews::self_subject_rules_review(rbac, &call.user, &object),
         "SelfSubjectReview" => Ok(reviews::self_subject_review(&call.user, &object)),
         "TokenReview" => reviews::token_review(&call.core.authenticator, &object).await,
-        "Binding" => return pod::bind_object(call, object).await,
+        "Binding" => return pod::bind_object(call, dynamic::on_virtual(call, object).await?).await,
         _ => return Err(ApiError::method_not_allowed()),
     };
     Ok(respond::value(call, StatusCode::CREATED, &answer.map_err(review_error)?))

@@ -91,6 +91,22 @@ fn selector_text(selector: &Value) -> String {
     parts.join(",")
 }
 
+/// The Scale that stands for an object.
+pub fn of(call: &Call, object: &Value) -> Value {
+    scale_of(object, &paths(call))
+}
+
+/// What a changed Scale says of its object; true if that is new.
+pub fn put_into(call: &Call, object: &mut Value, scale: &Value) -> bool {
+    let paths = paths(call);
+    let replicas = &scale["spec"]["replicas"];
+    if replicas.is_null() || at(object, &paths.spec) == replicas {
+        return false;
+    }
+    set(object, &paths.spec, replicas.clone());
+    true
+}
+
 pub fn get(call: &Call) -> Result<Response, ApiError> {
     let stored = call.core.store.get(&call.resource.collection, &call.key()).ok_or_else(|| call.not_found())?;
     let scale = scale_of(&convert::value(&call.resource, &stored), &paths(call));

@@ -2,7 +2,7 @@
 
 use super::{Call, object_response};
 use crate::{
-    admission, convert,
+    admission, conversion,
     negotiate::{decode, read_body},
     object::{self, meta, metadata_mut, set_meta},
     status::ApiError,
@@ -70,15 +70,17 @@ async fn create_named(call: &Call, mut object: Value, track: bool) -> Result<Arc
 
     call.default(&mut object);
     let mut reservations = admission::on_create(call, &mut object).await.map_err(plain)?;
+    admission::dynamic::mutate(call, "", &mut object, None).await.map_err(plain)?;
     call.validate(&object, None).map_err(plain)?;
     admission::validate(call, &object, None).map_err(plain)?;
+    admission::dynamic::validate(call, "", &object, None).await.map_err(plain)?;
     if track {
         crate::ownership::track(call, None, &mut object, "");
     }
     reservations.extend(admission::charge(call, &object, None).map_err(plain)?);
 
     let key = Key::new(call.namespace(), meta(&object, "name"));
-    convert::to_storage(resource, &mut object);
+    conversion::write(&call.core, resource, &mut object).await.map_err(plain)?;
     let encoded = encode(&resource.collection, &object);
     if call.dry_run {
         if call.core.store.get(&resource.collection, &key).is_some() {
@@ -87,7 +89,7 @@ async fn create_named(call: &Call, mut object: Value, track: bool) -> Result<Arc
                 Some(key.name.into()),
             ));
         }
-        return Ok(Arc::new(encoded.preview(key, None)));
+        return conversion::read(call, Arc::new(encoded.preview(key, None))).await.map_err(plain);
     }
     let name = key.name.to_string();
     let written = call.core.store.put(&resource.collection, key, Expect::Absent, encoded).await;
@@ -95,7 +97,7 @@ async fn create_named(call: &Call, mut object: Value, track: bool) -> Result<Arc
     match written {
         Ok(stored) => {
             crate::effects::after_write(call, &stored);
-            Ok(stored)
+            conversion::read(call, stored).await.map_err(plain)
         }
         Err(WriteError::Exists | WriteError::Changed) => {
             Err((ApiError::already_exists(&resource.group, &resource.plural, &name), Some(name)))

@@ -2,7 +2,7 @@
 
 use super::{Call, list, object_response, update::encode_in_storage};
 use crate::{
-    convert, effects,
+    conversion, convert, effects,
     negotiate::{decode, read_body},
     object::{self, FOREGROUND, ORPHAN, set_meta},
     respond,
@@ -136,8 +136,10 @@ pub async fn delete_object(
             .get(&resource.collection, key)
             .ok_or_else(|| ApiError::not_found(&resource.group, &resource.plural, &key.name))?;
         check(call, &stored, options)?;
+        let stored = conversion::read(call, stored).await?;
         let old = convert::value(resource, &stored);
         crate::admission::on_delete(call, &old)?;
+        crate::admission::dynamic::on_delete(call, &old, options, dry_run).await?;
         let (new, changed) = mark(&resource.collection, &old, options);
         let gone = object::may_vanish(&resource.collection, &new);
         if !gone && !changed {
@@ -147,17 +149,21 @@ pub async fn delete_object(
         // What vanishes at once was never seen being deleted, except by a grace period of zero.
         let last = if gone && !object::is_deleting(&old) { old } else { new.clone() };
         let written = if dry_run {
-            Ok(Arc::new(encode_in_storage(call, new).preview(key.clone(), Some(stored.revision))))
+            Ok(Arc::new(encode_in_storage(call, new).await?.preview(key.clone(), Some(stored.revision))))
         } else if gone {
-            call.core.store.delete(&resource.collection, key.clone(), expect, encode_in_storage(call, last)).await
+            call.core
+                .store
+                .delete(&resource.collection, key.clone(), expect, encode_in_storage(call, last).await?)
+                .await
         } else {
-            call.core.store.put(&resource.collection, key.clone(), expect, encode_in_storage(call, new)).await
+            call.core.store.put(&resource.collection, key.clone(), expect, encode_in_storage(call, new).await?).await
         };
         match written {
             Ok(object) => {
                 if !dry_run {
                     effects::after_write(call, &object);
                 }
+                let object = conversion::read(call, object).await?;
                 return Ok(if gone { Deleted::Gone(object) } else { Deleted::Marked(object) });
             }
             Err(WriteError::Changed | WriteError::Exists) => {}

@@ -135,6 +135,7 @@ pub async fn list(call: &Call) -> Result<Response, ApiError> {
     });
     let revision = revision.to_string();
     let next = continued.as_ref().map(|(token, remaining)| (token.as_str(), *remaining));
+    let objects = crate::conversion::read_all(&call.core, &call.resource, objects).await?;
     lists::answer(call, objects, &list_metadata(&revision, next), &revision, next).await
 }
 

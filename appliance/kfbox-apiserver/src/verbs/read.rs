@@ -9,6 +9,7 @@ use std::sync::Arc;
 pub async fn get(call: &Call) -> Result<Response, ApiError> {
     call.core.wait_for_revision(revision_at_least(call)?).await?;
     let object = call.core.store.get(&call.resource.collection, &call.key()).ok_or_else(|| call.not_found())?;
+    let object = crate::conversion::read(call, object).await?;
     Ok(object_response(call, StatusCode::OK, &object))
 }
 

@@ -2,7 +2,7 @@
 
 use super::{Call, create, object_response};
 use crate::{
-    admission, convert, effects,
+    admission, conversion, convert, effects,
     negotiate::{decode, read_body},
     object::{self, meta, metadata_mut},
     status::ApiError,
@@ -58,6 +58,7 @@ pub async fn modify(
     let key = call.key();
     for _ in 0..ATTEMPTS {
         let stored = call.core.store.get(&resource.collection, &key).ok_or_else(|| call.not_found())?;
+        let stored = conversion::read(call, stored).await?;
         let old = convert::value(resource, &stored);
         let mut new = change(&old)?;
         let asked_revision = meta(&new, "resourceVersion").to_owned();
@@ -68,7 +69,7 @@ pub async fn modify(
         if !vanishing && unchanged(&old, &new) {
             return Ok(stored);
         }
-        let encoded = encode_in_storage(call, new);
+        let encoded = encode_in_storage(call, new).await?;
         let expect = Expect::Revision(stored.revision);
         let written = if call.dry_run {
             Ok(Arc::new(encoded.preview(key.clone(), Some(stored.revision))))
@@ -83,7 +84,7 @@ pub async fn modify(
                 if !call.dry_run {
                     effects::after_write(call, &object);
                 }
-                return Ok(object);
+                return conversion::read(call, object).await;
             }
             Err(WriteError::Changed | WriteError::Exists) if insists && !asked_revision.is_empty() => {
                 return Err(ApiError::modified(&resource.group, &resource.plural, &key.name));
@@ -95,9 +96,9 @@ pub async fn modify(
     Err(ApiError::modified(&resource.group, &resource.plural, &key.name))
 }
 
-pub fn encode_in_storage(call: &Call, mut object: Value) -> Encoded {
-    convert::to_storage(&call.resource, &mut object);
-    encode(&call.resource.collection, &object)
+pub async fn encode_in_storage(call: &Call, mut object: Value) -> Result<Encoded, ApiError> {
+    conversion::write(&call.core, &call.resource, &mut object).await?;
+    Ok(encode(&call.resource.collection, &object))
 }
 
 /// True when the caller insists on the revision it named.
@@ -174,6 +175,7 @@ async fn prepare(
     }
     call.default(new);
     let mut reservations = admission::on_update(call, how.subresource, old, new).await?;
+    admission::dynamic::mutate(call, how.subresource, new, Some(old)).await?;
     if (resource.generation || resource.custom.is_some()) && !matches!(how.subresource, "status" | "approval") {
         let generation = old["metadata"]["generation"].as_i64().unwrap_or(0);
         let bump = i64::from(desired_differs(call, old, new));
@@ -181,6 +183,7 @@ async fn prepare(
     }
     call.validate_write(how.subresource, new, Some(old))?;
     admission::validate(call, new, Some(old))?;
+    admission::dynamic::validate(call, how.subresource, new, Some(old)).await?;
     if how.track {
         crate::ownership::track(call, Some(old), new, how.subresource);
     }

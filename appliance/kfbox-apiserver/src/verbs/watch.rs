@@ -99,7 +99,8 @@ pub async fn watch(call: Arc<Call>) -> Result<Response, ApiError> {
         selector,
         namespace,
         watcher,
-        initial: snapshot.into_iter().collect(),
+        initial: crate::conversion::read_all(&call.core, &call.resource, snapshot).await?.into(),
+        told: crate::conversion::Told::default(),
         end_of_initial: initial && bookmarks,
         bookmarks: bookmarks.then(|| Instant::now() + BOOKMARK_EVERY),
         deadline: Instant::now() + Duration::from_secs(seconds),
@@ -135,6 +136,8 @@ struct Stream {
     namespace: Option<String>,
     watcher: Watcher,
     initial: std::collections::VecDeque<Arc<Object>>,
+    /// What a webhook made of the objects of the present batch.
+    told: crate::conversion::Told,
     end_of_initial: bool,
     /// When the next is due, if wanted.
     bookmarks: Option<Instant>,
@@ -171,6 +174,14 @@ impl Stream {
             tokio::select! {
                 batch = self.watcher.next() => match batch {
                     Ok(batch) => {
+                        self.told = match crate::conversion::changes(&self.call, &batch).await {
+                            Ok(told) => told,
+                            Err(error) => {
+                                self.ended = true;
+                                let event = json!({"type": "ERROR", "object": error.to_value()});
+                                return Some(format!("{event}\n").into());
+                            }
+                        };
                         let mut lines: Vec<Bytes> = batch.iter().filter_map(|change| self.change(change)).collect();
                         match lines.len() {
                             0 => {}
@@ -227,6 +238,7 @@ impl Stream {
 
     fn line(&mut self, event: &str, object: &Object) -> Bytes {
         let call = &self.call;
+        let object = self.told.get(object);
         let object: Bytes = match call.accept.form {
             Form::Object => convert::bytes(&call.resource, object),
             Form::Metadata => respond::partial(&convert::value(&call.resource, object)).to_string().into(),

@@ -24,6 +24,8 @@ mod volumes;
 mod webhooks;
 mod workloads;
 
+pub use names::is_dns_subdomain;
+
 use serde_json::Value;
 
 use super::FieldError;

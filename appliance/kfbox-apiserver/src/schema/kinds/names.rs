@@ -63,6 +63,11 @@ fn is_name_part(text: &str) -> bool {
     framed(text, |b| b.is_ascii_alphanumeric(), |b| matches!(b, b'-' | b'_' | b'.'))
 }
 
+/// Whether a name is a DNS subdomain of at most 253 characters.
+pub fn is_dns_subdomain(text: &str) -> bool {
+    dns_subdomain(text).is_empty()
+}
+
 pub(super) fn dns_label(text: &str) -> Faults {
     let why = if is_subdomain(text) { "must not contain dots" } else { LABEL };
     checked([longer(text, 63), unless(is_label(text), why)])

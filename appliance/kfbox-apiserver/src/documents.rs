@@ -37,7 +37,8 @@ enum Name {
     V2Json,
     V2Protobuf,
     V3Index,
-    V3(String, String),
+    /// Below `/openapi/v3/`.
+    V3(String),
 }
 
 #[derive(Clone)]
@@ -59,8 +60,7 @@ pub async fn answer(
         ["v2"] if protobuf_first => (Name::V2Protobuf, openapi::V2_PROTOBUF),
         ["v2"] => (Name::V2Json, "application/json"),
         ["v3"] => (Name::V3Index, "application/json"),
-        ["v3", "api", version] => (Name::V3(String::new(), version.to_owned()), "application/json"),
-        ["v3", "apis", group, version] => (Name::V3(group.to_owned(), version.to_owned()), "application/json"),
+        ["v3", ref path @ ..] => (Name::V3(path.join("/")), "application/json"),
         _ => return Err(ApiError::no_such_path()),
     };
     let registry = core.resources.current();
@@ -87,6 +87,11 @@ impl Documents {
         let kept = self.0.lock();
         let current = kept.registry.as_ref().is_some_and(|r| Arc::ptr_eq(r, registry));
         current.then(|| kept.documents.get(name).cloned()).flatten()
+    }
+
+    /// Another server's part changed.
+    pub fn forget(&self) {
+        *self.0.lock() = Kept::default();
     }
 
     fn keep(&self, registry: &Arc<Registry>, name: Name, document: Document) {
@@ -141,12 +146,31 @@ fn make(core: &Core, registry: &Registry, name: &Name) -> Option<Document> {
         .collect();
     let stated = stated(core);
     let custom: Vec<CustomKind<'_>> = registry.all().filter_map(|r| custom_kind(r, &stated)).collect();
+    let remotes = core.aggregation.all();
+    let foreign: Vec<Arc<Value>> =
+        remotes.iter().filter(|r| r.available).filter_map(|r| r.learned.lock().openapi_v2.clone()).collect();
     let json = |value: Value| value.to_string().into_bytes();
     let bytes = match name {
-        Name::V2Json => json(openapi::v2_document(&groups, &custom)),
-        Name::V2Protobuf => openapi::v2_protobuf(&openapi::v2_document(&groups, &custom)),
-        Name::V3Index => json(openapi::v3_index(&groups, &custom)),
-        Name::V3(group, version) => json(openapi::v3_document(group, version, &custom)?),
+        Name::V2Json => json(openapi::v2_document(&groups, &custom, &foreign)),
+        Name::V2Protobuf => openapi::v2_protobuf(&openapi::v2_document(&groups, &custom, &foreign)),
+        Name::V3Index => {
+            let mut index = openapi::v3_index(&groups, &custom);
+            for remote in remotes.iter().filter(|r| r.available) {
+                let path = openapi::group_path(&remote.group, &remote.version);
+                let url = remote.learned.lock().openapi_v3.clone();
+                let url = url.unwrap_or_else(|| format!("/openapi/v3/{path}"));
+                index.insert(path, serde_json::json!({"serverRelativeURL": url}));
+            }
+            json(serde_json::json!({"paths": index}))
+        }
+        Name::V3(path) => {
+            let version = match path.split('/').collect::<Vec<_>>()[..] {
+                ["api", version] => openapi::v3_document("", version, &custom),
+                ["apis", group, version] => openapi::v3_document(group, version, &custom),
+                _ => None,
+            };
+            json(version.or_else(|| openapi::v3_plain(path))?)
+        }
     };
     let hash = hex::encode_upper(Sha256::digest(&bytes));
     let mut encoder = GzEncoder::new(Vec::with_capacity(bytes.len() / 10), Compression::fast());

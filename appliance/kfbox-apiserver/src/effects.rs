@@ -1,7 +1,7 @@
 //! What follows from a write inside this process: the RBAC index and the served custom resources. Both are brought to
 //! the newest state under one lock, so that writes finishing out of order end up the same.
 
-use crate::{crds, server::Core, store::Object, verbs::Call};
+use crate::{aggregation, crds, server::Core, store::Object, verbs::Call};
 
 pub const CRDS: &str = "customresourcedefinitions.apiextensions.k8s.io";
 
@@ -35,6 +35,9 @@ pub fn after_write(call: &Call, object: &Object) {
             Some(current) => core.rbac.observe(&current.value()),
             None => core.rbac.forget(kind, &key.namespace, &key.name),
         }
+    } else if collection == aggregation::COLLECTION {
+        let _order = core.effects.lock();
+        core.aggregation.observe(core, &key.name);
     } else if collection == CRDS {
         let _order = core.effects.lock();
         let current = core.store.get(collection, key);

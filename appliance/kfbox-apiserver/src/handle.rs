@@ -1,6 +1,7 @@
 //! Every request's way: who calls, what for, may they, and then the verb. A panic becomes a 500 and no more.
 
 use crate::{
+    aggregation,
     auth::AuthnError,
     discovery,
     negotiate::{Accept, Form},
@@ -58,7 +59,10 @@ async fn answer(core: Arc<Core>, mut parts: Parts, body: Body) -> Result<Respons
             if let Decision::Deny(why) = core.rbac.authorize_url(&user, &verb, parts.uri.path()) {
                 return Err(ApiError::forbidden("", "", "", why));
             }
-            discovery::answer(&core, &parts, &query).await
+            if let Some(remote) = core.aggregation.of_path(parts.uri.path()) {
+                return aggregation::forward(&core, &remote, &user, parts, body).await;
+            }
+            discovery::answer(&core, &user, parts, body, &query).await
         }
         Route::Resource { verb, target } => {
             let wanted = ResourceAttributes {
@@ -71,6 +75,9 @@ async fn answer(core: Arc<Core>, mut parts: Parts, body: Body) -> Result<Respons
             };
             if let Decision::Deny(why) = core.rbac.authorize(&user, &wanted) {
                 return Err(ApiError::forbidden(&target.group, &target.resource, &target.name, why));
+            }
+            if let Some(remote) = core.aggregation.find(&target.group, &target.version) {
+                return aggregation::forward(&core, &remote, &user, parts, body).await;
             }
             let call = call(core, &mut parts, query, target, user, local)?;
             let mut response = dispatch(&call, verb, parts, body).await?;
@@ -130,6 +137,9 @@ async fn dispatch(call: &Arc<Call>, verb: &'static str, parts: Parts, body: Body
     }
     if call.resource.verbs == crate::resources::Verbs::Create {
         return subresources::create_virtual(call, body).await;
+    }
+    if &*call.resource.group == "metrics.k8s.io" {
+        return crate::metrics::answer(call).await;
     }
     let one = !call.target.name.is_empty();
     if one && call.resource.namespaced && call.target.namespace.is_empty() && verb != "watch" && verb != "list" {

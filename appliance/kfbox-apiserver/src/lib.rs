@@ -6,6 +6,7 @@
 //! served comes from one table ([`resources`]).
 
 mod admission;
+mod aggregation;
 mod apply;
 pub mod auth;
 mod bootstrap;
@@ -17,6 +18,7 @@ mod effects;
 mod handle;
 mod housekeeping;
 pub mod kubelet;
+mod metrics;
 mod negotiate;
 mod object;
 mod openapi;
@@ -35,7 +37,10 @@ mod store;
 mod subresources;
 mod verbs;
 
-pub use kubelet::{Duplex, ExecSession, Exit, Kubelet, KubeletError, LogOptions, LogStream, Streams, TerminalSize};
+pub use kubelet::{
+    ContainerUsage, Duplex, ExecSession, Exit, Kubelet, KubeletError, LogOptions, LogStream, NodeUsage, PodUsage, Streams,
+    TerminalSize,
+};
 pub use server::{ApiServer, Config, OpenError};
 pub use status::ApiError;
 

@@ -2,6 +2,7 @@
 
 use crate::{
     admission::Addresses,
+    aggregation::{self, Aggregation},
     auth::{
         Authenticator, Authority, BoundKind, ObjectFacts, ObjectLookup, PkiError, Rbac, RbacAuthorizer,
         ServiceAccountTokens, TokenAuthenticator, TokenError,
@@ -106,6 +107,7 @@ pub struct Core {
     pub authenticator: Authenticator,
     pub kubelet: RwLock<Option<Arc<dyn Kubelet>>>,
     pub addresses: Arc<Addresses>,
+    pub aggregation: Aggregation,
     pub documents: Documents,
     /// Held while what follows from a write, such as a served CRD, is brought up to date.
     pub effects: parking_lot::Mutex<()>,
@@ -169,6 +171,7 @@ impl ApiServer {
         let store = Store::open(&config.data_dir.join("kubernetes.db"))?;
         let authority = Arc::new(Authority::load_or_create(&pki, &names)?);
         let tokens = Arc::new(ServiceAccountTokens::load_or_create(&pki, &config.issuer)?);
+        let aggregation = Aggregation::open(&pki)?;
         let rbac = Arc::new(Rbac::new());
         let lookup = Arc::new(Lookup(store.clone()));
         let core = Arc::new(Core {
@@ -180,6 +183,7 @@ impl ApiServer {
             authority,
             kubelet: RwLock::default(),
             addresses: Arc::new(addresses),
+            aggregation,
             documents: Documents::default(),
             effects: parking_lot::Mutex::default(),
             tasks: tasks.clone(),
@@ -187,6 +191,7 @@ impl ApiServer {
         });
         effects::load(&core);
         bootstrap::ensure(&core).await.map_err(OpenError::Bootstrap)?;
+        aggregation::start(&core).await.map_err(OpenError::Bootstrap)?;
         crate::crds::resume(&core);
         housekeeping::start(&core);
         Ok(Self { core })

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use std::path::Path;
 
 mod custom;
+mod documents;
 mod objects;
 mod reads;
 mod wire;

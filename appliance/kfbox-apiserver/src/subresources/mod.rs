@@ -2,7 +2,7 @@
 
 mod forward;
 mod pod;
-mod proxy;
+pub mod proxy;
 mod scale;
 mod spdy;
 mod streams;

@@ -39,7 +39,7 @@ pub async fn answer(
         ["healthz" | "livez" | "readyz", check] if CHECKS.contains(&check) => return Ok(text("ok")),
         ["api"] => {
             if let Some(version) = wants_discovery(&parts.headers, &AGGREGATED) {
-                return Ok(aggregated(&served, version, true, &parts));
+                return Ok(aggregated(core, &served, version, true, &parts));
             }
             let address = match core.config.api_endpoint {
                 Some((address, port)) => format!("{address}:{port}"),
@@ -52,7 +52,7 @@ pub async fn answer(
         }
         ["apis"] => {
             if let Some(version) = wants_discovery(&parts.headers, &AGGREGATED) {
-                return Ok(aggregated(&served, version, false, &parts));
+                return Ok(aggregated(core, &served, version, false, &parts));
             }
             let groups: Vec<Value> = served.iter().filter(|g| !g.name.is_empty()).map(group).collect();
             json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
@@ -177,18 +177,29 @@ fn resources(registry: &Registry, group: &str, version: &str) -> Result<Value, A
             list.push(entry);
         }
     }
-    let group_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
-    Ok(json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": list}))
+    // The core group's own list carries no version; so upstream, ever since it was the only one.
+    Ok(match group {
+        "" => json!({"kind": "APIResourceList", "groupVersion": version, "resources": list}),
+        _ => json!({
+            "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": format!("{group}/{version}"), "resources": list,
+        }),
+    })
 }
 
 /// One document for all groups; clients revalidate it by its ETag.
-fn aggregated(served: &[GroupView<'_>], version: &'static str, core: bool, parts: &Parts) -> Response {
+fn aggregated(
+    core: &Core,
+    served: &[GroupView<'_>],
+    version: &'static str,
+    legacy: bool,
+    parts: &Parts,
+) -> Response {
     let items: Vec<Value> = served
         .iter()
-        .filter(|g| g.name.is_empty() == core)
+        .filter(|g| g.name.is_empty() == legacy)
         .map(|group| {
-            let versions: Vec<Value> = group.versions.iter().map(aggregated_version).collect();
-            let metadata = if core { json!({}) } else { json!({"name": group.name}) };
+            let versions: Vec<Value> = group.versions.iter().map(|v| aggregated_version(core, v)).collect();
+            let metadata = if legacy { json!({}) } else { json!({"name": group.name}) };
             json!({"metadata": metadata, "versions": versions})
         })
         .collect();
@@ -215,12 +226,12 @@ fn aggregated(served: &[GroupView<'_>], version: &'static str, core: bool, parts
 }
 
 /// What a server that does not answer serves is what it served last, if anything.
-fn aggregated_version(version: &VersionView<'_>) -> Value {
+fn aggregated_version(core: &Core, version: &VersionView<'_>) -> Value {
     let mut entry = json!({"version": version.version, "freshness": "Current"});
     let resources: Vec<Value> = match &version.served {
         Served::Here(found) => found.resources.iter().map(|r| aggregated_resource(r)).collect(),
         Served::There(remote) => {
-            if !remote.available {
+            if !remote.is_available(core) {
                 entry["freshness"] = "Stale".into();
             }
             let known = remote.learned.lock().resources.clone();

@@ -29,6 +29,8 @@ pub struct Documents(Mutex<Kept>);
 #[derive(Default)]
 struct Kept {
     registry: Option<Arc<Registry>>,
+    /// Times that another server's part changed.
+    changes: u64,
     documents: HashMap<Name, Document>,
 }
 
@@ -69,8 +71,9 @@ pub async fn answer(
         None => {
             let (wanted, core, registry) = (name.clone(), core.clone(), registry.clone());
             let make = move || {
+                let changes = core.documents.changes();
                 let document = make(&core, &registry, &wanted)?;
-                core.documents.keep(&registry, wanted, document.clone());
+                core.documents.keep(&registry, changes, wanted, document.clone());
                 Some(document)
             };
             tokio::task::spawn_blocking(make)
@@ -91,11 +94,21 @@ impl Documents {
 
     /// Another server's part changed.
     pub fn forget(&self) {
-        *self.0.lock() = Kept::default();
+        let mut kept = self.0.lock();
+        kept.documents.clear();
+        kept.changes += 1;
     }
 
-    fn keep(&self, registry: &Arc<Registry>, name: Name, document: Document) {
+    fn changes(&self) -> u64 {
+        self.0.lock().changes
+    }
+
+    /// `changes` are those from before the document was made: one that was overtaken is not kept.
+    fn keep(&self, registry: &Arc<Registry>, changes: u64, name: Name, document: Document) {
         let mut kept = self.0.lock();
+        if kept.changes != changes {
+            return;
+        }
         if !kept.registry.as_ref().is_some_and(|r| Arc::ptr_eq(r, registry)) {
             kept.documents.clear();
             kept.registry = Some(registry.clone());
@@ -148,14 +161,14 @@ fn make(core: &Core, registry: &Registry, name: &Name) -> Option<Document> {
     let custom: Vec<CustomKind<'_>> = registry.all().filter_map(|r| custom_kind(r, &stated)).collect();
     let remotes = core.aggregation.all();
     let foreign: Vec<Arc<Value>> =
-        remotes.iter().filter(|r| r.available).filter_map(|r| r.learned.lock().openapi_v2.clone()).collect();
+        remotes.iter().filter(|r| r.is_available(core)).filter_map(|r| r.learned.lock().openapi_v2.clone()).collect();
     let json = |value: Value| value.to_string().into_bytes();
     let bytes = match name {
         Name::V2Json => json(openapi::v2_document(&groups, &custom, &foreign)),
         Name::V2Protobuf => openapi::v2_protobuf(&openapi::v2_document(&groups, &custom, &foreign)),
         Name::V3Index => {
             let mut index = openapi::v3_index(&groups, &custom);
-            for remote in remotes.iter().filter(|r| r.available) {
+            for remote in remotes.iter().filter(|r| r.is_available(core)) {
                 let path = openapi::group_path(&remote.group, &remote.version);
                 let url = remote.learned.lock().openapi_v3.clone();
                 let url = url.unwrap_or_else(|| format!("/openapi/v3/{path}"));

@@ -13,8 +13,11 @@ use kube::{
 use serde_json::{Value, json};
 use std::path::Path;
 
+mod aggregation;
 mod custom;
 mod documents;
+mod groups;
+mod metrics;
 mod objects;
 mod reads;
 mod wire;

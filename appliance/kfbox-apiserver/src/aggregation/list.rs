@@ -21,15 +21,6 @@ pub enum Served<'a> {
     There(Arc<Remote>),
 }
 
-impl<'a> VersionView<'a> {
-    pub fn here(&self) -> Option<&'a GroupVersion> {
-        match self.served {
-            Served::Here(found) => Some(found),
-            Served::There(_) => None,
-        }
-    }
-}
-
 /// A definition's group stands behind every group of Kubernetes itself.
 const CUSTOM: (i64, i64) = (1000, 100);
 

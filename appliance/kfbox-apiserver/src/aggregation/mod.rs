@@ -57,8 +57,6 @@ pub struct Remote {
     tls: Result<ClientTls, String>,
     /// Tells one wish for it from the next.
     generation: i64,
-    /// Its condition `Available`.
-    pub available: bool,
     pub learned: Mutex<Learned>,
 }
 
@@ -151,7 +149,6 @@ impl Aggregation {
             version_priority: spec["versionPriority"].as_i64().unwrap_or(0),
             tls: ClientTls::new(&self.front_proxy, spec, &format!("{}.{}.svc", service.name, service.namespace)),
             generation: stored["metadata"]["generation"].as_i64().unwrap_or(0),
-            available: condition(stored).is_some_and(|c| c["status"] == "True"),
             learned: Mutex::new(same.map(|b| b.learned.lock().clone()).unwrap_or_default()),
             service,
         }
@@ -160,6 +157,14 @@ impl Aggregation {
     /// The authority's certificate, by which extension servers check the front proxy's.
     pub fn front_proxy_ca(&self) -> &str {
         self.front_proxy.ca_pem()
+    }
+}
+
+impl Remote {
+    /// What its condition `Available` says, which is what the last probe found.
+    pub fn is_available(&self, core: &Core) -> bool {
+        let stored = core.store.get(COLLECTION, &Key::new("", &self.name)).map(|o| o.value());
+        stored.as_ref().and_then(condition).is_some_and(|c| c["status"] == "True")
     }
 }
 

@@ -31,7 +31,7 @@ pub async fn forward(
         tracing::warn!(apiservice = remote.name, why, "an aggregated request failed");
         Ok(unavailable(&format!("error trying to reach service: {why}")))
     };
-    if !remote.available {
+    if !remote.is_available(core) {
         return Ok(unavailable("service unavailable"));
     }
     let tls = match &remote.tls {

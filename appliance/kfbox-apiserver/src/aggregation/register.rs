@@ -2,7 +2,7 @@
 //! (kube-aggregator `autoregister_controller.go`, kubernetes `crdregistration_controller.go`). Unlike upstream, one of
 //! Kubernetes' own groups comes back at once when somebody deletes it, not with the next start.
 
-use super::{Aggregation, COLLECTION, Learned, Remote, condition, connect::Unreachable, list::priority, local_condition, probe};
+use super::{COLLECTION, Learned, Remote, condition, connect::Unreachable, list::priority, local_condition, probe};
 use crate::{
     handle::own_call,
     object::{meta, now},
@@ -224,8 +224,12 @@ async fn check(core: &Arc<Core>, remote: Arc<Remote>) {
     let new = json!({
         "type": "Available", "status": status, "reason": reason, "message": message, "lastTransitionTime": now(),
     });
+    let before = remote.is_available(core);
     if let Err(error) = set_condition(core, &remote.name, new).await {
         tracing::warn!(apiservice = remote.name, %error, "the condition of an APIService was not written");
+    }
+    if remote.is_available(core) != before {
+        core.documents.forget();
     }
 }
 
@@ -309,13 +313,5 @@ async fn keep_authentication(core: &Arc<Core>) -> Result<(), ApiError> {
             });
             verbs::create_object(&call, object, true).await.map(drop)
         }
-    }
-}
-
-impl Aggregation {
-    /// Probes at once, without waiting for the next round.
-    #[cfg(test)]
-    pub fn wake(&self) {
-        self.changed.notify_one();
     }
 }

@@ -26,11 +26,12 @@ pub fn to_v1(value: &mut Value) {
     let (cpu, others): (Vec<Value>, Vec<Value>) =
         list(&metrics).into_iter().partition(|m| is_cpu(m) && m["resource"]["target"]["averageUtilization"].is_i64());
     if let Some(target) = cpu.first() {
-        value["spec"]["targetCPUUtilizationPercentage"] = target["resource"]["target"]["averageUtilization"].clone();
+        let percent = target["resource"]["target"]["averageUtilization"].clone();
+        set(value, "spec", "targetCPUUtilizationPercentage", percent);
     }
     let in_use = list(&current).into_iter().filter(is_cpu).find_map(|m| m["resource"]["current"]["averageUtilization"].as_i64());
     if let Some(percent) = in_use {
-        value["status"]["currentCPUUtilizationPercentage"] = percent.into();
+        set(value, "status", "currentCPUUtilizationPercentage", percent.into());
     }
     let old = |metrics: &[Value], status| Value::from(metrics.iter().map(|m| metric_to_v1(m, status)).collect::<Vec<_>>());
     let kept = [
@@ -65,19 +66,19 @@ pub fn to_v2(value: &mut Value) {
         let percent = target.as_i64().unwrap_or(DEFAULT_CPU_PERCENT);
         metrics.insert(0, cpu("target", json!({"type": "Utilization", "averageUtilization": percent})));
     }
-    value["spec"]["metrics"] = metrics.into();
+    set(value, "spec", "metrics", metrics.into());
     let mut current = new(current, true);
     if current.is_empty() && in_use.is_i64() {
         current.push(cpu("current", json!({"averageUtilization": in_use})));
     }
     if !current.is_empty() {
-        value["status"]["currentMetrics"] = current.into();
+        set(value, "status", "currentMetrics", current.into());
     }
     if let Some(conditions) = conditions.filter(Value::is_array) {
-        value["status"]["conditions"] = conditions;
+        set(value, "status", "conditions", conditions);
     }
     if let Some(behavior) = behavior.filter(Value::is_object) {
-        value["spec"]["behavior"] = renamed(&behavior, false);
+        set(value, "spec", "behavior", renamed(&behavior, false));
     }
 }
 
@@ -90,6 +91,10 @@ pub fn keep_status(old: &Value, new: &mut Value) {
 
 fn take(value: &mut Value, part: &str, field: &str) -> Value {
     value.get_mut(part).and_then(Value::as_object_mut).and_then(|o| o.remove(field)).unwrap_or_default()
+}
+
+fn set(value: &mut Value, part: &str, field: &str, new: Value) {
+    crate::object::member_mut(value, part).insert(field.to_owned(), new);
 }
 
 fn is_cpu(metric: &Value) -> bool {

@@ -3,7 +3,12 @@
 //! anything spends no memory on them.
 
 use flate2::read::GzDecoder;
-use std::{collections::HashMap, io::Read as _};
+use parking_lot::Mutex;
+use std::{
+    collections::HashMap,
+    io::Read as _,
+    sync::{Arc, Weak},
+};
 
 static COMPRESSED: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptions.gz"));
 
@@ -13,8 +18,21 @@ pub struct Descriptions {
     types: HashMap<String, std::ops::Range<usize>>,
 }
 
+/// Unpacked by whoever makes a document now, if anybody does.
+static IN_USE: Mutex<Weak<Descriptions>> = Mutex::new(Weak::new());
+
 impl Descriptions {
-    pub fn unpack() -> Self {
+    pub fn unpack() -> Arc<Self> {
+        let mut in_use = IN_USE.lock();
+        if let Some(unpacked) = in_use.upgrade() {
+            return unpacked;
+        }
+        let unpacked = Arc::new(Self::read());
+        *in_use = Arc::downgrade(&unpacked);
+        unpacked
+    }
+
+    fn read() -> Self {
         let mut text = String::new();
         if let Err(error) = GzDecoder::new(COMPRESSED).read_to_string(&mut text) {
             tracing::error!(%error, "the descriptions in this program are damaged");

@@ -13,7 +13,7 @@ mod schemas;
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
-use crate::schema::{Schema, reachable, resources, type_index, types_of_group};
+use crate::schema::{Schema, reachable, resources, type_index};
 use paths::Paths;
 use schemas::Writer;
 use std::sync::Arc;
@@ -154,14 +154,12 @@ fn meta_types<'a>(names: &'a [&str]) -> impl Iterator<Item = u32> + 'a {
 
 /// The types of a group's version: its kinds, and what its operations take and answer.
 fn builtin_roots(group: &str, version: &str) -> Vec<u32> {
-    let mut roots: Vec<u32> = types_of_group(group, version);
-    // The options of other groups' deletions are types of this group too.
-    let options = ["DeleteOptions", "WatchEvent"].map(|name| type_index(&format!("{META}.{name}")));
-    roots.retain(|root| !options.contains(&Some(*root)));
+    let mut roots = Vec::new();
     let mut common = vec!["APIResourceList"];
     let served = served_builtin(group, version);
     for resource in &served {
         roots.extend(type_index(&resource.object_type));
+        roots.extend(resource.list_type.as_deref().and_then(type_index));
         let verbs = resource.verbs;
         if verbs.contains(&"delete") {
             common.extend(["Status", "DeleteOptions"]);
@@ -336,6 +334,8 @@ pub fn v3_index(groups: &[(&str, &str)], custom: &[CustomKind<'_>]) -> Map<Strin
     all.extend(custom.iter().map(|k| (k.group, k.version)));
     all.sort_unstable();
     all.dedup();
+    // Kept unpacked while all documents are made.
+    let _descriptions = descriptions::Descriptions::unpack();
     let plain = plain_paths(groups).filter_map(|path| Some((path.clone(), v3_plain(&path)?)));
     let versions = all
         .iter()

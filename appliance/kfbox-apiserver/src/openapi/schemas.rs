@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::{CustomKind, Format, META, descriptions::Descriptions};
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 use crate::schema::{
     Additional, Link, ListType, MERGE, Node, Property, REPLACE, RETAIN_KEYS, Type, builtin_node, type_kinds, type_name,
 };
@@ -13,7 +13,7 @@ type Object = Map<String, Value>;
 /// Writes types in one format, with their descriptions.
 pub(super) struct Writer {
     format: Format,
-    descriptions: Descriptions,
+    descriptions: Arc<Descriptions>,
     /// Of the group and version alone that a document is about.
     only: Option<(String, String)>,
 }
@@ -62,6 +62,10 @@ impl Writer {
         let text = |field: &str| -> Option<String> {
             match (own.get(field), field) {
                 (Some(text), _) => Some(text.clone()),
+                // The one type whose texts are not at hand.
+                (None, "object") if kind == "WatchEvent" => {
+                    Some("The object after the change, as it was before its deletion, or a Status for an error.".to_owned())
+                }
                 (None, "") if !shared.is_empty() => Some(format!("{kind} is a list of {items} objects.")),
                 (None, "items") if !shared.is_empty() => Some(format!("The {items} objects.")),
                 (None, "metadata") if !shared.is_empty() => Some("Standard list metadata.".to_owned()),

@@ -7,8 +7,16 @@ use std::collections::BTreeSet;
 /// Differences that are meant: a part of the line that tells them, and why.
 const MEANT: &[(&str, &str)] = &[
     ("alone upstream: application/apply-patch+cbor", "CBOR is an alpha feature upstream, off by default"),
+    ("content/application/apply-patch+cbor: upstream has", "the same in OpenAPI v3"),
     ("alone upstream: application/cbor", "CBOR is an alpha feature upstream, off by default"),
+    ("content/application/cbor: upstream has", "the same in OpenAPI v3"),
+    ("content/application/cbor-seq: upstream has", "the same in OpenAPI v3"),
     ("alone upstream: application/vnd.kubernetes.protobuf", "answers are JSON; bodies in protobuf are taken"),
+    ("content/application/vnd.kubernetes.protobuf: upstream has", "the same in OpenAPI v3"),
+    ("content/application/vnd.kubernetes.protobuf;stream=watch: upstream has", "the same in OpenAPI v3"),
+    ("/apis/apiextensions.k8s.io/v1/resources/0/storageVersionHash:", "upstream still stores it as v1beta1"),
+    ("/apis/admissionregistration.k8s.io/v1/resources/0/storageVersionHash:", "upstream still stores it as v1beta1"),
+    ("/apis/admissionregistration.k8s.io/v1/resources/1/storageVersionHash:", "upstream still stores it as v1beta1"),
     ("x-kubernetes-map-type: upstream has \"granular\"", "what a map is when nothing is said"),
     ("x-kubernetes-unions: upstream has", "says nothing that a client acts on"),
     ("info/version:", "the samples were written by a build without a version"),

@@ -1,6 +1,8 @@
 //! The objects that every cluster starts with. Made where they are missing, at each start and every half minute; what an
 //! administrator changed stays, but for the default roles, whose upkeep is [`policy`]'s.
 
+mod flowcontrol;
+
 use crate::{
     auth::policy,
     handle::own_call,
@@ -22,6 +24,8 @@ pub async fn ensure(core: &Arc<Core>) -> Result<(), ApiError> {
     let objects = others(core);
     futures::future::try_join_all(objects.iter().map(|o| create_if_missing(core, o))).await?;
     futures::future::try_join_all(policy::default_objects().iter().map(|o| ensure_role(core, o))).await?;
+    futures::future::try_join_all(flowcontrol::default_objects().iter().map(|o| ensure_flow(core, o))).await?;
+    tell_dangling(core).await?;
     fill_aggregated(core).await?;
     keep_endpoint(core).await
 }
@@ -118,6 +122,40 @@ async fn ensure_role(core: &Arc<Core>, wanted: &Value) -> Result<(), ApiError> {
     verbs::modify(&call, &how, |stored| Ok(policy::reconcile(Some(stored), wanted).unwrap_or_else(|| stored.clone())))
         .await
         .map(drop)
+}
+
+async fn ensure_flow(core: &Arc<Core>, wanted: &Value) -> Result<(), ApiError> {
+    let call = call_for(core, wanted)?;
+    let Some(stored) = core.store.get(&call.resource.collection, &call.key()).map(|o| o.value()) else {
+        return verbs::create_object(&call, wanted.clone(), true).await.map(drop);
+    };
+    if flowcontrol::reconcile(&stored, wanted).is_none() {
+        return Ok(());
+    }
+    let how = Modification { subresource: "", track: true, replace: false };
+    verbs::modify(&call, &how, |stored| Ok(flowcontrol::reconcile(stored, wanted).unwrap_or_else(|| stored.clone())))
+        .await
+        .map(drop)
+}
+
+/// Which FlowSchemas name a level that is not there.
+async fn tell_dangling(core: &Arc<Core>) -> Result<(), ApiError> {
+    const LEVELS: &str = "prioritylevelconfigurations.flowcontrol.apiserver.k8s.io";
+    let exists = |name: &str| core.store.get(LEVELS, &Key::new("", name)).is_some();
+    let schemas = core.store.list("flowschemas.flowcontrol.apiserver.k8s.io", None, None, None)?.objects;
+    let news = schemas.iter().map(|s| s.value()).filter(|s| flowcontrol::with_dangling(s, exists).is_some());
+    let written = news.map(|schema| async move {
+        let call = call_for(core, &schema)?;
+        let how = Modification { subresource: "status", track: true, replace: false };
+        let modified = verbs::modify(&call, &how, |stored| {
+            Ok(flowcontrol::with_dangling(stored, exists).unwrap_or_else(|| stored.clone()))
+        });
+        match modified.await {
+            Err(error) if error.reason() != "NotFound" => Err(error),
+            _ => Ok(()),
+        }
+    });
+    futures::future::try_join_all(written).await.map(drop)
 }
 
 /// The slice behind the Service `kubernetes`, when it is known where pods reach this server.

@@ -1,6 +1,8 @@
 //! Between the version an object is stored in and the one asked for. Custom resources use strategy `None`: only
 //! `apiVersion` differs. Events are one store under two groups with different field names
-//! (`pkg/apis/events/v1/conversion.go`).
+//! (`pkg/apis/events/v1/conversion.go`); HorizontalPodAutoscalers in two versions are [`autoscaling`]'s.
+
+mod autoscaling;
 
 use crate::{resources::Resource, store::Object};
 use bytes::Bytes;
@@ -39,6 +41,8 @@ pub fn value(resource: &Resource, object: &Object) -> Value {
         value["apiVersion"] = resource.api_version().into();
         if is_new_event(resource) {
             rename(&mut value, |(core, new)| (core, new));
+        } else if &*resource.group == "autoscaling" {
+            autoscaling::to_v1(&mut value);
         } else if let Some(schema) = resource.schema() {
             crate::schema::prune(&schema, &mut value);
             crate::schema::default(&schema, &mut value);
@@ -47,11 +51,20 @@ pub fn value(resource: &Resource, object: &Object) -> Value {
     value
 }
 
+/// What version 1 of an autoscaler keeps of its status in annotations stays, whatever a client sends.
+pub fn keep_status(old: &Value, new: &mut Value) {
+    if new["apiVersion"] == "autoscaling/v1" {
+        autoscaling::keep_status(old, new);
+    }
+}
+
 /// To the form that is stored.
 pub fn to_storage(resource: &Resource, value: &mut Value) {
     if is_new_event(resource) {
         value["apiVersion"] = "v1".into();
         rename(value, |(core, new)| (new, core));
+    } else if &*resource.group == "autoscaling" && resource.version != resource.storage_version {
+        autoscaling::to_v2(value);
     } else if resource.version != resource.storage_version {
         value["apiVersion"] = match &*resource.group {
             "" => resource.storage_version.to_string(),

@@ -2,53 +2,74 @@
 //! (<https://kubernetes.io/docs/concepts/overview/kubernetes-api/#discovery-api>).
 
 use crate::{
-    VERSION, documents,
+    VERSION,
+    aggregation::{self, GroupView, Served, VersionView, groups},
+    documents,
     negotiate::wants_discovery,
     request::Query,
-    resources::{Group, Registry, Resource},
+    resources::{Registry, Resource},
     server::Core,
     status::{ApiError, json_response},
 };
 use axum::{body::Body, response::Response};
 use http::{HeaderValue, StatusCode, header, request::Parts};
+use kfbox_base::UserInfo;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use std::sync::Arc;
 
-pub async fn answer(core: &Arc<Core>, parts: &Parts, query: &Query) -> Result<Response, ApiError> {
+pub async fn answer(
+    core: &Arc<Core>,
+    user: &UserInfo,
+    parts: Parts,
+    body: Body,
+    query: &Query,
+) -> Result<Response, ApiError> {
     if !matches!(parts.method, http::Method::GET | http::Method::HEAD) {
         return Err(ApiError::method_not_allowed());
     }
     let path = parts.uri.path();
     let registry = core.resources.current();
+    let served = groups(&registry, &core.aggregation);
     let steps: Vec<&str> = path.split('/').filter(|s| !s.is_empty()).collect();
     let found = match steps[..] {
-        [] => paths(&registry),
+        [] => paths(&served),
         ["version"] => version(),
         ["healthz" | "livez" | "readyz"] => return Ok(health(path, query)),
         ["healthz" | "livez" | "readyz", check] if CHECKS.contains(&check) => return Ok(text("ok")),
         ["api"] => {
             if let Some(version) = wants_discovery(&parts.headers, &AGGREGATED) {
-                return Ok(aggregated(&registry, version, true, parts));
+                return Ok(aggregated(core, &served, version, true, &parts));
             }
-            json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []})
+            let address = match core.config.api_endpoint {
+                Some((address, port)) => format!("{address}:{port}"),
+                None => format!("{}:443", core.config.api_service_ip),
+            };
+            json!({
+                "kind": "APIVersions", "versions": ["v1"],
+                "serverAddressByClientCIDRs": [{"clientCIDR": "0.0.0.0/0", "serverAddress": address}],
+            })
         }
         ["apis"] => {
             if let Some(version) = wants_discovery(&parts.headers, &AGGREGATED) {
-                return Ok(aggregated(&registry, version, false, parts));
+                return Ok(aggregated(core, &served, version, false, &parts));
             }
-            let groups: Vec<Value> = registry.groups.iter().filter(|g| !g.name.is_empty()).map(group).collect();
+            let groups: Vec<Value> = served.iter().filter(|g| !g.name.is_empty()).map(group).collect();
             json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
         }
         ["api", version] => resources(&registry, "", version)?,
         ["apis", name] => {
-            let mut found =
-                group(registry.group(name).filter(|g| !g.name.is_empty()).ok_or_else(ApiError::no_such_path)?);
+            let found = served.iter().find(|g| g.name == name && !g.name.is_empty());
+            let mut found = group(found.ok_or_else(ApiError::no_such_path)?);
             found["kind"] = "APIGroup".into();
             found["apiVersion"] = "v1".into();
             found
         }
         ["apis", group, version] => resources(&registry, group, version)?,
+        ["openapi", "v3", "apis", group, version] if core.aggregation.find(group, version).is_some() => {
+            let remote = core.aggregation.find(group, version).ok_or_else(ApiError::no_such_path)?;
+            return aggregation::forward(core, &remote, user, parts, body).await;
+        }
         ["openapi", ref rest @ ..] => return documents::answer(core, &parts.headers, rest, query).await,
         [".well-known", "openid-configuration"] => core.authenticator.tokens().discovery(),
         ["openid", "v1", "jwks"] => core.authenticator.tokens().jwks(),
@@ -92,7 +113,7 @@ fn architecture() -> &'static str {
     }
 }
 
-fn paths(registry: &Registry) -> Value {
+fn paths(served: &[GroupView<'_>]) -> Value {
     let mut paths: Vec<String> = [
         "/.well-known/openid-configuration",
         "/api",
@@ -108,7 +129,7 @@ fn paths(registry: &Registry) -> Value {
     ]
     .map(str::to_owned)
     .into();
-    for group in registry.groups.iter().filter(|g| !g.name.is_empty()) {
+    for group in served.iter().filter(|g| !g.name.is_empty()) {
         paths.push(format!("/apis/{}", group.name));
         paths.extend(group.versions.iter().map(|v| format!("/apis/{}/{}", group.name, v.version)));
     }
@@ -116,7 +137,7 @@ fn paths(registry: &Registry) -> Value {
     json!({"paths": paths})
 }
 
-fn group(group: &Group) -> Value {
+fn group(group: &GroupView<'_>) -> Value {
     let versions: Vec<Value> = group
         .versions
         .iter()
@@ -156,29 +177,23 @@ fn resources(registry: &Registry, group: &str, version: &str) -> Result<Value, A
             list.push(entry);
         }
     }
-    let group_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
-    Ok(json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": list}))
+    // The core group's own list carries no version; so upstream, ever since it was the only one.
+    Ok(match group {
+        "" => json!({"kind": "APIResourceList", "groupVersion": version, "resources": list}),
+        _ => json!({
+            "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": format!("{group}/{version}"), "resources": list,
+        }),
+    })
 }
 
 /// One document for all groups; clients revalidate it by its ETag.
-fn aggregated(registry: &Registry, version: &'static str, core: bool, parts: &Parts) -> Response {
-    let items: Vec<Value> = registry
-        .groups
+fn aggregated(core: &Core, served: &[GroupView<'_>], version: &'static str, legacy: bool, parts: &Parts) -> Response {
+    let items: Vec<Value> = served
         .iter()
-        .filter(|g| g.name.is_empty() == core)
+        .filter(|g| g.name.is_empty() == legacy)
         .map(|group| {
-            let versions: Vec<Value> = group
-                .versions
-                .iter()
-                .map(|v| {
-                    let resources: Vec<Value> = v.resources.iter().map(|r| aggregated_resource(r)).collect();
-                    json!({"version": &*v.version, "freshness": "Current", "resources": resources})
-                })
-                .collect();
-            let mut metadata = json!({"creationTimestamp": null});
-            if !core {
-                metadata["name"] = (&*group.name).into();
-            }
+            let versions: Vec<Value> = group.versions.iter().map(|v| aggregated_version(core, v)).collect();
+            let metadata = if legacy { json!({}) } else { json!({"name": group.name}) };
             json!({"metadata": metadata, "versions": versions})
         })
         .collect();
@@ -204,12 +219,37 @@ fn aggregated(registry: &Registry, version: &'static str, core: bool, parts: &Pa
     response
 }
 
+/// What a server that does not answer serves is what it served last, if anything.
+fn aggregated_version(core: &Core, version: &VersionView<'_>) -> Value {
+    let mut entry = json!({"version": version.version, "freshness": "Current"});
+    let resources: Vec<Value> = match &version.served {
+        Served::Here(found) => found.resources.iter().map(|r| aggregated_resource(r)).collect(),
+        Served::There(remote) => {
+            if !remote.is_available(core) {
+                entry["freshness"] = "Stale".into();
+            }
+            let known = remote.learned.lock().resources.clone();
+            known.map(|r| aggregation::resource_list(&r)).unwrap_or_default()
+        }
+    };
+    if !resources.is_empty() {
+        entry["resources"] = resources.into();
+    }
+    entry
+}
+
+/// Of built-in kinds the response's group and version are left empty, which means those of the document; definitions
+/// spell them out. So does upstream.
 fn aggregated_resource(resource: &Resource) -> Value {
     let kind = |group: &str, version: &str, kind: &str| json!({"group": group, "version": version, "kind": kind});
+    let (group, version) = match &resource.custom {
+        Some(_) => (&*resource.group, &*resource.version),
+        None => ("", ""),
+    };
     let mut entry = json!({
         "resource": &*resource.plural, "singularResource": &*resource.singular,
         "scope": if resource.namespaced { "Namespaced" } else { "Cluster" },
-        "responseKind": kind(&resource.group, &resource.version, &resource.kind),
+        "responseKind": kind(group, version, &resource.kind),
         "verbs": resource.verbs.list(),
     });
     if !resource.short_names.is_empty() {
@@ -223,10 +263,10 @@ fn aggregated_resource(resource: &Resource) -> Value {
             .subresources
             .iter()
             .map(|s| {
-                let (group, version, name) = &s.object;
-                let response = match version.is_empty() {
-                    true => kind(&resource.group, &resource.version, name),
-                    false => kind(group, version, name),
+                let (own_group, own_version, name) = &s.object;
+                let response = match own_version.is_empty() {
+                    true => kind(group, version, name),
+                    false => kind(own_group, own_version, name),
                 };
                 json!({"subresource": &*s.name, "responseKind": response, "verbs": s.verbs})
             })

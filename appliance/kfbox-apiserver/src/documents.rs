@@ -29,6 +29,8 @@ pub struct Documents(Mutex<Kept>);
 #[derive(Default)]
 struct Kept {
     registry: Option<Arc<Registry>>,
+    /// Times that another server's part changed.
+    changes: u64,
     documents: HashMap<Name, Document>,
 }
 
@@ -37,7 +39,8 @@ enum Name {
     V2Json,
     V2Protobuf,
     V3Index,
-    V3(String, String),
+    /// Below `/openapi/v3/`.
+    V3(String),
 }
 
 #[derive(Clone)]
@@ -59,8 +62,7 @@ pub async fn answer(
         ["v2"] if protobuf_first => (Name::V2Protobuf, openapi::V2_PROTOBUF),
         ["v2"] => (Name::V2Json, "application/json"),
         ["v3"] => (Name::V3Index, "application/json"),
-        ["v3", "api", version] => (Name::V3(String::new(), version.to_owned()), "application/json"),
-        ["v3", "apis", group, version] => (Name::V3(group.to_owned(), version.to_owned()), "application/json"),
+        ["v3", ref path @ ..] => (Name::V3(path.join("/")), "application/json"),
         _ => return Err(ApiError::no_such_path()),
     };
     let registry = core.resources.current();
@@ -69,8 +71,9 @@ pub async fn answer(
         None => {
             let (wanted, core, registry) = (name.clone(), core.clone(), registry.clone());
             let make = move || {
+                let changes = core.documents.changes();
                 let document = make(&core, &registry, &wanted)?;
-                core.documents.keep(&registry, wanted, document.clone());
+                core.documents.keep(&registry, changes, wanted, document.clone());
                 Some(document)
             };
             tokio::task::spawn_blocking(make)
@@ -89,8 +92,23 @@ impl Documents {
         current.then(|| kept.documents.get(name).cloned()).flatten()
     }
 
-    fn keep(&self, registry: &Arc<Registry>, name: Name, document: Document) {
+    /// Another server's part changed.
+    pub fn forget(&self) {
         let mut kept = self.0.lock();
+        kept.documents.clear();
+        kept.changes += 1;
+    }
+
+    fn changes(&self) -> u64 {
+        self.0.lock().changes
+    }
+
+    /// `changes` are those from before the document was made: one that was overtaken is not kept.
+    fn keep(&self, registry: &Arc<Registry>, changes: u64, name: Name, document: Document) {
+        let mut kept = self.0.lock();
+        if kept.changes != changes {
+            return;
+        }
         if !kept.registry.as_ref().is_some_and(|r| Arc::ptr_eq(r, registry)) {
             kept.documents.clear();
             kept.registry = Some(registry.clone());
@@ -141,12 +159,31 @@ fn make(core: &Core, registry: &Registry, name: &Name) -> Option<Document> {
         .collect();
     let stated = stated(core);
     let custom: Vec<CustomKind<'_>> = registry.all().filter_map(|r| custom_kind(r, &stated)).collect();
+    let remotes = core.aggregation.all();
+    let foreign: Vec<Arc<Value>> =
+        remotes.iter().filter(|r| r.is_available(core)).filter_map(|r| r.learned.lock().openapi_v2.clone()).collect();
     let json = |value: Value| value.to_string().into_bytes();
     let bytes = match name {
-        Name::V2Json => json(openapi::v2_document(&groups, &custom)),
-        Name::V2Protobuf => openapi::v2_protobuf(&openapi::v2_document(&groups, &custom)),
-        Name::V3Index => json(openapi::v3_index(&groups, &custom)),
-        Name::V3(group, version) => json(openapi::v3_document(group, version, &custom)?),
+        Name::V2Json => json(openapi::v2_document(&groups, &custom, &foreign)),
+        Name::V2Protobuf => openapi::v2_protobuf(&openapi::v2_document(&groups, &custom, &foreign)),
+        Name::V3Index => {
+            let mut index = openapi::v3_index(&groups, &custom);
+            for remote in remotes.iter().filter(|r| r.is_available(core)) {
+                let path = openapi::group_path(&remote.group, &remote.version);
+                let url = remote.learned.lock().openapi_v3.clone();
+                let url = url.unwrap_or_else(|| format!("/openapi/v3/{path}"));
+                index.insert(path, serde_json::json!({"serverRelativeURL": url}));
+            }
+            json(serde_json::json!({"paths": index}))
+        }
+        Name::V3(path) => {
+            let version = match path.split('/').collect::<Vec<_>>()[..] {
+                ["api", version] => openapi::v3_document("", version, &custom),
+                ["apis", group, version] => openapi::v3_document(group, version, &custom),
+                _ => None,
+            };
+            json(version.or_else(|| openapi::v3_plain(path))?)
+        }
     };
     let hash = hex::encode_upper(Sha256::digest(&bytes));
     let mut encoder = GzEncoder::new(Vec::with_capacity(bytes.len() / 10), Compression::fast());

@@ -1,7 +1,7 @@
 //! What follows from a write inside this process: the statuses of quotas, the RBAC index and the served custom resources.
 //! The last two are brought to the newest state under one lock, so that writes finishing out of order end up the same.
 
-use crate::{crds, flow, server::Core, store::Object, verbs::Call};
+use crate::{aggregation, crds, flow, server::Core, store::Object, verbs::Call};
 
 pub const CRDS: &str = "customresourcedefinitions.apiextensions.k8s.io";
 
@@ -45,6 +45,9 @@ pub fn after_write(call: &Call, object: &Object) {
         let _order = core.effects.lock();
         core.dynamic.load(&core.store);
         crate::admission::policies::after_write(call, object);
+    } else if collection == aggregation::COLLECTION {
+        let _order = core.effects.lock();
+        core.aggregation.observe(core, &key.name);
     } else if collection == CRDS {
         let _order = core.effects.lock();
         let current = core.store.get(collection, key);

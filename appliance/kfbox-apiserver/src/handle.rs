@@ -1,6 +1,7 @@
 //! Every request's way: who calls, what for, may they, and then the verb. A panic becomes a 500 and no more.
 
 use crate::{
+    aggregation,
     audit::{Subject, Trail},
     auth::{AuthnError, rbac::Asked},
     deadline, discovery, flow,
@@ -76,7 +77,10 @@ async fn answer(
             if let Decision::Deny(why) = decision {
                 return Err(ApiError::forbidden("", "", "", why));
             }
-            deadline::within(&query, discovery::answer(&core, &parts, &query)).await
+            if let Some(remote) = core.aggregation.of_path(parts.uri.path()) {
+                return aggregation::forward(&core, &remote, &user, parts, body).await;
+            }
+            deadline::within(&query, discovery::answer(&core, &user, parts, body, &query)).await
         }
         Route::Resource { verb, target } => {
             let wanted = ResourceAttributes {
@@ -108,6 +112,9 @@ async fn answer(
             trail.decided(&decision, || core.rbac.why(&user, Asked::Resource(&wanted)));
             if let Decision::Deny(why) = decision {
                 return Err(ApiError::forbidden(&target.group, &target.resource, &target.name, why));
+            }
+            if let Some(remote) = core.aggregation.find(&target.group, &target.version) {
+                return aggregation::forward(&core, &remote, &user, parts, body).await;
             }
             let call = call(core, &mut parts, query, target, user, local)?;
             if trail.wants_request() && !stream {
@@ -204,6 +211,9 @@ async fn dispatch(call: &Arc<Call>, verb: &'static str, parts: Parts, body: Body
     }
     if call.resource.verbs == crate::resources::Verbs::Create {
         return subresources::create_virtual(call, body).await;
+    }
+    if &*call.resource.group == "metrics.k8s.io" {
+        return crate::metrics::answer(call).await;
     }
     let one = !call.target.name.is_empty();
     if one && call.resource.namespaced && call.target.namespace.is_empty() && verb != "watch" && verb != "list" {

@@ -1,4 +1,4 @@
-//! What the API server asks of the node for a pod's log, exec, attach and port-forward. The node implements it; plain
+//! What the API server asks of the node for a pod's log, exec, attach and port-forward, and what is used of it. The node implements it; plain
 //! channels, so that no wire protocol reaches it.
 
 use async_trait::async_trait;
@@ -76,6 +76,34 @@ pub enum KubeletError {
     Failed(String),
 }
 
+/// What the node and its pods used of CPU and memory, over a window that ends at `timestamp`.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct NodeUsage {
+    /// RFC 3339.
+    pub timestamp: String,
+    /// The time over which CPU was measured.
+    pub window_seconds: f64,
+    /// Billionths of a core, on average over the window.
+    pub cpu_nanocores: u64,
+    /// Memory that cannot be given back under pressure: usage less the inactive file cache.
+    pub memory_working_set_bytes: u64,
+    pub pods: Vec<PodUsage>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PodUsage {
+    pub namespace: String,
+    pub name: String,
+    pub containers: Vec<ContainerUsage>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ContainerUsage {
+    pub name: String,
+    pub cpu_nanocores: u64,
+    pub memory_working_set_bytes: u64,
+}
+
 #[async_trait]
 pub trait Kubelet: Send + Sync + 'static {
     async fn logs(
@@ -105,4 +133,9 @@ pub trait Kubelet: Send + Sync + 'static {
 
     /// A connection to the port inside the pod's network.
     async fn port_forward(&self, namespace: &str, pod: &str, port: u16) -> Result<Box<dyn Duplex>, KubeletError>;
+
+    /// What is used now, for `metrics.k8s.io`. A pod that has not been measured yet is left out.
+    async fn metrics(&self) -> Result<NodeUsage, KubeletError> {
+        Err(KubeletError::NotNow("this node does not measure what its pods use".into()))
+    }
 }

@@ -6,6 +6,7 @@
 //! served comes from one table ([`resources`]).
 
 mod admission;
+mod aggregation;
 mod apply;
 mod audit;
 pub mod auth;
@@ -23,6 +24,7 @@ mod handle;
 mod housekeeping;
 pub mod kubelet;
 mod lists;
+mod metrics;
 mod negotiate;
 mod object;
 mod openapi;
@@ -44,7 +46,10 @@ mod webhook;
 
 pub use audit::AuditConfig;
 pub use flow::Limits;
-pub use kubelet::{Duplex, ExecSession, Exit, Kubelet, KubeletError, LogOptions, LogStream, Streams, TerminalSize};
+pub use kubelet::{
+    ContainerUsage, Duplex, ExecSession, Exit, Kubelet, KubeletError, LogOptions, LogStream, NodeUsage, PodUsage,
+    Streams, TerminalSize,
+};
 pub use server::{ApiServer, Config, OpenError};
 pub use status::ApiError;
 

@@ -2,6 +2,7 @@
 
 use crate::{
     admission::{self, Addresses},
+    aggregation::{self, Aggregation},
     audit::{self, Audit, AuditConfig, AuditError},
     auth::{
         Authenticator, Authority, BoundKind, ObjectFacts, ObjectLookup, PkiError, Rbac, RbacAuthorizer,
@@ -131,6 +132,7 @@ pub struct Core {
     pub quotas: Arc<admission::quota::Quotas>,
     /// Webhooks and policies.
     pub dynamic: crate::admission::dynamic::Dynamic,
+    pub aggregation: Aggregation,
     pub documents: Documents,
     pub flow: Arc<Flow>,
     pub audit: Option<Arc<Audit>>,
@@ -196,6 +198,7 @@ impl ApiServer {
         let store = Store::open(&config.data_dir.join("kubernetes.db"), config.history)?;
         let authority = Arc::new(Authority::load_or_create(&pki, &names)?);
         let tokens = Arc::new(ServiceAccountTokens::load_or_create(&pki, &config.issuer)?);
+        let aggregation = Aggregation::open(&pki)?;
         let rbac = Arc::new(Rbac::new());
         let audit = config.audit.as_ref().map(|audit| Audit::open(&config.data_dir, audit)).transpose()?;
         let flow = Flow::new(config.limits);
@@ -211,6 +214,7 @@ impl ApiServer {
             addresses: Arc::new(addresses),
             quotas: Arc::default(),
             dynamic: crate::admission::dynamic::Dynamic::default(),
+            aggregation,
             documents: Documents::default(),
             flow,
             audit,
@@ -220,6 +224,7 @@ impl ApiServer {
         });
         effects::load(&core);
         bootstrap::ensure(&core).await.map_err(OpenError::Bootstrap)?;
+        aggregation::start(&core).await.map_err(OpenError::Bootstrap)?;
         crate::crds::resume(&core);
         housekeeping::start(&core);
         if let Some(audit) = core.audit.clone() {

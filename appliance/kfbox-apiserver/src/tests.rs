@@ -13,11 +13,15 @@ use kube::{
 use serde_json::{Value, json};
 use std::path::Path;
 
+mod aggregation;
 mod audit;
 mod conversion;
 mod custom;
+mod documents;
 mod flow;
+mod groups;
 mod limits;
+mod metrics;
 mod objects;
 mod plugins;
 mod pod_security;

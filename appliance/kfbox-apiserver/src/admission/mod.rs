@@ -105,6 +105,7 @@ pub async fn on_create(call: &Call, object: &mut Value) -> Result<Vec<Reservatio
         "persistentvolumeclaims" | "persistentvolumes" => object["status"] = json!({"phase": "Pending"}),
         "jobs.batch" => kinds::job(object),
         "certificatesigningrequests.certificates.k8s.io" => kinds::signing_request(call, object),
+        crate::aggregation::COLLECTION => crate::aggregation::on_create(object),
         CRDS => crds::on_create(call, object)?,
         _ => {}
     }
@@ -129,6 +130,7 @@ pub async fn on_update(
         ("pods", "") => pods::on_update(old, new),
         ("persistentvolumeclaims", "") => kinds::claim_update(old, new),
         ("certificatesigningrequests.certificates.k8s.io", _) => kinds::signing_request_update(old, new),
+        ("horizontalpodautoscalers.autoscaling", "") => crate::convert::keep_status(old, new),
         (CRDS, "") => crds::on_update(call, old, new)?,
         _ => {}
     }
@@ -140,6 +142,9 @@ pub fn validate(call: &Call, new: &Value, old: Option<&Value>) -> Result<(), Api
     let request = Request::new(call, &call.target.subresource, new, old);
     VALIDATING.iter().try_for_each(|plugin| plugin(&request, new))?;
     let rbac = &call.core.rbac;
+    if &*call.resource.collection == crate::aggregation::COLLECTION {
+        crate::aggregation::check(new)?;
+    }
     let checked = match &*call.resource.collection {
         "roles.rbac.authorization.k8s.io" | "clusterroles.rbac.authorization.k8s.io" => {
             rbac.check_role_write(&call.user, old, new)

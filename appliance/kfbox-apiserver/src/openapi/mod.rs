@@ -5,6 +5,7 @@
 //! asked for; callers keep the bytes, keyed by [`v3_index`]'s hashes.
 //! Upstream: <https://kubernetes.io/docs/concepts/overview/kubernetes-api/#openapi-interface-definition>.
 
+mod descriptions;
 mod paths;
 mod protobuf;
 mod schemas;
@@ -12,7 +13,10 @@ mod schemas;
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
-use crate::schema::{Schema, reachable, resources, type_index, types_of_group};
+use crate::schema::{Schema, reachable, resources, type_index};
+use paths::Paths;
+use schemas::Writer;
+use std::sync::Arc;
 
 pub use protobuf::v2_protobuf;
 
@@ -65,6 +69,8 @@ struct Served<'a> {
     owner: &'a str,
     list_type: Option<String>,
     object_type: String,
+    /// Of Kubernetes itself, not of a definition.
+    builtin: bool,
 }
 
 const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1";
@@ -108,23 +114,24 @@ fn served_builtin(group: &str, version: &str) -> Vec<Served<'static>> {
             owner: owner.map_or(r.kind, |o| o.kind),
             list_type: crate::schema::type_of_kind(r.group, r.version, &list).map(ToOwned::to_owned),
             object_type: builtin_type(kind.0, kind.1, kind.2),
+            builtin: true,
         }
     })
     .collect()
 }
 
-fn add_custom_paths(custom: &CustomKind<'_>, format: Format, out: &mut Map<String, Value>) {
+fn add_custom_paths(custom: &CustomKind<'_>, paths: &mut Paths) {
     let own_type = custom_type(custom.group, custom.version, custom.kind);
     let own_kind = (custom.group, custom.version, custom.kind);
-    let mut add =
-        |name: &str, verbs: &[&str], kind: (&str, &str, &str), list_type: Option<String>, object_type: String| {
-            let (group, version, namespaced) = (custom.group, custom.version, custom.namespaced);
-            paths::add(
-                &Served { group, version, name, namespaced, verbs, kind, owner: custom.kind, list_type, object_type },
-                format,
-                out,
-            );
-        };
+    let mut add = |name: &str,
+                   verbs: &[&str],
+                   kind: (&str, &str, &str),
+                   list_type: Option<String>,
+                   object_type: String| {
+        let (group, version, namespaced, owner) = (custom.group, custom.version, custom.namespaced, custom.kind);
+        let builtin = false;
+        paths.add(&Served { group, version, name, namespaced, verbs, kind, owner, list_type, object_type, builtin });
+    };
     let list_type = custom_type(custom.group, custom.version, custom.list_kind);
     add(custom.plural, ALL_VERBS, own_kind, Some(list_type), own_type.clone());
     if custom.status {
@@ -136,105 +143,215 @@ fn add_custom_paths(custom: &CustomKind<'_>, format: Format, out: &mut Map<Strin
     }
 }
 
-/// Definitions of built-in types and all they refer to.
-fn builtin_definitions(groups: &[(&str, &str)], format: Format, out: &mut Map<String, Value>) {
-    let common = [
-        "Status",
-        "DeleteOptions",
-        "Patch",
-        "WatchEvent",
-        "ListMeta",
-        "ObjectMeta",
-        "APIResourceList",
-        "APIGroup",
-        "APIGroupList",
-        "APIVersions",
-    ];
-    let common = common.iter().filter_map(|name| type_index(&format!("{META}.{name}")));
-    let mut roots: Vec<u32> = groups.iter().flat_map(|(group, version)| types_of_group(group, version)).collect();
-    roots.extend(common);
-    for (group, version) in groups {
-        roots.extend(served_builtin(group, version).iter().filter_map(|s| type_index(&s.object_type)));
-    }
+/// Definitions of these types and all they refer to.
+fn add_definitions(roots: impl IntoIterator<Item = u32>, writer: &Writer, out: &mut Map<String, Value>) {
     for index in reachable(roots) {
-        let (name, definition) = schemas::builtin(index, format);
+        let (name, definition) = writer.builtin(index);
         out.insert(name.to_owned(), definition);
     }
 }
 
-fn custom_definitions(custom: &CustomKind<'_>, format: Format, out: &mut Map<String, Value>) {
+fn meta_types<'a>(names: &'a [&str]) -> impl Iterator<Item = u32> + 'a {
+    names.iter().filter_map(|name| type_index(&format!("{META}.{name}")))
+}
+
+/// The types of a group's version: its kinds, and what its operations take and answer.
+fn builtin_roots(group: &str, version: &str) -> Vec<u32> {
+    let mut roots = Vec::new();
+    let mut common = vec!["APIResourceList"];
+    let served = served_builtin(group, version);
+    for resource in &served {
+        roots.extend(type_index(&resource.object_type));
+        roots.extend(resource.list_type.as_deref().and_then(type_index));
+        let verbs = resource.verbs;
+        if verbs.contains(&"delete") {
+            common.extend(["Status", "DeleteOptions"]);
+        }
+        if verbs.contains(&"patch") {
+            common.push("Patch");
+        }
+        if verbs.contains(&"list") && verbs.contains(&"create") {
+            common.push("WatchEvent");
+        }
+    }
+    roots.extend(meta_types(&common));
+    roots
+}
+
+fn custom_definitions(custom: &CustomKind<'_>, writer: &Writer, out: &mut Map<String, Value>) {
     let name = custom_type(custom.group, custom.version, custom.kind);
-    out.insert(
-        custom_type(custom.group, custom.version, custom.list_kind),
-        schemas::custom_list(custom, &name, format),
-    );
-    out.insert(name, schemas::custom(custom, format));
+    out.insert(custom_type(custom.group, custom.version, custom.list_kind), writer.custom_list(custom, &name));
+    out.insert(name, writer.custom(custom));
 }
 
 fn info() -> Value {
     json!({"title": "Kubernetes", "version": "v1.36.2"})
 }
 
-/// The `/openapi/v2` document of these groups (each with its version) and custom kinds.
-pub fn v2_document(groups: &[(&str, &str)], custom: &[CustomKind<'_>]) -> Value {
-    let (mut definitions, mut all_paths) = (Map::new(), Map::new());
-    builtin_definitions(groups, Format::V2, &mut definitions);
+fn security() -> Value {
+    let how = "a bearer token, in the header Authorization";
+    json!({"BearerToken": {"type": "apiKey", "name": "authorization", "in": "header", "description": how}})
+}
+
+/// The `/openapi/v2` document of these groups (each with its version) and custom kinds. `foreign` holds paths and
+/// definitions of other servers.
+pub fn v2_document(groups: &[(&str, &str)], custom: &[CustomKind<'_>], foreign: &[Arc<Value>]) -> Value {
+    let (writer, mut paths) = (Writer::new(Format::V2), Paths::new(Format::V2));
+    let mut roots: Vec<u32> =
+        meta_types(&["APIGroup", "APIGroupList", "APIVersions", "ListMeta", "ObjectMeta"]).collect();
+    roots.extend(type_index(VERSION_INFO));
     for (group, version) in groups {
+        roots.extend(builtin_roots(group, version));
+        paths.add_version(group, version);
         for served in served_builtin(group, version) {
-            paths::add(&served, Format::V2, &mut all_paths);
+            paths.add(&served);
         }
     }
+    let mut names: Vec<&str> = groups.iter().map(|(group, _)| *group).filter(|g| !g.is_empty()).collect();
+    names.dedup();
+    names.iter().for_each(|group| paths.add_group(group));
+    FIXED.iter().for_each(|fixed| add_fixed(&mut paths, fixed));
+    let mut definitions = Map::new();
+    add_definitions(roots, &writer, &mut definitions);
     for kind in custom {
-        custom_definitions(kind, Format::V2, &mut definitions);
-        add_custom_paths(kind, Format::V2, &mut all_paths);
+        custom_definitions(kind, &writer, &mut definitions);
+        add_custom_paths(kind, &mut paths);
     }
-    json!({"swagger": "2.0", "info": info(), "paths": all_paths, "definitions": definitions})
+    let mut paths = paths.finish();
+    for document in foreign {
+        for (part, into) in [("paths", &mut paths), ("definitions", &mut definitions)] {
+            for (name, value) in document[part].as_object().into_iter().flatten() {
+                // What is known here is known better here.
+                into.entry(name.clone()).or_insert_with(|| value.clone());
+            }
+        }
+    }
+    json!({
+        "swagger": "2.0", "info": info(), "paths": paths, "definitions": definitions,
+        "securityDefinitions": security(), "security": [{"BearerToken": []}],
+    })
+}
+
+/// Served beside resources: path, operation, tag, the type of the answer (text where none), media types.
+type Fixed = (&'static str, &'static str, &'static str, &'static str, &'static [&'static str]);
+const VERSION_INFO: &str = "io.k8s.apimachinery.pkg.version.Info";
+const FIXED: &[Fixed] = &[
+    (
+        "/.well-known/openid-configuration/",
+        "getServiceAccountIssuerOpenIDConfiguration",
+        "WellKnown",
+        "",
+        &["application/json"],
+    ),
+    (
+        "/api/",
+        "getCoreAPIVersions",
+        "core",
+        "io.k8s.apimachinery.pkg.apis.meta.v1.APIVersions",
+        &["application/json", "application/yaml"],
+    ),
+    (
+        "/apis/",
+        "getAPIVersions",
+        "apis",
+        "io.k8s.apimachinery.pkg.apis.meta.v1.APIGroupList",
+        &["application/json", "application/yaml"],
+    ),
+    ("/openid/v1/jwks/", "getServiceAccountIssuerOpenIDKeyset", "openid", "", &["application/jwk-set+json"]),
+    ("/version/", "getCodeVersion", "version", VERSION_INFO, &["application/json"]),
+];
+
+fn add_fixed(paths: &mut Paths, (path, id, tag, answer, produces): &Fixed) {
+    paths.add_fixed(path, id, tag, Some(*answer).filter(|a| !a.is_empty()), produces);
 }
 
 /// The `/openapi/v3` document of one group and version, none where nothing of it is served.
 pub fn v3_document(group: &str, version: &str, custom: &[CustomKind<'_>]) -> Option<Value> {
-    let (mut definitions, mut all_paths) = (Map::new(), Map::new());
+    let mut paths = Paths::new(Format::V3);
     let builtin = served_builtin(group, version);
     let own: Vec<&CustomKind<'_>> = custom.iter().filter(|k| k.group == group && k.version == version).collect();
-    if builtin.is_empty() && own.is_empty() {
-        return None;
+    let mut roots = Vec::new();
+    let writer = Writer::of_version(Format::V3, group, version);
+    match (builtin.is_empty(), own.is_empty()) {
+        (true, true) => return None,
+        (false, _) => {
+            roots.extend(builtin_roots(group, version));
+            paths.add_version(group, version);
+        }
+        (true, false) => roots.extend(meta_types(&["ObjectMeta", "ListMeta", "Status", "DeleteOptions", "Patch"])),
     }
-    builtin_definitions(&[(group, version)], Format::V3, &mut definitions);
     for served in &builtin {
-        paths::add(served, Format::V3, &mut all_paths);
+        paths.add(served);
     }
+    let mut definitions = Map::new();
     for kind in own {
-        custom_definitions(kind, Format::V3, &mut definitions);
-        add_custom_paths(kind, Format::V3, &mut all_paths);
+        custom_definitions(kind, &writer, &mut definitions);
+        add_custom_paths(kind, &mut paths);
         if kind.scale {
-            for index in reachable(type_index(&builtin_type("autoscaling", "v1", "Scale"))) {
-                let (name, definition) = schemas::builtin(index, Format::V3);
-                definitions.insert(name.to_owned(), definition);
-            }
+            roots.extend(type_index(&builtin_type("autoscaling", "v1", "Scale")));
         }
     }
-    Some(json!({"openapi": "3.0.0", "info": info(), "paths": all_paths, "components": {"schemas": definitions}}))
+    add_definitions(roots, &writer, &mut definitions);
+    Some(v3(paths, definitions))
 }
 
-/// The path of a group's documents below `/openapi/v3/`.
-fn group_path(group: &str, version: &str) -> String {
+/// The documents of paths that belong to no version: `api`, `apis`, `apis/apps`, `version`.
+pub fn v3_plain(path: &str) -> Option<Value> {
+    let mut paths = Paths::new(Format::V3);
+    let writer = Writer::new(Format::V3);
+    let answer = if let Some(fixed) = FIXED.iter().find(|(p, ..)| p.trim_matches('/') == path) {
+        add_fixed(&mut paths, fixed);
+        fixed.3.to_owned()
+    } else {
+        let group = path.strip_prefix("apis/").filter(|g| resources().iter().any(|r| r.group == *g))?;
+        paths.add_group(group);
+        format!("{META}.APIGroup")
+    };
+    let mut definitions = Map::new();
+    add_definitions(type_index(&answer), &writer, &mut definitions);
+    Some(v3(paths, definitions))
+}
+
+fn v3(paths: Paths, definitions: Map<String, Value>) -> Value {
+    let mut components = json!({"securitySchemes": security()});
+    if !definitions.is_empty() {
+        components["schemas"] = definitions.into();
+    }
+    json!({"openapi": "3.0.0", "info": info(), "paths": paths.finish(), "components": components})
+}
+
+/// The path of a version's document below `/openapi/v3/`.
+pub fn group_path(group: &str, version: &str) -> String {
     if group.is_empty() { format!("api/{version}") } else { format!("apis/{group}/{version}") }
 }
 
-/// The `/openapi/v3` index: where each group's document is, with a hash of its content so that clients may keep it.
-pub fn v3_index(groups: &[(&str, &str)], custom: &[CustomKind<'_>]) -> Value {
+/// The paths of the documents that [`v3_plain`] makes.
+pub fn plain_paths<'a>(groups: &'a [(&'a str, &'a str)]) -> impl Iterator<Item = String> + 'a {
+    let fixed = FIXED.iter().map(|(path, ..)| path.trim_matches('/').to_owned());
+    let groups: std::collections::BTreeSet<&str> = groups.iter().map(|(g, _)| *g).filter(|g| !g.is_empty()).collect();
+    fixed.chain(groups.into_iter().map(|group| format!("apis/{group}")))
+}
+
+/// The `/openapi/v3` index: where each document is, with a hash of its content so that clients may keep it.
+pub fn v3_index(groups: &[(&str, &str)], custom: &[CustomKind<'_>]) -> Map<String, Value> {
     let mut all: Vec<(&str, &str)> = groups.to_vec();
     all.extend(custom.iter().map(|k| (k.group, k.version)));
     all.sort_unstable();
     all.dedup();
-    let mut index = Map::new();
-    for (group, version) in all {
-        let Some(document) = v3_document(group, version, custom) else { continue };
-        let path = group_path(group, version);
-        let hash = hex::encode(Sha256::digest(crate::schema::canonical_json(&document).as_bytes())).to_uppercase();
-        index.insert(path.clone(), json!({"serverRelativeURL": format!("/openapi/v3/{path}?hash={hash}")}));
-    }
-    json!({"paths": index})
+    // Kept unpacked while all documents are made.
+    let _descriptions = descriptions::Descriptions::unpack();
+    let plain = plain_paths(groups).filter_map(|path| Some((path.clone(), v3_plain(&path)?)));
+    let versions = all
+        .iter()
+        .filter_map(|(group, version)| Some((group_path(group, version), v3_document(group, version, custom)?)));
+    plain
+        .chain(versions)
+        .map(|(path, document)| {
+            let hash = hex::encode(Sha256::digest(crate::schema::canonical_json(&document).as_bytes())).to_uppercase();
+            let url = format!("/openapi/v3/{path}?hash={hash}");
+            (path, json!({"serverRelativeURL": url}))
+        })
+        .collect()
 }
 
 #[cfg(test)]

@@ -2,24 +2,100 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{CustomKind, Format, META};
+use super::{CustomKind, Format, META, descriptions::Descriptions};
 use crate::schema::{
     Additional, Link, ListType, MERGE, Node, Property, REPLACE, RETAIN_KEYS, Type, builtin_node, type_kinds, type_name,
 };
+use std::{collections::HashMap, sync::Arc};
 
 type Object = Map<String, Value>;
 
-/// Name and definition of a built-in type.
-pub(super) fn builtin(index: u32, format: Format) -> (&'static str, Value) {
-    let mut out = node(builtin_node(index), format);
-    let kinds: Vec<Value> = type_kinds(index)
-        .iter()
-        .map(|(group, version, kind)| json!({"group": group, "version": version, "kind": kind}))
-        .collect();
-    if !kinds.is_empty() {
-        out.insert("x-kubernetes-group-version-kind".to_owned(), Value::Array(kinds));
+/// Writes types in one format, with their descriptions.
+pub(super) struct Writer {
+    format: Format,
+    descriptions: Arc<Descriptions>,
+    /// Of the group and version alone that a document is about.
+    only: Option<(String, String)>,
+}
+
+impl Writer {
+    pub(super) fn new(format: Format) -> Self {
+        Self { format, descriptions: Descriptions::unpack(), only: None }
     }
-    (type_name(index), Value::Object(out))
+
+    pub(super) fn of_version(format: Format, group: &str, version: &str) -> Self {
+        Self { only: Some((group.to_owned(), version.to_owned())), ..Self::new(format) }
+    }
+
+    /// Name and definition of a built-in type.
+    pub(super) fn builtin(&self, index: u32) -> (&'static str, Value) {
+        let name = type_name(index);
+        let mut out = node(builtin_node(index), self.format);
+        self.describe(name, &mut out);
+        // Options of deletions are kinds of every group; a group's own document names that group and the core.
+        let everywhere = |group: &str, version: &str| {
+            self.only.as_ref().is_none_or(|(g, v)| {
+                (g == group && v == version) || !is_everywhere(name) || (group.is_empty() && version == "v1")
+            })
+        };
+        let kinds: Vec<Value> = type_kinds(index)
+            .iter()
+            .filter(|(group, version, _)| everywhere(group, version))
+            .map(|(group, version, kind)| json!({"group": group, "version": version, "kind": kind}))
+            .collect();
+        if !kinds.is_empty() {
+            out.insert("x-kubernetes-group-version-kind".to_owned(), Value::Array(kinds));
+        }
+        (name, Value::Object(out))
+    }
+
+    fn describe(&self, name: &str, out: &mut Object) {
+        let own = self.descriptions.of(name);
+        // Lists have no texts of their own there; what all kinds share is said as of any.
+        let shared = if own.is_empty() && name.ends_with("List") {
+            self.descriptions.of("io.k8s.api.core.v1.Pod")
+        } else {
+            HashMap::new()
+        };
+        let kind = name.rsplit('.').next().unwrap_or(name);
+        let items = kind.trim_end_matches("List");
+        let text = |field: &str| -> Option<String> {
+            match (own.get(field), field) {
+                (Some(text), _) => Some(text.clone()),
+                // The one type whose texts are not at hand.
+                (None, "object") if kind == "WatchEvent" => Some(
+                    "The object after the change, as it was before its deletion, or a Status for an error.".to_owned(),
+                ),
+                (None, "") if !shared.is_empty() => Some(format!("{kind} is a list of {items} objects.")),
+                (None, "items") if !shared.is_empty() => Some(format!("The {items} objects.")),
+                (None, "metadata") if !shared.is_empty() => Some("Standard list metadata.".to_owned()),
+                (None, field) => shared.get(field).cloned(),
+            }
+        };
+        if let Some(text) = text("") {
+            out.insert("description".to_owned(), text.into());
+        }
+        let fields = out.get_mut("properties").and_then(Value::as_object_mut).into_iter().flatten();
+        for (field, property) in fields {
+            let Some(property) = property.as_object_mut() else { continue };
+            let Some(text) = text(field) else { continue };
+            beside_reference(property, self.format);
+            property.insert("description".to_owned(), text.into());
+        }
+    }
+}
+
+/// OpenAPI v3 ignores what stands beside a reference.
+fn beside_reference(property: &mut Object, format: Format) {
+    if format == Format::V3
+        && let Some(reference) = property.remove("$ref")
+    {
+        property.insert("allOf".to_owned(), json!([{"$ref": reference}]));
+    }
+}
+
+fn is_everywhere(name: &str) -> bool {
+    name.ends_with(".DeleteOptions") || name.ends_with(".WatchEvent")
 }
 
 fn link(link: &Link, format: Format) -> Object {
@@ -35,13 +111,10 @@ fn link(link: &Link, format: Format) -> Object {
 
 fn property(property: &Property, format: Format) -> Value {
     let mut out = link(&property.link, format);
-    // OpenAPI v3 ignores what stands beside a reference.
-    if format == Format::V3 && out.contains_key("$ref") {
-        out = Object::from_iter([("allOf".to_owned(), json!([out]))]);
-    }
     if format == Format::V3
         && let Some(default) = &property.default
     {
+        beside_reference(&mut out, format);
         out.insert("default".to_owned(), default.as_ref().clone());
     }
     let words: Vec<&str> = [(MERGE, "merge"), (REPLACE, "replace"), (RETAIN_KEYS, "retainKeys")]
@@ -50,12 +123,14 @@ fn property(property: &Property, format: Format) -> Value {
         .map(|(_, word)| word)
         .collect();
     if !words.is_empty() {
+        beside_reference(&mut out, format);
         out.insert("x-kubernetes-patch-strategy".to_owned(), words.join(",").into());
     }
     if let Some(key) = &property.merge_key {
         out.insert("x-kubernetes-patch-merge-key".to_owned(), key.as_ref().into());
     }
     if property.atomic {
+        beside_reference(&mut out, format);
         out.insert("x-kubernetes-map-type".to_owned(), "atomic".into());
     }
     Value::Object(out)
@@ -137,38 +212,70 @@ fn stamp(definition: &mut Object, custom: &CustomKind<'_>, kind: &str) {
     );
 }
 
-/// The definition of a custom kind: as its CRD writes it in v3, what v2 can say in v2.
-pub(super) fn custom(custom: &CustomKind<'_>, format: Format) -> Value {
-    let mut out = match custom.raw {
-        Some(Value::Object(raw)) if format == Format::V3 => raw.clone(),
-        _ => node(custom.schema.root(), format),
-    };
-    let reference = json!({"$ref": format.reference(&format!("{META}.ObjectMeta"))});
-    let metadata = if format == Format::V3 { json!({"allOf": [reference]}) } else { reference };
-    let slot = out.entry("properties".to_owned()).or_insert_with(|| json!({}));
-    if let Some(fields) = slot.as_object_mut() {
-        for name in ["apiVersion", "kind"] {
-            fields.entry(name.to_owned()).or_insert_with(|| json!({"type": "string"}));
+impl Writer {
+    /// The definition of a custom kind: as its CRD writes it in v3, what v2 can say in v2.
+    pub(super) fn custom(&self, custom: &CustomKind<'_>) -> Value {
+        let format = self.format;
+        let mut out = match custom.raw {
+            Some(Value::Object(raw)) if format == Format::V3 => raw.clone(),
+            Some(raw) => {
+                let mut out = node(custom.schema.root(), format);
+                copy_descriptions(raw, &mut out);
+                out
+            }
+            None => node(custom.schema.root(), format),
+        };
+        let shared = self.descriptions.of("io.k8s.api.core.v1.Pod");
+        let mut metadata = Object::from_iter([("$ref".to_owned(), format.reference(&format!("{META}.ObjectMeta")))]);
+        if let Some(text) = shared.get("metadata") {
+            beside_reference(&mut metadata, format);
+            metadata.insert("description".to_owned(), text.as_str().into());
         }
-        fields.insert("metadata".to_owned(), metadata);
+        let slot = out.entry("properties".to_owned()).or_insert_with(|| json!({}));
+        if let Some(fields) = slot.as_object_mut() {
+            for name in ["apiVersion", "kind"] {
+                let text = shared.get(name).map_or("", String::as_str);
+                fields.insert(name.to_owned(), json!({"type": "string", "description": text}));
+            }
+            fields.insert("metadata".to_owned(), metadata.into());
+        }
+        stamp(&mut out, custom, custom.kind);
+        Value::Object(out)
     }
-    stamp(&mut out, custom, custom.kind);
-    Value::Object(out)
+
+    pub(super) fn custom_list(&self, custom: &CustomKind<'_>, item: &str) -> Value {
+        let mut out = Object::new();
+        out.insert("type".to_owned(), "object".into());
+        out.insert("required".to_owned(), json!(["items"]));
+        out.insert(
+            "properties".to_owned(),
+            json!({
+                "apiVersion": {"type": "string"},
+                "kind": {"type": "string"},
+                "metadata": {"$ref": self.format.reference(&format!("{META}.ListMeta"))},
+                "items": {"type": "array", "items": {"$ref": self.format.reference(item)}},
+            }),
+        );
+        self.describe("List", &mut out);
+        out.insert("description".to_owned(), format!("{} is a list of {}", custom.list_kind, custom.kind).into());
+        stamp(&mut out, custom, custom.list_kind);
+        Value::Object(out)
+    }
 }
 
-pub(super) fn custom_list(custom: &CustomKind<'_>, item: &str, format: Format) -> Value {
-    let mut out = Object::new();
-    out.insert("type".to_owned(), "object".into());
-    out.insert("required".to_owned(), json!(["items"]));
-    out.insert(
-        "properties".to_owned(),
-        json!({
-            "apiVersion": {"type": "string"},
-            "kind": {"type": "string"},
-            "metadata": {"$ref": format.reference(&format!("{META}.ListMeta"))},
-            "items": {"type": "array", "items": {"$ref": format.reference(item)}},
-        }),
-    );
-    stamp(&mut out, custom, custom.list_kind);
-    Value::Object(out)
+/// The texts of a definition's own schema, which its compiled form leaves out.
+fn copy_descriptions(raw: &Value, out: &mut Object) {
+    if let Some(text) = raw.get("description").and_then(Value::as_str) {
+        out.insert("description".to_owned(), text.into());
+    }
+    for (name, inner) in out.get_mut("properties").and_then(Value::as_object_mut).into_iter().flatten() {
+        if let (Some(raw), Some(inner)) = (raw.get("properties").and_then(|p| p.get(name)), inner.as_object_mut()) {
+            copy_descriptions(raw, inner);
+        }
+    }
+    for part in ["items", "additionalProperties"] {
+        if let (Some(raw), Some(inner)) = (raw.get(part), out.get_mut(part).and_then(Value::as_object_mut)) {
+            copy_descriptions(raw, inner);
+        }
+    }
 }

@@ -3,6 +3,7 @@
 //! Upstream: <https://kubernetes.io/docs/reference/using-api/api-concepts/#receiving-resources-as-tables>,
 //! columns as in `pkg/printers/internalversion`.
 
+mod cluster;
 mod duration;
 mod jsonpath;
 mod pods;

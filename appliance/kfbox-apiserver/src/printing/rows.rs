@@ -183,11 +183,18 @@ pub(super) fn of(group: &str, kind: &str) -> (&'static [Column], RowOf) {
                     (namespace, target) => format!("{namespace}/{target}"),
                 };
                 let available = list_at(o, "/status/conditions").iter().find(|c| text_at(c, "/type") == "Available");
-                let available = available.map_or("Unknown", |c| text_at(c, "/status"));
+                let available = available.map_or_else(
+                    || "Unknown".to_owned(),
+                    |c| match (text_at(c, "/status"), text_at(c, "/reason")) {
+                        ("True", _) => "True".to_owned(),
+                        (status, "") => status.to_owned(),
+                        (status, reason) => format!("{status} ({reason})"),
+                    },
+                );
                 vec![name(o), Value::from(service), Value::from(available), age(o, now)]
             })
         }
-        _ => (&[("Name", S, 0), ("Age", S, 0)], |o, now| vec![name(o), age(o, now)]),
+        _ => super::cluster::of(group, kind),
     }
 }
 

@@ -46,6 +46,8 @@ const RBAC: &str = "rbac.authorization.k8s.io";
 const STORAGE: &str = "storage.k8s.io";
 const NETWORKING: &str = "networking.k8s.io";
 const AUTHZ: &str = "authorization.k8s.io";
+const RESOURCE: &str = "resource.k8s.io";
+const FLOW: &str = "flowcontrol.apiserver.k8s.io";
 const EXTENSIONS: &str = "api-extensions";
 const POD: &str = "attach binding ephemeralcontainers eviction exec log portforward proxy resize status";
 
@@ -82,6 +84,7 @@ static TABLE: &[Row] = &[
     only(Verbs::Create, row(AUTHZ, "v1", "SelfSubjectRulesReview", "selfsubjectrulesreviews", CL, "", "", "")),
     only(Verbs::Create, row(AUTHZ, "v1", "SubjectAccessReview", "subjectaccessreviews", CL, "", "", "")),
     row("autoscaling", "v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers", NG, "hpa", "all", "status"),
+    row("autoscaling", "v1", "HorizontalPodAutoscaler", "horizontalpodautoscalers", NG, "hpa", "all", "status"),
     row("batch", "v1", "CronJob", "cronjobs", NG, "cj", "all", "status"),
     row("batch", "v1", "Job", "jobs", NG, "", "all", "status"),
     row("certificates.k8s.io", "v1", "CertificateSigningRequest", "certificatesigningrequests", CL, "csr", "", "approval status"),
@@ -112,11 +115,30 @@ static TABLE: &[Row] = &[
     row("coordination.k8s.io", "v1", "Lease", "leases", NS, "", "", ""),
     row("node.k8s.io", "v1", "RuntimeClass", "runtimeclasses", CL, "", "", ""),
     row("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices", NG, "", "", ""),
+    row(RESOURCE, "v1", "DeviceClass", "deviceclasses", CG, "", "", ""),
+    row(RESOURCE, "v1", "ResourceClaim", "resourceclaims", NS, "", "", "status"),
+    row(RESOURCE, "v1", "ResourceClaimTemplate", "resourceclaimtemplates", NS, "", "", ""),
+    row(RESOURCE, "v1", "ResourceSlice", "resourceslices", CG, "", "", ""),
+    row(FLOW, "v1", "FlowSchema", "flowschemas", CG, "", "", "status"),
+    row(FLOW, "v1", "PriorityLevelConfiguration", "prioritylevelconfigurations", CG, "", "", "status"),
+];
+
+/// Served by this program, but not stored: upstream it is an aggregated server's, and so it comes last.
+#[rustfmt::skip]
+static METRICS: &[Row] = &[
+    only(Verbs::Read, row("metrics.k8s.io", "v1beta1", "NodeMetrics", "nodes", CL, "", "", "")),
+    only(Verbs::Read, row("metrics.k8s.io", "v1beta1", "PodMetrics", "pods", NS, "", "", "")),
 ];
 
 pub fn resources() -> &'static [Arc<Resource>] {
     static RESOURCES: LazyLock<Vec<Arc<Resource>>> =
         LazyLock::new(|| TABLE.iter().map(|r| Arc::new(resource(r))).collect());
+    &RESOURCES
+}
+
+pub fn metrics() -> &'static [Arc<Resource>] {
+    static RESOURCES: LazyLock<Vec<Arc<Resource>>> =
+        LazyLock::new(|| METRICS.iter().map(|r| Arc::new(resource(r))).collect());
     &RESOURCES
 }
 
@@ -130,17 +152,23 @@ fn resource(row: &Row) -> Resource {
         kind: row.kind.into(),
         list_kind: format!("{}List", row.kind).into(),
         plural: row.plural.into(),
-        singular: row.kind.to_lowercase().into(),
+        singular: singular(row).into(),
         short_names: words(row.short_names, ','),
         categories: words(row.categories, ','),
         namespaced: row.flags & NAMESPACED != 0,
         verbs: row.verbs,
         subresources: row.subresources.split(' ').filter(|s| !s.is_empty()).map(|s| subresource(row.kind, s)).collect(),
         collection: crate::status::group_resource(group, row.plural).into(),
-        storage_version: row.version.into(),
+        // Autoscalers are one store in two versions.
+        storage_version: if row.group == "autoscaling" { "v2" } else { row.version }.into(),
         generation: row.flags & GENERATION != 0,
         custom: None,
     }
+}
+
+/// The kind in small letters; the metrics server names its singulars after what it measures.
+fn singular(row: &Row) -> String {
+    if row.group == "metrics.k8s.io" { row.plural.trim_end_matches('s').to_owned() } else { row.kind.to_lowercase() }
 }
 
 pub(super) fn subresource(kind: &str, name: &str) -> Subresource {

@@ -12,6 +12,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, OnceLock},
 };
+use tokio::sync::watch;
 
 /// One resource in one version.
 #[derive(Debug, Clone)]
@@ -189,6 +190,9 @@ impl Registry {
         for resource in custom {
             registry.add(resource);
         }
+        for resource in builtin::metrics() {
+            registry.add(resource.clone());
+        }
         for group in &mut registry.groups[builtin_groups..] {
             group.versions.sort_by_key(|v| std::cmp::Reverse(version_priority(&v.version)));
         }
@@ -240,19 +244,28 @@ impl Registry {
 }
 
 /// The registry as it changes; custom resources by the name of their CRD.
-#[derive(Default)]
 pub struct Resources {
     current: RwLock<Arc<Registry>>,
+    changed: watch::Sender<u64>,
     custom: parking_lot::Mutex<BTreeMap<String, Vec<Arc<Resource>>>>,
 }
 
 impl Resources {
     pub fn new() -> Self {
-        Self { current: RwLock::new(Arc::new(Registry::new([]))), custom: parking_lot::Mutex::default() }
+        Self {
+            current: RwLock::new(Arc::new(Registry::new([]))),
+            changed: watch::Sender::new(0),
+            custom: parking_lot::Mutex::default(),
+        }
     }
 
     pub fn current(&self) -> Arc<Registry> {
         self.current.read().clone()
+    }
+
+    /// Tells of each change of what is served.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
     }
 
     /// Replaces what one CRD serves; nothing removes it.
@@ -270,12 +283,13 @@ impl Resources {
             }
         }
         *self.current.write() = Arc::new(Registry::new(custom.values().flatten().cloned()));
+        self.changed.send_modify(|changes| *changes += 1);
     }
 }
 
 /// Whether a group belongs to Kubernetes itself, so that no definition may add to it.
 pub fn is_builtin_group(group: &str) -> bool {
-    builtin::resources().iter().any(|r| &*r.group == group)
+    builtin::resources().iter().chain(builtin::metrics()).any(|r| &*r.group == group)
 }
 
 /// Kubernetes' order of versions: GA over beta over alpha, higher numbers first, anything else last by name

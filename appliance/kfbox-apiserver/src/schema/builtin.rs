@@ -276,15 +276,6 @@ pub(crate) fn type_of_kind(group: &str, version: &str, kind: &str) -> Option<&'s
     TABLE.kinds.get(&(group, version, kind)).map(|index| type_name(*index))
 }
 
-/// The types that belong to kinds of this group and version.
-pub(crate) fn types_of_group(group: &str, version: &str) -> Vec<u32> {
-    let mut out: Vec<u32> =
-        TABLE.kinds.iter().filter(|((g, v, _), _)| *g == group && *v == version).map(|(_, index)| *index).collect();
-    out.sort_unstable();
-    out.dedup();
-    out
-}
-
 /// `roots` and every type they refer to, in table order.
 pub(crate) fn reachable(roots: impl IntoIterator<Item = u32>) -> BTreeSet<u32> {
     fn links(node: &Node, out: &mut Vec<u32>) {

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 pub use builtin::{builtin, resources, type_kinds};
-pub(crate) use builtin::{builtin_node, reachable, type_index, type_name, type_of_kind, types_of_group};
+pub(crate) use builtin::{builtin_node, reachable, type_index, type_name, type_of_kind};
 pub(crate) use check::canonical as canonical_json;
 pub use check::validate;
 pub use crd::{from_crd, from_crd_version};

@@ -2,7 +2,7 @@
 
 mod forward;
 mod pod;
-mod proxy;
+pub mod proxy;
 pub mod scale;
 mod spdy;
 mod streams;

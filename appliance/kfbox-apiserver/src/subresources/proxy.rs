@@ -1,7 +1,7 @@
 //! HTTP to a pod, a Service or a node through the API server, after RBAC. The target comes from cluster objects alone;
 //! credentials of the caller never travel on.
 
-use crate::{auth, object::meta, status::ApiError, store::Key, verbs::Call};
+use crate::{auth, object::meta, server::Core, status::ApiError, store::Key, verbs::Call};
 use axum::{body::Body, response::Response};
 use http::{HeaderName, Method, Request, Uri, header, request::Parts};
 use hyper_util::rt::TokioIo;
@@ -12,10 +12,10 @@ use tokio::net::TcpStream;
 const CONNECT: Duration = Duration::from_secs(10);
 
 /// Headers of one hop only (RFC 9110 7.6.1).
-const HOP: [&str; 7] =
+pub const HOP: [&str; 7] =
     ["connection", "proxy-connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"];
 
-pub async fn proxy(call: &Arc<Call>, parts: Parts, body: Body) -> Result<Response, ApiError> {
+pub async fn proxy(call: &Arc<Call>, mut parts: Parts, body: Body) -> Result<Response, ApiError> {
     let (address, port) = target(call)?;
     let query = parts.uri.query().map(|q| format!("?{q}")).unwrap_or_default();
     let path: Uri = format!("/{}{query}", call.target.rest)
@@ -62,7 +62,7 @@ pub async fn proxy(call: &Arc<Call>, parts: Parts, body: Body) -> Result<Respons
     });
     let mut response = sender.send_request(request).await.map_err(|e| unreachable(e.to_string()))?;
     if response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
-        join_upgrades(call, parts, &mut response);
+        join_upgrades(&call.core, &mut parts, &mut response);
         return Ok(response.map(|_| Body::empty()));
     }
     let mut response = response.map(Body::new);
@@ -72,11 +72,11 @@ pub async fn proxy(call: &Arc<Call>, parts: Parts, body: Body) -> Result<Respons
     Ok(response)
 }
 
-fn join_upgrades(call: &Call, mut parts: Parts, response: &mut http::Response<hyper::body::Incoming>) {
+pub fn join_upgrades(core: &Core, parts: &mut Parts, response: &mut http::Response<hyper::body::Incoming>) {
     let Some(client) = parts.extensions.remove::<hyper::upgrade::OnUpgrade>() else { return };
     let server = hyper::upgrade::on(response);
-    let shutdown = call.core.shutdown.clone();
-    call.core.tasks.spawn("kubernetes-proxy-upgraded", async move {
+    let shutdown = core.shutdown.clone();
+    core.tasks.spawn("kubernetes-proxy-upgraded", async move {
         let copy = async {
             let (Ok(client), Ok(server)) = (client.await, server.await) else { return };
             drop(tokio::io::copy_bidirectional(&mut TokioIo::new(client), &mut TokioIo::new(server)).await);

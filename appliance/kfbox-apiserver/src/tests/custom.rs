@@ -1,6 +1,6 @@
 use super::*;
 
-fn definition() -> Value {
+pub fn definition() -> Value {
     json!({
         "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
         "metadata": {"name": "widgets.example.com"},
@@ -107,4 +107,44 @@ async fn definitions_survive_a_restart_and_bad_ones_are_refused() {
     assert_eq!(code, 201);
     assert_eq!(body["status"]["conditions"][0]["status"], "False", "its kind is taken: {body}");
     assert_eq!(world.get("/apis/example.com/v1/gadgets").await.0, 404);
+}
+
+#[tokio::test]
+async fn watches_end_with_the_definition_and_a_new_one_is_seen_at_once() {
+    let world = world().await;
+    world.post(CRDS, definition()).await;
+    world.post(WIDGETS, widget("a", json!({"size": 2}))).await;
+    let watch = async |path: &str| {
+        let mut request = Request::get(format!("{path}?watch=true")).body(Body::empty()).unwrap();
+        request.extensions_mut().insert(server::Local);
+        request.extensions_mut().insert(UserInfo::new("admin", [UserInfo::MASTERS.to_owned()]));
+        world.server.call(request).await
+    };
+    let (mut new, mut old) = (watch(WIDGETS).await, watch("/apis/example.com/v1beta1/widgets").await);
+    let (mut new_bytes, mut old_bytes) = (Vec::new(), Vec::new());
+    assert_eq!(next_line(&mut new, &mut new_bytes).await.unwrap()["type"], "ADDED");
+    assert_eq!(next_line(&mut old, &mut old_bytes).await.unwrap()["type"], "ADDED");
+
+    // A version that is no longer served ends the watches of that version alone.
+    let versions = definition()["spec"]["versions"].as_array().unwrap()[..1].to_vec();
+    let (code, body) =
+        world.merge(&format!("{CRDS}/widgets.example.com"), json!({"spec": {"versions": versions}})).await;
+    assert_eq!(code, 200, "{body}");
+    assert!(next_line(&mut old, &mut old_bytes).await.is_none());
+    world.merge(&format!("{WIDGETS}/a"), json!({"spec": {"size": 3}})).await;
+    assert_eq!(next_line(&mut new, &mut new_bytes).await.unwrap()["type"], "MODIFIED");
+
+    assert_eq!(world.delete(&format!("{CRDS}/widgets.example.com"), Value::Null).await.0, 200);
+    assert_eq!(next_line(&mut new, &mut new_bytes).await.unwrap()["type"], "DELETED");
+    assert!(next_line(&mut new, &mut new_bytes).await.is_none());
+    assert_eq!(world.get(WIDGETS).await.0, 404);
+
+    assert_eq!(world.post(CRDS, definition()).await.0, 201);
+    let accept = [("accept", "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList")];
+    let (_, _, all) = world.request("GET", "/apis", &accept, Value::Null).await;
+    let groups = all["items"].as_array().unwrap();
+    let ours = groups.iter().find(|g| g["metadata"]["name"] == "example.com").unwrap();
+    let kind = &ours["versions"][0]["resources"][0]["responseKind"];
+    assert_eq!(*kind, json!({"group": "example.com", "version": "v1", "kind": "Widget"}));
+    assert_eq!(world.get("/openapi/v3/apis/example.com/v1").await.0, 200);
 }

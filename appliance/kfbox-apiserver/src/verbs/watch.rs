@@ -107,6 +107,7 @@ pub async fn watch(call: Arc<Call>) -> Result<Response, ApiError> {
         table_header: true,
         ended: false,
         _place: place,
+        registry: call.resource.custom.is_some().then(|| call.core.resources.changes()),
         call: call.clone(),
     };
     let frames = futures::stream::unfold(state, |mut state| async move {
@@ -121,6 +122,13 @@ fn streaming(body: Body) -> Response {
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
     response
+}
+
+async fn changed(registry: &mut Option<tokio::sync::watch::Receiver<u64>>) {
+    match registry {
+        Some(registry) => drop(registry.changed().await),
+        None => std::future::pending().await,
+    }
 }
 
 fn error_event(expired: Expired) -> String {
@@ -145,6 +153,8 @@ struct Stream {
     /// The first Table says what its columns are.
     table_header: bool,
     ended: bool,
+    /// Of a custom resource: what is served changed, perhaps without it.
+    registry: Option<tokio::sync::watch::Receiver<u64>>,
 }
 
 impl Stream {
@@ -205,9 +215,28 @@ impl Stream {
                         return (!frame.is_empty()).then(|| frame.into());
                     }
                 }
+                () = changed(&mut self.registry) => {
+                    if !self.still_served() {
+                        self.ended = true;
+                        // The deletions of the last objects come first.
+                        while let Ok(batch) = self.watcher.ready()
+                            && !batch.is_empty()
+                        {
+                            for change in batch.iter() {
+                                frame.extend(self.change(change).iter().flatten());
+                            }
+                        }
+                        return (!frame.is_empty()).then(|| frame.into());
+                    }
+                }
                 () = shutdown.cancelled() => return None,
             }
         }
+    }
+
+    fn still_served(&self) -> bool {
+        let resource = &self.call.resource;
+        self.call.core.resources.current().find(&resource.group, &resource.version, &resource.plural).is_some()
     }
 
     /// What a change is to this watcher depends on whether it could see the object before and after.

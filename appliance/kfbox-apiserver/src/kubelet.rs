@@ -26,6 +26,13 @@ pub struct LogOptions {
     pub stream: Option<String>,
 }
 
+/// What the kubelet's own HTTP API answers to a `GET`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HttpAnswer {
+    pub content_type: &'static str,
+    pub body: String,
+}
+
 pub type LogStream = BoxStream<'static, std::io::Result<Bytes>>;
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -76,6 +83,34 @@ pub enum KubeletError {
     Failed(String),
 }
 
+/// What the node and its pods used of CPU and memory, over a window that ends at `timestamp`.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct NodeUsage {
+    /// RFC 3339.
+    pub timestamp: String,
+    /// The time over which CPU was measured.
+    pub window_seconds: f64,
+    /// Billionths of a core, on average over the window.
+    pub cpu_nanocores: u64,
+    /// Memory that cannot be given back under pressure: usage less the inactive file cache.
+    pub memory_working_set_bytes: u64,
+    pub pods: Vec<PodUsage>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PodUsage {
+    pub namespace: String,
+    pub name: String,
+    pub containers: Vec<ContainerUsage>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ContainerUsage {
+    pub name: String,
+    pub cpu_nanocores: u64,
+    pub memory_working_set_bytes: u64,
+}
+
 #[async_trait]
 pub trait Kubelet: Send + Sync + 'static {
     async fn logs(
@@ -85,6 +120,11 @@ pub trait Kubelet: Send + Sync + 'static {
         container: &str,
         options: LogOptions,
     ) -> Result<LogStream, KubeletError>;
+
+    /// A `GET` of the kubelet's own HTTP API, by way of `nodes/NAME/proxy`; the path has its leading slash.
+    async fn http(&self, path: &str) -> Result<HttpAnswer, KubeletError> {
+        Err(KubeletError::NotFound(format!("the node serves no {path}")))
+    }
 
     async fn exec(
         &self,
@@ -105,4 +145,9 @@ pub trait Kubelet: Send + Sync + 'static {
 
     /// A connection to the port inside the pod's network.
     async fn port_forward(&self, namespace: &str, pod: &str, port: u16) -> Result<Box<dyn Duplex>, KubeletError>;
+
+    /// What is used now, for `metrics.k8s.io`. A pod that has not been measured yet is left out.
+    async fn metrics(&self) -> Result<NodeUsage, KubeletError> {
+        Err(KubeletError::NotNow("this node does not measure what its pods use".into()))
+    }
 }

@@ -35,7 +35,10 @@ mod store;
 mod subresources;
 mod verbs;
 
-pub use kubelet::{Duplex, ExecSession, Exit, Kubelet, KubeletError, LogOptions, LogStream, Streams, TerminalSize};
+pub use kubelet::{
+    ContainerUsage, Duplex, ExecSession, Exit, Kubelet, KubeletError, LogOptions, LogStream, NodeUsage, PodUsage, Streams,
+    TerminalSize,
+};
 pub use server::{ApiServer, Config, OpenError};
 pub use status::ApiError;
 

@@ -1,5 +1,6 @@
 //! A pod's life on this node.
 
+pub mod admit;
 pub mod adopt;
 pub mod check;
 pub mod context;

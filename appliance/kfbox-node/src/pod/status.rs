@@ -3,7 +3,8 @@
 
 use super::{
     downward::Surroundings,
-    record::{Ended, Kind, Record, State, restart_policy},
+    plan::failed_for_good,
+    record::{self, Ended, Kind, Record, State, restarts},
 };
 use crate::oci::resources;
 use k8s_openapi::{
@@ -29,6 +30,16 @@ pub struct Outcome {
     /// Every container is gone for good.
     pub finished: bool,
     pub start_time: Option<Time>,
+    /// Conditions beside those that every pod has, such as `DisruptionTarget`.
+    pub conditions: Vec<PodCondition>,
+    /// The node did not take it, so there is nothing to tell of its containers.
+    pub refused: bool,
+}
+
+/// Those of all kinds of containers.
+pub fn container_statuses(status: &PodStatus) -> impl Iterator<Item = &ContainerStatus> {
+    let lists = [&status.container_statuses, &status.init_container_statuses, &status.ephemeral_container_statuses];
+    lists.into_iter().flatten().flatten()
 }
 
 /// `previous` is what was last reported, which the pod's own status may lag behind.
@@ -43,16 +54,29 @@ pub fn status(
     let empty = PodSpec::default();
     let spec = pod.spec.as_ref().unwrap_or(&empty);
     let old = pod.status.as_ref();
-    let of_kind = |init: bool| -> Option<Vec<ContainerStatus>> {
+    let of_kind = |kinds: &[Kind]| -> Option<Vec<ContainerStatus>> {
         let list: Vec<ContainerStatus> =
-            records.iter().filter(|r| (r.kind != Kind::Main) == init).map(|r| container(spec, r)).collect();
+            records.iter().filter(|r| kinds.contains(&r.kind)).map(|r| container(spec, r)).collect();
         (!list.is_empty()).then_some(list)
     };
+    if outcome.refused {
+        return PodStatus {
+            phase: Some("Failed".into()),
+            reason: outcome.reason.clone(),
+            message: outcome.message.clone(),
+            qos_class: Some(resources::qos(spec).name().into()),
+            start_time: outcome.start_time.clone().or(Some(now)),
+            observed_generation: pod.metadata.generation,
+            conditions: old.and_then(|s| s.conditions.clone()),
+            ..PodStatus::default()
+        };
+    }
     let phase = phase(spec, records, outcome);
     PodStatus {
         conditions: Some(conditions(pod, spec, records, outcome, previous, phase, &now)),
-        container_statuses: of_kind(false),
-        init_container_statuses: of_kind(true),
+        container_statuses: of_kind(&[Kind::Main]),
+        init_container_statuses: of_kind(&[Kind::Init, Kind::Sidecar]),
+        ephemeral_container_statuses: of_kind(&[Kind::Ephemeral]),
         host_ip: around.host_ip.map(|ip| ip.to_string()),
         host_ips: around.host_ip.map(|ip| vec![HostIP { ip: ip.to_string() }]),
         pod_ip: around.pod_ip.map(|ip| ip.to_string()),
@@ -68,24 +92,22 @@ pub fn status(
 }
 
 pub fn phase(spec: &PodSpec, records: &[Record], outcome: &Outcome) -> &'static str {
-    let policy = restart_policy(spec);
     let ran = |r: &Record| r.latest_end().is_some() || r.running();
     let mains: Vec<&Record> = records.iter().filter(|r| r.kind == Kind::Main).collect();
     let mut phase = "Running";
-    let init_failed = records
-        .iter()
-        .any(|r| r.kind == Kind::Init && policy == "Never" && r.latest_end().is_some_and(|end| end.exit.code != 0));
+    let init_failed = records.iter().any(|r| r.kind == Kind::Init && failed_for_good(spec, r));
     if init_failed {
         phase = "Failed";
     } else if mains.is_empty() || mains.iter().any(|r| !ran(r)) {
         phase = "Pending";
     } else if mains.iter().all(|r| r.ended().is_some()) {
-        let all_succeeded = mains.iter().all(|r| r.succeeded());
-        phase = match policy {
-            "Always" => "Running",
-            _ if all_succeeded => "Succeeded",
-            "Never" => "Failed",
-            _ => "Running",
+        let again = |r: &&Record| r.ended().is_some_and(|end| restarts(spec, &r.name, end.exit.code));
+        phase = if mains.iter().any(again) {
+            "Running"
+        } else if mains.iter().all(|r| r.succeeded()) {
+            "Succeeded"
+        } else {
+            "Failed"
         };
     }
     if outcome.reason.is_some() {
@@ -118,7 +140,7 @@ fn conditions(
             r.succeeded() || records.iter().any(|m| m.kind == Kind::Main && (m.running() || m.ended().is_some()))
         }
         Kind::Sidecar => r.started || terminal,
-        Kind::Main => true,
+        Kind::Main | Kind::Ephemeral => true,
     }) || phase == "Succeeded";
     let unready: Vec<&str> =
         records.iter().filter(|r| r.kind == Kind::Main && !r.ready).map(|r| r.name.as_str()).collect();
@@ -138,18 +160,19 @@ fn conditions(
         status.and_then(|s| s.conditions.iter().flatten().find(|c| c.type_ == kind).cloned())
     };
     let old = |kind: &str| of(previous, kind).or_else(|| of(pod.status.as_ref(), kind));
-    let open_gates: Vec<&str> = spec
-        .readiness_gates
-        .iter()
-        .flatten()
-        .filter(|gate| old(&gate.condition_type).is_none_or(|c| c.status != "True"))
-        .map(|gate| gate.condition_type.as_str())
+    // The gates' own conditions are others' to write, so only the pod itself tells them.
+    let gates = spec.readiness_gates.iter().flatten().map(|gate| gate.condition_type.as_str());
+    let open_gates: Vec<String> = gates
+        .filter_map(|gate| match of(pod.status.as_ref(), gate) {
+            None => Some(format!("corresponding condition of pod readiness gate {gate:?} does not exist.")),
+            Some(c) if c.status == "True" => None,
+            Some(c) => {
+                Some(format!("the status of pod readiness gate {gate:?} is not \"True\", but {}", c.status))
+            }
+        })
         .collect();
     let (ready_reason, ready_message) = if containers_ready && !open_gates.is_empty() {
-        (
-            Some("ReadinessGatesNotReady"),
-            Some(format!("the status of pod readiness gate {open_gates:?} is not \"True\"")),
-        )
+        (Some("ReadinessGatesNotReady"), Some(open_gates.join(", ")))
     } else {
         (containers_reason, containers_message.clone())
     };
@@ -169,9 +192,16 @@ fn conditions(
             ..PodCondition::default()
         }
     };
+    let mut own = outcome.conditions.clone();
+    for condition in &mut own {
+        if let Some(known) = old(&condition.type_).filter(|known| known.status == condition.status) {
+            condition.last_transition_time = known.last_transition_time;
+        }
+        condition.observed_generation = pod.metadata.generation;
+    }
     let completed = (phase == "Succeeded").then_some("PodCompleted");
     let init_message = (!initialized).then(|| format!("containers with incomplete status: [{}]", not_done.join(" ")));
-    vec![
+    let usual = [
         make("PodReadyToStartContainers", outcome.sandboxed && !terminal, None, None),
         make(
             "Initialized",
@@ -182,11 +212,12 @@ fn conditions(
         make("Ready", containers_ready && open_gates.is_empty(), ready_reason, ready_message),
         make("ContainersReady", containers_ready, containers_reason, containers_message),
         make("PodScheduled", true, None, None),
-    ]
+    ];
+    own.into_iter().chain(usual).collect()
 }
 
 fn container(spec: &PodSpec, record: &Record) -> ContainerStatus {
-    let declared = spec.containers.iter().chain(spec.init_containers.iter().flatten()).find(|c| c.name == record.name);
+    let declared = record::find(spec, &record.name);
     let id = match &record.state {
         State::Running { id, .. } => Some(id),
         State::Ended(ended) => Some(&ended.id),
@@ -208,8 +239,12 @@ fn container(spec: &PodSpec, record: &Record) -> ContainerStatus {
         image: declared.and_then(|c| c.image.clone()).unwrap_or_default(),
         image_id: record.image_id.clone(),
         container_id: id.map(|id| format!("{ID_PREFIX}{id}")),
-        ready: if record.kind == Kind::Init { record.succeeded() } else { record.ready },
-        started: Some(record.started && record.running()),
+        ready: match record.kind {
+            Kind::Init => record.succeeded(),
+            Kind::Sidecar | Kind::Main => record.ready,
+            Kind::Ephemeral => false,
+        },
+        started: (record.kind != Kind::Ephemeral).then_some(record.started && record.running()),
         restart_count: record.restarts,
         state: Some(state),
         last_state: Some(record.last.as_ref().map(terminated).unwrap_or_default()),
@@ -356,6 +391,44 @@ mod tests {
         let first = &status.container_statuses.unwrap()[0];
         assert_eq!(first.container_id.as_deref(), Some("kfbox://r"));
         assert_eq!(first.state.as_ref().unwrap().running.as_ref().unwrap().started_at, time("2026-01-01T00:00:00Z"));
+    }
+
+    #[test]
+    fn readiness_gates_say_what_they_wait_for() {
+        let mut pod = pod("Always");
+        pod.spec.as_mut().unwrap().readiness_gates =
+            Some(vec![serde_json::from_value(json!({ "conditionType": "g" })).unwrap()]);
+        let mut records = fresh(pod.spec.as_ref().unwrap());
+        for record in &mut records {
+            record.state = State::Running { id: "r".into(), since: String::new() };
+            (record.started, record.ready) = (true, true);
+        }
+        for (gate, ready, message) in [
+            (None, "False", Some("corresponding condition of pod readiness gate \"g\" does not exist.")),
+            (Some("False"), "False", Some("the status of pod readiness gate \"g\" is not \"True\", but False")),
+            (Some("True"), "True", None),
+        ] {
+            let gate = gate.map(|status| PodCondition { type_: "g".into(), status: status.into(), ..PodCondition::default() });
+            pod.status = Some(PodStatus { conditions: Some(gate.into_iter().collect()), ..PodStatus::default() });
+            let status = show(&pod, &records, &Outcome::default());
+            let found = condition(&status, "Ready");
+            assert_eq!((found.status.as_str(), found.message.as_deref()), (ready, message));
+        }
+    }
+
+    #[test]
+    fn an_ephemeral_container_has_its_own_list_and_decides_nothing() {
+        let mut pod = pod("Never");
+        pod.spec.as_mut().unwrap().ephemeral_containers =
+            Some(vec![serde_json::from_value(json!({ "name": "debug", "image": "d" })).unwrap()]);
+        let mut records = fresh(pod.spec.as_ref().unwrap());
+        (records[0].state, records[1].state, records[2].state) = (ended(0), ended(0), ended(1));
+        let status = show(&pod, &records, &Outcome { finished: true, ..Outcome::default() });
+        assert_eq!(status.phase.as_deref(), Some("Succeeded"));
+        assert_eq!(status.container_statuses.unwrap().len(), 2);
+        let debug = &status.ephemeral_container_statuses.unwrap()[0];
+        assert_eq!((debug.name.as_str(), debug.image.as_str(), debug.ready), ("debug", "d", false));
+        assert_eq!(debug.state.as_ref().unwrap().terminated.as_ref().unwrap().exit_code, 1);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What happens to running containers: started, probed, ended, stopped.
 
-use super::{Event, Live, RETRY_FIRST, Worker};
+use super::{Event, Live, RETRY_FIRST, Worker, end::EVICTED};
 use crate::{
     pod::{
         adopt,
@@ -89,6 +89,8 @@ impl Worker {
             .boxed(),
         );
         let key = (uid(&self.pod).to_owned(), name.to_owned());
+        // A new container's cgroup is as old as it is; what one that was found has used before is read.
+        self.ctx.meter.began(&handle.cgroup, if fresh { None } else { self.ctx.runtime.hierarchies.usage(&handle.cgroup) });
         self.ctx.handles.lock().insert(key, handle.clone());
         self.live.insert(name.into(), Live { handle, since: Instant::now(), probing, stopping: None });
         match post_start {
@@ -190,6 +192,7 @@ impl Worker {
             return;
         }
         self.ctx.handles.lock().remove(&(uid(&self.pod).to_owned(), name.to_owned()));
+        self.ctx.meter.ended(&live.handle.cgroup);
         self.on_ended(name, id, exit, live.since.elapsed());
     }
 
@@ -220,6 +223,9 @@ impl Worker {
     fn grace(&self) -> Duration {
         let seconds = if self.gone {
             Some(0)
+        } else if self.outcome.reason.as_deref() == Some(EVICTED) {
+            // As upstream where the machine runs short.
+            Some(1)
         } else {
             self.pod
                 .metadata

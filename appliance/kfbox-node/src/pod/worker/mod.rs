@@ -153,8 +153,7 @@ impl Worker {
     }
 
     fn container(&self, name: &str) -> Option<Container> {
-        let spec = self.pod.spec.as_ref()?;
-        record::containers(spec).map(|(_, c)| c).find(|c| c.name == name).cloned()
+        record::find(self.pod.spec.as_ref()?, name).map(std::borrow::Cow::into_owned)
     }
 
     /// Runs until the pod is gone from this node, or the daemon stops.
@@ -216,6 +215,11 @@ impl Worker {
         if self.prepared.is_some() && said(&old) != said(&self.pod) {
             self.refresh();
         }
+        if old.spec != self.pod.spec {
+            // Ephemeral containers come while the pod runs, with references of their own.
+            record::add_missing(&self.spec(), &mut self.records);
+            self.references = objects::references(&self.pod);
+        }
     }
 
     fn take_change(&mut self, change: Result<Change, broadcast::error::RecvError>) {
@@ -224,7 +228,16 @@ impl Worker {
                 self.pod.metadata.namespace.as_deref() == Some(&namespace) && self.references.contains(&(kind, name))
             }
             Ok(Change::Storage) => self.prepared.is_none(),
-            Ok(Change::Unknown) | Err(broadcast::error::RecvError::Lagged(_)) => true,
+            Ok(Change::Evicted(uid)) => {
+                if self.pod.metadata.uid.as_deref() == Some(&uid) {
+                    self.take_eviction();
+                }
+                false
+            }
+            Ok(Change::Unknown) | Err(broadcast::error::RecvError::Lagged(_)) => {
+                self.take_eviction();
+                true
+            }
             Err(broadcast::error::RecvError::Closed) => false,
         };
         if !relevant {

@@ -2,6 +2,7 @@
 //! something in them, and their removal. Creating them and setting limits is libcontainer's part.
 //! Upstream: <https://docs.kernel.org/admin-guide/cgroup-v1/>, <https://docs.kernel.org/admin-guide/cgroup-v2.html>
 
+use crate::pod::resize::Limits;
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -101,6 +102,32 @@ impl Hierarchies {
             fs::write(dir.join("cgroup.procs"), &me)?;
         }
         Ok(())
+    }
+
+    /// Changes the limits of a container that runs.
+    pub fn limit(&self, cgroup: &str, limits: &Limits) -> io::Result<()> {
+        let write = |dir: Option<PathBuf>, file: &str, value: String| match dir {
+            Some(dir) => fs::write(dir.join(file), value),
+            None => Ok(()),
+        };
+        let Limits { cpu_shares, cpu_quota, memory_bytes } = *limits;
+        if self.unified() {
+            let dir = || self.v2_dir(cgroup);
+            // As the runtime converts one into the other.
+            let weight = 1 + cpu_shares.saturating_sub(2) * 9999 / 262_142;
+            write(dir(), "cpu.weight", weight.to_string())?;
+            let quota = cpu_quota.map_or("max".to_owned(), |(quota, period)| format!("{quota} {period}"));
+            write(dir(), "cpu.max", quota)?;
+            return write(dir(), "memory.max", memory_bytes.map_or("max".to_owned(), |bytes| bytes.to_string()));
+        }
+        let cpu = || self.v1_dir("cpu", cgroup);
+        write(cpu(), "cpu.shares", cpu_shares.to_string())?;
+        if let Some((_, period)) = cpu_quota {
+            write(cpu(), "cpu.cfs_period_us", period.to_string())?;
+        }
+        write(cpu(), "cpu.cfs_quota_us", cpu_quota.map_or("-1".to_owned(), |(quota, _)| quota.to_string()))?;
+        let bytes = memory_bytes.map_or("-1".to_owned(), |bytes| bytes.to_string());
+        write(self.v1_dir("memory", cgroup), "memory.limit_in_bytes", bytes)
     }
 
     /// Limits the processes and threads below a cgroup that is there already, as far as its hierarchy counts them.

@@ -229,6 +229,7 @@ impl Node {
             meter: Meter::default(),
             conditions: Mutex::new(Conditions { app_armor: admit::has_app_armor(), ..Conditions::default() }),
             evictions: Mutex::default(),
+            shares: Mutex::default(),
             client,
             tasks: tasks.clone(),
         });

@@ -44,6 +44,7 @@ pub async fn adopt(ctx: &Arc<Context>, pod: &Pod, records: &mut [Record]) -> Ado
         if let Some(known) = known {
             record.image_id.clone_from(&known.image_id);
             record.restarts = known.restart_count;
+            record.has.clone_from(&known.resources);
         }
         let mut numbers = attempts(&dirs.data, &record.name);
         let mut next = numbers.last().map_or(0, |n| n + 1);
@@ -240,6 +241,8 @@ pub async fn tear_down(ctx: &Arc<Context>, uid: &str) {
         tracing::warn!(pod = uid, %error, "the pod's network could not be removed");
     }
     ctx.layers.lock().remove(uid);
+    ctx.shares.lock().remove(uid);
+    ctx.evictions.lock().remove(uid);
     let (dirs, cgroup, hierarchies) = (ctx.dirs(uid), ctx.cgroup(uid), ctx.runtime.hierarchies.clone());
     for child in hierarchies.children(&cgroup) {
         ctx.runtime.kill(&format!("{cgroup}/{child}")).await;

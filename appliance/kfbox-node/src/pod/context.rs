@@ -1,6 +1,6 @@
 //! What every pod's task works with.
 
-use super::{admit::Conditions, events::Events};
+use super::{admit::Conditions, events::Events, resize::Share};
 use crate::{
     usage::Meter,
     images::ImageStore,
@@ -76,6 +76,8 @@ pub struct Context {
     pub conditions: Mutex<Conditions>,
     /// Pods that have to go, by uid, and why; told by [`Change::Evicted`].
     pub evictions: Mutex<HashMap<String, Eviction>>,
+    /// What the pods have of the node, by uid.
+    pub shares: Mutex<HashMap<String, Share>>,
     /// Layers that pods have mounted as volumes, by pod uid.
     pub layers: Mutex<HashMap<String, Vec<PathBuf>>>,
 }

@@ -13,6 +13,7 @@ pub mod plan;
 pub mod probe;
 pub mod publish;
 pub mod record;
+pub mod resize;
 pub mod status;
 pub mod stop;
 mod tls;

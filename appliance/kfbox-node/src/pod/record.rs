@@ -1,7 +1,7 @@
 //! What the node knows of one container of a pod.
 
 use crate::shim::records::Exit;
-use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod, PodSpec, ResourceRequirements};
 use std::borrow::Cow;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +43,8 @@ pub struct Record {
     /// Running, and its startup probe has passed.
     pub started: bool,
     pub ready: bool,
+    /// What it was given of the machine, which a resize may find to be less than what it is to have.
+    pub has: Option<ResourceRequirements>,
 }
 
 pub const CREATING: &str = "ContainerCreating";
@@ -60,6 +62,7 @@ impl Record {
             image_id: String::new(),
             started: false,
             ready: false,
+            has: None,
         }
     }
 

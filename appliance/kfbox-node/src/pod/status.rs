@@ -4,13 +4,14 @@
 use super::{
     downward::Surroundings,
     plan::failed_for_good,
+    resize,
     record::{self, Ended, Kind, Record, State, restarts},
 };
 use crate::oci::resources;
 use k8s_openapi::{
     api::core::v1::{
-        ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
-        HostIP, Pod, PodCondition, PodIP, PodSpec, PodStatus,
+        Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
+        HostIP, Pod, PodCondition, PodIP, PodSpec, PodStatus, VolumeMountStatus,
     },
     apimachinery::pkg::apis::meta::v1::Time,
     jiff::Timestamp,
@@ -236,7 +237,7 @@ fn container(spec: &PodSpec, record: &Record) -> ContainerStatus {
     };
     ContainerStatus {
         name: record.name.clone(),
-        image: declared.and_then(|c| c.image.clone()).unwrap_or_default(),
+        image: declared.as_ref().and_then(|c| c.image.clone()).unwrap_or_default(),
         image_id: record.image_id.clone(),
         container_id: id.map(|id| format!("{ID_PREFIX}{id}")),
         ready: match record.kind {
@@ -248,8 +249,23 @@ fn container(spec: &PodSpec, record: &Record) -> ContainerStatus {
         restart_count: record.restarts,
         state: Some(state),
         last_state: Some(record.last.as_ref().map(terminated).unwrap_or_default()),
+        allocated_resources: record.has.as_ref().filter(|_| record.running()).and_then(resize::allocated),
+        resources: record.has.clone().filter(|_| record.running()),
+        volume_mounts: declared.as_deref().and_then(mounts),
         ..ContainerStatus::default()
     }
+}
+
+fn mounts(container: &Container) -> Option<Vec<VolumeMountStatus>> {
+    let all = container.volume_mounts.iter().flatten().map(|mount| VolumeMountStatus {
+        name: mount.name.clone(),
+        mount_path: mount.mount_path.clone(),
+        read_only: mount.read_only.filter(|read_only| *read_only),
+        // What is mounted below a read-only volume keeps its own mode.
+        recursive_read_only: (mount.read_only == Some(true)).then(|| "Disabled".into()),
+        ..VolumeMountStatus::default()
+    });
+    Some(all.collect::<Vec<_>>()).filter(|all| !all.is_empty())
 }
 
 fn terminated(ended: &Ended) -> ContainerState {
@@ -282,15 +298,20 @@ pub fn now() -> Time {
 /// The strategic merge patch from one status to another; None when they are the same.
 pub fn patch(uid: &str, old: &Value, new: &Value) -> Option<Value> {
     let mut changed = difference(old, new);
-    // Merged by type, so a field that is gone has to be named.
+    // Merged by type, so a field that is gone has to be named, and so has a condition of ours that no longer holds.
     if let Some(Value::Array(conditions)) = changed.get_mut("conditions") {
-        for condition in conditions {
+        let before = old["conditions"].as_array().into_iter().flatten().filter_map(|c| c["type"].as_str());
+        let over: Vec<&str> = before
+            .filter(|kind| kind.starts_with("PodResize") && !conditions.iter().any(|c| c["type"] == **kind))
+            .collect();
+        for condition in conditions.iter_mut() {
             for field in ["reason", "message"] {
                 if condition.get(field).is_none() {
                     condition[field] = Value::Null;
                 }
             }
         }
+        conditions.extend(over.into_iter().map(|kind| json!({ "$patch": "delete", "type": kind })));
     }
     (!changed.is_empty()).then(|| json!({ "metadata": { "uid": uid }, "status": changed }))
 }
@@ -315,7 +336,6 @@ mod tests {
     use super::super::record::fresh;
     use super::*;
     use crate::shim::records::Exit;
-    use k8s_openapi::api::core::v1::Container;
 
     fn pod(policy: &str) -> Pod {
         let named = |name: &str| Container { name: name.into(), image: Some("i".into()), ..Container::default() };
@@ -449,6 +469,11 @@ mod tests {
     fn only_what_changed_is_written() {
         let old = json!({ "phase": "Running", "reason": "x", "conditions": [{ "type": "Ready", "message": "m" }] });
         assert_eq!(patch("u", &old, &old), None);
+        let resizing = json!({ "conditions": [{ "type": "PodResizePending" }, { "type": "Gate" }] });
+        assert_eq!(
+            patch("u", &resizing, &json!({ "conditions": [] })).unwrap()["status"],
+            json!({ "conditions": [{ "$patch": "delete", "type": "PodResizePending" }] })
+        );
         let new = json!({ "phase": "Running", "conditions": [{ "type": "Ready" }] });
         assert_eq!(
             patch("u", &old, &new).unwrap(),

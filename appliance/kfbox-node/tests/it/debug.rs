@@ -71,7 +71,7 @@ async fn an_ephemeral_container_joins_a_running_pod() {
 
     // A second one ends by itself, and is not run again; without a target it has processes of its own.
     world.debug("looked-at", json!({
-        "name": "once", "image": image, "imagePullPolicy": "Never", "command": ["sh", "-c", "echo $$; exit 3"],
+        "name": "once", "image": image, "imagePullPolicy": "Never", "command": ["sh", "-c", "echo $$$$; exit 3"],
     })).await;
     let ended = |pod: &Pod| ephemeral(pod, "once").is_some_and(|s| s.state.is_some_and(|s| s.terminated.is_some()));
     let pod = world.until("looked-at", "once has ended", ended).await;
@@ -98,7 +98,7 @@ async fn containers_share_processes_where_the_pod_says_so() {
             pod["spec"]["shareProcessNamespace"] = json!(true);
             let mut other = pod["spec"]["containers"][0].clone();
             other["name"] = json!("other");
-            other["command"] = json!(["sh", "-c", "echo $$; (sleep 0.01 &); while true; do sleep 0.05; done"]);
+            other["command"] = json!(["sh", "-c", "echo $$$$; (sleep 0.01 &); while true; do sleep 0.05; done"]);
             pod["spec"]["containers"].as_array_mut().unwrap().push(other);
         })
         .await;
@@ -132,7 +132,7 @@ async fn a_pod_may_look_at_the_whole_host() {
     let mark = world.dir.path().join("mark");
     std::fs::write(&mark, "of the host").unwrap();
     world
-        .run("node-debugger", &format!("cat /host{}; readlink /proc/1/ns/ipc", mark.display()), |pod| {
+        .run("node-debugger", &format!("cat /host{} 2>&1; readlink /proc/1/ns/ipc 2>&1", mark.display()), |pod| {
             for field in ["hostNetwork", "hostPID", "hostIPC"] {
                 pod["spec"][field] = json!(true);
             }
@@ -143,9 +143,11 @@ async fn a_pod_may_look_at_the_whole_host() {
             main["securityContext"] = json!({ "privileged": true });
         })
         .await;
-    world.until_phase("node-debugger", "Succeeded").await;
+    let over = |pod: &Pod| pod.status.as_ref().and_then(|s| s.phase.as_deref()).is_some_and(|p| p != "Running" && p != "Pending");
+    let pod = world.until("node-debugger", "it ended", over).await;
     let ipc = std::fs::read_link("/proc/1/ns/ipc").unwrap();
-    assert_eq!(world.logs("node-debugger", "main").await, format!("of the host{}\n", ipc.display()));
+    let log = world.logs("node-debugger", "main").await;
+    assert_eq!(log, format!("of the host{}\n", ipc.display()), "{pod:?}");
     world.stop().await;
 }
 
@@ -206,5 +208,53 @@ async fn a_host_port_is_the_pods_and_the_next_pod_waits_for_it() {
     world.delete("first").await;
     world.until("second", "ready", is_ready).await;
     assert_eq!(ask().await, "second");
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_running_container_is_given_more_without_a_restart() {
+    let world = World::start().await;
+    let resources = |cpu: &str, memory: &str| json!({ "limits": { "cpu": cpu, "memory": memory } });
+    world
+        .run("grows", "while true; do sleep 0.05; done", |pod| {
+            pod["spec"]["restartPolicy"] = json!("Always");
+            pod["spec"]["containers"][0]["resources"] = resources("100m", "32Mi");
+            pod["spec"]["containers"][0]["resizePolicy"] = json!([
+                { "resourceName": "cpu", "restartPolicy": "NotRequired" },
+                { "resourceName": "memory", "restartPolicy": "NotRequired" },
+            ]);
+        })
+        .await;
+    let pod = world.until_phase("grows", "Running").await;
+    let id = crate::world::main_status(&pod).container_id.clone();
+    let resize = async |cpu: &str, memory: &str| {
+        let patch = json!({ "spec": { "containers": [{ "name": "main", "resources": {
+            "requests": { "cpu": cpu, "memory": memory }, "limits": { "cpu": cpu, "memory": memory } } }] } });
+        world.pods().patch_subresource("resize", "grows", &PatchParams::default(), &Patch::Strategic(patch)).await.unwrap();
+    };
+    let has = |pod: &Pod, name: &str, amount: &str| {
+        let resources = crate::world::main_status(pod).resources.clone();
+        resources.and_then(|r| r.limits).is_some_and(|limits| limits.get(name).is_some_and(|q| q.0 == amount))
+    };
+    resize("200m", "64Mi").await;
+    let pod = world.until("grows", "it has more", |pod| has(pod, "memory", "64Mi") && has(pod, "cpu", "200m")).await;
+    let status = crate::world::main_status(&pod);
+    assert_eq!((status.container_id.clone(), status.restart_count), (id.clone(), 0));
+    assert_eq!(status.allocated_resources.as_ref().unwrap()["cpu"].0, "200m");
+    let limit = world
+        .output("grows", "main", "cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null; true")
+        .await;
+    assert_eq!(limit.trim(), (64 << 20).to_string());
+
+    // More than the machine has is never given, and the container goes on with what it has.
+    resize("200m", "900Ti").await;
+    let pending = |pod: &Pod| pod.status.as_ref().unwrap().conditions.iter().flatten().find(|c| c.type_ == "PodResizePending").cloned();
+    let pod = world.until("grows", "it is told", |pod| pending(pod).is_some()).await;
+    assert_eq!(pending(&pod).unwrap().reason.as_deref(), Some("Infeasible"));
+    assert!(has(&pod, "memory", "64Mi"));
+    resize("200m", "48Mi").await;
+    let pod = world.until("grows", "it has less", |pod| has(pod, "memory", "48Mi") && pending(pod).is_none()).await;
+    assert_eq!(crate::world::main_status(&pod).container_id, id);
+    world.delete("grows").await;
     world.stop().await;
 }

@@ -235,21 +235,24 @@ impl Worker {
         Duration::from_secs(seconds.and_then(|s| u64::try_from(s).ok()).unwrap_or(30))
     }
 
-    /// Work first, then sidecars, the last to have started first.
+    /// Work first, then sidecars, the last to have started first; all within the pod's one grace.
     pub(super) fn stop_all(&mut self) {
+        let now = Instant::now();
+        let deadline = *self.ending.get_or_insert(now + self.grace());
         let mains: Vec<String> = self
             .records
             .iter()
             .filter(|r| r.kind != Kind::Sidecar && self.live.contains_key(&r.name))
             .map(|r| r.name.clone())
             .collect();
-        let names = if mains.is_empty() {
-            let last = self.records.iter().rev().find(|r| self.live.contains_key(&r.name));
-            last.map(|r| r.name.clone()).into_iter().collect()
-        } else {
-            mains
-        };
-        for name in names {
+        if mains.is_empty() {
+            let left = deadline.saturating_duration_since(now).max(stop::MINIMUM);
+            let last = self.records.iter().rev().find(|r| self.live.contains_key(&r.name)).map(|r| r.name.clone());
+            if let Some(name) = last {
+                self.stop(&name, Some(self.grace().min(left)), "Killing");
+            }
+        }
+        for name in mains {
             self.stop(&name, None, "Killing");
         }
     }

@@ -6,6 +6,7 @@
 
 mod containers;
 mod end;
+mod resize;
 
 use super::{
     context::{Change, Context},
@@ -93,6 +94,8 @@ pub struct Worker {
     token_renewal: Option<Instant>,
     refreshing: bool,
     refresh_again: bool,
+    /// Until when all of the pod has to have ended, once it began to.
+    ending: Option<Instant>,
     publisher: Publisher,
     jobs: FuturesUnordered<BoxFuture<'static, Event>>,
     wanted: watch::Receiver<Wanted>,
@@ -135,6 +138,7 @@ impl Worker {
             token_renewal: None,
             refreshing: false,
             refresh_again: false,
+            ending: None,
             publisher,
             jobs: FuturesUnordered::new(),
             wanted,
@@ -285,7 +289,7 @@ impl Worker {
         for name in plan.stop.drain(..) {
             self.stop(&name, None, "Killing");
         }
-        let mut wake = [plan.wake, deadline].into_iter().flatten().min();
+        let mut wake = [plan.wake, deadline, self.resize(&spec, now)].into_iter().flatten().min();
         if self.prepared.is_none() && !self.live.is_empty() {
             // Taken over, but what they stand on could not be made out yet.
             match self.retry.get(SANDBOX) {
@@ -428,6 +432,7 @@ impl Worker {
         let now = Instant::now();
         if let Some(record) = self.record(name) {
             record.image_id = image_id;
+            record.has = Some(container.resources.clone().unwrap_or_default());
         }
         if self.record(name).is_some_and(|r| r.latest_end().is_some()) {
             self.back_off.restarted(name, now);

@@ -26,6 +26,13 @@ pub struct LogOptions {
     pub stream: Option<String>,
 }
 
+/// What the kubelet's own HTTP API answers to a `GET`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HttpAnswer {
+    pub content_type: &'static str,
+    pub body: String,
+}
+
 pub type LogStream = BoxStream<'static, std::io::Result<Bytes>>;
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -113,6 +120,11 @@ pub trait Kubelet: Send + Sync + 'static {
         container: &str,
         options: LogOptions,
     ) -> Result<LogStream, KubeletError>;
+
+    /// A `GET` of the kubelet's own HTTP API, by way of `nodes/NAME/proxy`; the path has its leading slash.
+    async fn http(&self, path: &str) -> Result<HttpAnswer, KubeletError> {
+        Err(KubeletError::NotFound(format!("the node serves no {path}")))
+    }
 
     async fn exec(
         &self,

@@ -2,6 +2,7 @@
 //! something in them, and their removal. Creating them and setting limits is libcontainer's part.
 //! Upstream: <https://docs.kernel.org/admin-guide/cgroup-v1/>, <https://docs.kernel.org/admin-guide/cgroup-v2.html>
 
+use crate::pod::resize::Limits;
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -21,6 +22,8 @@ pub struct Usage {
     pub cpu_nanoseconds: u64,
     pub memory_bytes: u64,
     pub memory_working_set_bytes: u64,
+    /// Without files' pages.
+    pub memory_rss_bytes: u64,
     pub processes: u64,
 }
 
@@ -89,16 +92,64 @@ impl Hierarchies {
         all
     }
 
+    /// Moves this process into the cgroup, which is made where it is missing.
+    pub fn enter(&self, cgroup: &str) -> io::Result<()> {
+        let me = std::process::id().to_string();
+        for dir in self.dirs(cgroup) {
+            fs::create_dir_all(&dir)?;
+            // A new cpuset takes nobody before it has processors and memory.
+            inherit_cpuset(&dir);
+            fs::write(dir.join("cgroup.procs"), &me)?;
+        }
+        Ok(())
+    }
+
+    /// Changes the limits of a container that runs.
+    pub fn limit(&self, cgroup: &str, limits: &Limits) -> io::Result<()> {
+        let write = |dir: Option<PathBuf>, file: &str, value: String| match dir {
+            Some(dir) => fs::write(dir.join(file), value),
+            None => Ok(()),
+        };
+        let Limits { cpu_shares, cpu_quota, memory_bytes } = *limits;
+        if self.unified() {
+            let dir = || self.v2_dir(cgroup);
+            // As the runtime converts one into the other.
+            let weight = 1 + cpu_shares.saturating_sub(2) * 9999 / 262_142;
+            write(dir(), "cpu.weight", weight.to_string())?;
+            let quota = cpu_quota.map_or("max".to_owned(), |(quota, period)| format!("{quota} {period}"));
+            write(dir(), "cpu.max", quota)?;
+            return write(dir(), "memory.max", memory_bytes.map_or("max".to_owned(), |bytes| bytes.to_string()));
+        }
+        let cpu = || self.v1_dir("cpu", cgroup);
+        write(cpu(), "cpu.shares", cpu_shares.to_string())?;
+        if let Some((_, period)) = cpu_quota {
+            write(cpu(), "cpu.cfs_period_us", period.to_string())?;
+        }
+        write(cpu(), "cpu.cfs_quota_us", cpu_quota.map_or("-1".to_owned(), |(quota, _)| quota.to_string()))?;
+        let bytes = memory_bytes.map_or("-1".to_owned(), |bytes| bytes.to_string());
+        write(self.v1_dir("memory", cgroup), "memory.limit_in_bytes", bytes)
+    }
+
+    /// Limits the processes and threads below a cgroup that is there already, as far as its hierarchy counts them.
+    pub fn limit_processes(&self, cgroup: &str, limit: i64) {
+        let dir = if self.unified() { self.v2_dir(cgroup) } else { self.v1_dir("pids", cgroup) };
+        if let Some(Err(error)) = dir.map(|dir| fs::write(dir.join("pids.max"), limit.to_string())) {
+            tracing::warn!(cgroup, %error, "the processes of a pod could not be limited as a whole");
+        }
+    }
+
     pub fn usage(&self, cgroup: &str) -> Option<Usage> {
         if self.unified() {
             let dir = self.v2_dir(cgroup)?;
             let cpu = fs::read_to_string(dir.join("cpu.stat")).ok()?;
             let memory = number(&dir.join("memory.current"));
-            let inactive = value(&fs::read_to_string(dir.join("memory.stat")).unwrap_or_default(), "inactive_file");
+            let stat = fs::read_to_string(dir.join("memory.stat")).unwrap_or_default();
+            let inactive = value(&stat, "inactive_file");
             return Some(Usage {
                 cpu_nanoseconds: value(&cpu, "usage_usec").unwrap_or(0).saturating_mul(1000),
                 memory_bytes: memory,
                 memory_working_set_bytes: memory.saturating_sub(inactive.unwrap_or(0)),
+                memory_rss_bytes: value(&stat, "anon").unwrap_or(0),
                 processes: number(&dir.join("pids.current")),
             });
         }
@@ -109,6 +160,7 @@ impl Hierarchies {
             cpu_nanoseconds: self.v1_dir("cpuacct", cgroup).map_or(0, |dir| number(&dir.join("cpuacct.usage"))),
             memory_bytes: memory,
             memory_working_set_bytes: memory.saturating_sub(value(&stat, "total_inactive_file").unwrap_or(0)),
+            memory_rss_bytes: value(&stat, "total_rss").unwrap_or(0),
             processes: self.v1_dir("pids", cgroup).map_or(0, |dir| number(&dir.join("pids.current"))),
         })
     }
@@ -138,6 +190,22 @@ impl Hierarchies {
         names.sort_unstable();
         names.dedup();
         names
+    }
+}
+
+fn inherit_cpuset(dir: &Path) {
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        let path = dir.join(file);
+        let (Ok(own), Some(parent)) = (fs::read_to_string(&path), dir.parent()) else { return };
+        // Version 2 inherits by itself, and its root has no such file.
+        let Ok(above) = fs::read_to_string(parent.join(file)) else { return };
+        if own.trim().is_empty() && above.trim().is_empty() {
+            inherit_cpuset(parent);
+        }
+        if own.trim().is_empty() {
+            let above = fs::read_to_string(parent.join(file)).unwrap_or(above);
+            let _ = fs::write(&path, above.trim());
+        }
     }
 }
 

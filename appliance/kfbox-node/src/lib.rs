@@ -15,8 +15,10 @@ pub mod runtime;
 pub mod sandbox;
 pub mod services;
 pub mod shim;
+pub mod usage;
 pub mod volumes;
 
-pub use node::{LogOptions, LogStream, Node, NodeConfig, NodeError, PodUsage};
+pub use node::{EvictionConfig, ImageGcConfig, LogOptions, LogStream, Node, NodeConfig, NodeError};
 pub use runtime::{ExecSession, TerminalSize};
 pub use shim::frames::Outcome;
+pub use usage::{ContainerUsage, Figures, NodeUsage, PodUsage};

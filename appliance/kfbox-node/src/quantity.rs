@@ -16,6 +16,20 @@ pub fn milli(quantity: &Quantity) -> Option<i64> {
     scaled(&quantity.0, MILLI)
 }
 
+/// A number of bytes as upstream writes it: the largest binary unit that leaves no fraction.
+pub fn binary(bytes: u64) -> String {
+    let mut number = bytes;
+    let mut unit = "";
+    for next in ["Ki", "Mi", "Gi", "Ti", "Pi", "Ei"] {
+        if number == 0 || number % 1024 != 0 {
+            break;
+        }
+        number /= 1024;
+        unit = next;
+    }
+    format!("{number}{unit}")
+}
+
 fn scaled(text: &str, times: f64) -> Option<i64> {
     let (number, factor) = split(text.trim())?;
     let exact: f64 = number.parse().ok()?;
@@ -58,6 +72,12 @@ fn plain(number: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bytes_are_written_in_the_largest_whole_unit() {
+        let texts = [0, 1, 1024, 1536, 100 << 20, 3 << 40].map(binary);
+        assert_eq!(texts, ["0", "1", "1Ki", "1536", "100Mi", "3Ti"]);
+    }
 
     #[test]
     fn units_and_rounding() {

@@ -8,6 +8,7 @@ use crate::{
     process::{PidFd, readable},
     shim::{
         frames::{self, Channel, Decoder, ExecRequest, Outcome},
+        pause,
         records::{
             self, ATTACH_SOCKET, EXIT, Exit, LOCK, Notice, ProcessRef, SHIM_CONFIG, STARTED, ShimConfig, Started,
         },
@@ -55,6 +56,8 @@ pub enum RuntimeError {
     },
     #[error("the container is not running")]
     NotRunning,
+    #[error("cannot share a process namespace: {0}")]
+    Pause(String),
 }
 
 impl RuntimeError {
@@ -209,6 +212,34 @@ impl Runtime {
         Ok(handle)
     }
 
+    /// The process namespace that a pod's containers share, kept alive by a process of its own in this cgroup; made where
+    /// it is missing. Blocking.
+    pub fn shared_processes(&self, folder: &Path, cgroup: &str) -> Result<PathBuf, RuntimeError> {
+        let kept = folder.join(pause::NAMESPACE);
+        if records::read(&folder.join(pause::RECORD)).is_ok_and(|process: ProcessRef| process.runs()) {
+            return Ok(kept);
+        }
+        // A namespace whose first process is gone takes nobody any more.
+        crate::sandbox::forget(&kept);
+        let spawn = |source| RuntimeError::Spawn { program: self.shim_executable.clone(), source };
+        let output = std::process::Command::new(&self.shim_executable)
+            .args(["shim", "pause"])
+            .arg(folder)
+            .arg(cgroup)
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .output()
+            .map_err(spawn)?;
+        if output.status.success() {
+            Ok(kept)
+        } else {
+            Err(RuntimeError::Pause(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+        }
+    }
+
     /// What became of a container that an earlier daemon prepared or launched.
     pub async fn adopt(&self, dir: &Path) -> Result<Found, RuntimeError> {
         let config: ShimConfig = match records::read(&dir.join(SHIM_CONFIG)) {
@@ -276,12 +307,12 @@ impl Runtime {
         exit
     }
 
-    /// Ends whatever is left of a container and removes its traces from the kernel.
-    pub async fn clear(&self, config: &ShimConfig) {
+    /// Kills every process of a cgroup and waits for their end.
+    pub async fn kill(&self, cgroup: &str) {
         // Held before they are told to end, so that their end can be awaited.
         let left: Vec<PidFd> = self
             .hierarchies
-            .processes(&config.cgroup)
+            .processes(cgroup)
             .into_iter()
             .filter_map(|pid| PidFd::open(ProcessRef::of(pid).ok()?))
             .collect();
@@ -291,6 +322,11 @@ impl Runtime {
         for process in &left {
             let _ = process.ended().await;
         }
+    }
+
+    /// Ends whatever is left of a container and removes its traces from the kernel.
+    pub async fn clear(&self, config: &ShimConfig) {
+        self.kill(&config.cgroup).await;
         let (hierarchies, root, config) = (self.hierarchies.clone(), self.runtime_root.clone(), config.clone());
         let removed = tokio::task::spawn_blocking(move || {
             let _ = hierarchies.remove(&config.cgroup);

@@ -5,7 +5,7 @@
 use crate::{oci::PodNamespaces, volumes::is_mount_point};
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use nix::{
-    mount::{MsFlags, mount},
+    mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, unshare},
 };
 use std::{
@@ -83,7 +83,7 @@ pub fn namespaces(pod: &Pod, run: &Path, network: Option<PathBuf>) -> Result<(Po
         let made = std::thread::spawn(move || make(&name, ipc.as_deref(), uts.as_deref())).join();
         made.unwrap_or_else(|_| Err(at("cannot prepare", &folder)(io::Error::other("the thread panicked"))))?;
     }
-    Ok((PodNamespaces { network: if host_network { None } else { network }, ipc, uts }, shm))
+    Ok((PodNamespaces { network: if host_network { None } else { network }, ipc, uts, pid: None }, shm))
 }
 
 fn make(name: &str, ipc: Option<&Path>, uts: Option<&Path>) -> Result<(), SandboxError> {
@@ -100,12 +100,21 @@ fn make(name: &str, ipc: Option<&Path>, uts: Option<&Path>) -> Result<(), Sandbo
         if is_namespace(path) {
             continue;
         }
-        fs::File::create(path).map_err(at("cannot create", path))?;
-        let source = own.join(kind);
-        mount(Some(&source), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
-            .map_err(|e| at("cannot keep the namespace", path)(e.into()))?;
+        keep(&own.join(kind), path)?;
     }
     Ok(())
+}
+
+/// Keeps a namespace at a path, in place of one that was there.
+pub fn keep(namespace: &Path, path: &Path) -> Result<(), SandboxError> {
+    forget(path);
+    fs::File::create(path).map_err(at("cannot create", path))?;
+    mount(Some(namespace), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+        .map_err(|e| at("cannot keep the namespace", path)(e.into()))
+}
+
+pub fn forget(path: &Path) {
+    while umount2(path, MntFlags::MNT_DETACH).is_ok() {}
 }
 
 fn is_namespace(path: &Path) -> bool {

@@ -1,6 +1,7 @@
 //! Subresources, and the virtual resources that are only ever created.
 
 mod forward;
+mod node;
 mod pod;
 pub mod proxy;
 pub mod scale;
@@ -37,6 +38,7 @@ pub async fn dispatch(call: &Arc<Call>, verb: &'static str, parts: Parts, body: 
         _ => body,
     };
     match (subresource, verb) {
+        ("proxy", _) if &*call.resource.collection == "nodes" => node::proxy(call, &parts).await,
         ("proxy", _) => proxy::proxy(call, parts, body).await,
         ("log", _) => pod::log(call).await,
         ("exec" | "attach", _) => streams::exec(call, parts).await,

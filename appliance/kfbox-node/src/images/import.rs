@@ -365,7 +365,7 @@ fn oci(
         for layer in &manifest.layers {
             source.blob(inner, &layer.digest)?;
         }
-        images.push(inner.commit(&digest, &names, progress)?);
+        images.push(inner.keep(&digest, &names, progress)?);
     }
     Ok(images)
 }
@@ -433,7 +433,7 @@ fn docker(
             layers.push(source.store(inner, &key(layer.as_bytes()), None)?);
         }
         let digest = write_manifest(inner, (config, config_size), layers)?;
-        images.push(inner.commit(&digest, &names, progress)?);
+        images.push(inner.keep(&digest, &names, progress)?);
     }
     Ok(images)
 }
@@ -458,7 +458,7 @@ fn single_layer(
         serde_json::to_vec(&blob).map_err(|e| StoreError::Invalid { what: "configuration", why: e.to_string() })?;
     let config = inner.blobs.write(&bytes[..], None, MAX_DOCUMENT)?;
     let digest = write_manifest(inner, config, vec![(layer, size)])?;
-    Ok(inner.commit(&digest, std::slice::from_ref(name), progress)?)
+    Ok(inner.keep(&digest, std::slice::from_ref(name), progress)?)
 }
 
 fn write_manifest(inner: &Inner, config: (String, u64), layers: Vec<(String, u64)>) -> Result<String, ImportError> {

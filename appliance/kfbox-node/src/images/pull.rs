@@ -338,7 +338,14 @@ impl Source<'_> {
         let layers: Vec<_> = manifest.layers.iter().map(|layer| self.blob(layer, progress).boxed()).collect();
         futures::stream::iter(layers).buffer_unordered(PARALLEL).try_collect::<Vec<()>>().await?;
         let progress = progress.clone();
-        self.store(move |inner| inner.commit(&digest, &names, &progress)).await
+        self.store(move |inner| {
+            let imported = inner.has(&digest) && !inner.is_marked_pulled(&digest);
+            if !imported {
+                inner.mark_pulled(&digest)?;
+            }
+            inner.commit(&digest, &names, &progress)
+        })
+        .await
     }
 
     fn reference(&self, digest: Option<&str>) -> Reference {

@@ -246,6 +246,11 @@ impl ImageStore {
         .await
     }
 
+    /// Whether it came from a registry, which can give it again; one that was imported is here for good.
+    pub fn is_pulled(&self, image: &Image) -> bool {
+        self.inner.is_marked_pulled(&image.digest)
+    }
+
     /// The unpacked layers of an image, unpacked now where they are missing.
     pub async fn snapshot(&self, image: &Image) -> Result<Snapshot, StoreError> {
         let guard = self.inner.activity.clone().read_owned().await;
@@ -296,6 +301,29 @@ impl Inner {
         self.root.join("images.json")
     }
 
+    fn pulled_path(&self, digest: &str) -> Option<PathBuf> {
+        let hex = digest.split_once(':').map(|(_, hex)| hex).filter(|_| name::is_digest(digest))?;
+        Some(self.root.join("pulled").join(hex))
+    }
+
+    pub(super) fn is_marked_pulled(&self, digest: &str) -> bool {
+        self.pulled_path(digest).is_some_and(|path| path.exists())
+    }
+
+    /// Notes that an image came from a registry.
+    pub(super) fn mark_pulled(&self, digest: &str) -> Result<(), StoreError> {
+        let Some(path) = self.pulled_path(digest) else { return Ok(()) };
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).map_err(StoreError::at(folder))?;
+        }
+        File::create(&path).map(drop).map_err(StoreError::at(&path))
+    }
+
+    /// Whether an image is here at all.
+    pub(super) fn has(&self, digest: &str) -> bool {
+        self.known.read().by_manifest.contains_key(digest)
+    }
+
     /// Reads an image's manifest and configuration back and checks that they fit each other.
     fn load(&self, digest: &str, names: BTreeSet<String>) -> Result<Image, StoreError> {
         let manifest: Manifest = parse("manifest", &self.blobs.read_small(digest)?)?;
@@ -341,6 +369,14 @@ impl Inner {
         }
         self.rename(&mut known, digest, all)?;
         Ok(known.by_manifest.get(digest).map_or(image, |image| (**image).clone()))
+    }
+
+    /// As [`Inner::commit`], of an image that was imported: it stays until somebody removes it.
+    pub(super) fn keep(&self, digest: &str, names: &[ImageName], progress: &OnProgress) -> Result<Image, StoreError> {
+        if let Some(path) = self.pulled_path(digest) {
+            let _ = fs::remove_file(path);
+        }
+        self.commit(digest, names, progress)
     }
 
     /// Gives an image exactly these names, on disk first; without any it is no longer known.
@@ -450,6 +486,14 @@ impl Inner {
             for layer in &image.layers {
                 blobs.insert(layer.digest.clone());
                 layers.insert(self.layer_path(&layer.diff_id)?);
+            }
+        }
+        // What was known of images that are gone.
+        for entry in fs::read_dir(self.root.join("pulled")).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let known = |digest: &String| digest.split_once(':').is_some_and(|(_, hex)| *hex == *name);
+            if !blobs.iter().any(known) {
+                let _ = fs::remove_file(entry.path());
             }
         }
         // As a text, because a mount's options name many directories in one line.

@@ -9,10 +9,13 @@
 //! [`Network::reset`] removes all that an instance made. IPv4 only; IPv6 is switched off on the pods' links.
 //! Architecture Invariant: no thread of the daemon leaves the host's network namespace but the one that makes a pod's.
 
+pub mod conntrack;
+mod host_ports;
 mod ipam;
 mod namespace;
 pub mod nft;
 
+pub use host_ports::HostPort;
 pub use ipam::IpamError;
 pub use nft::NftError;
 
@@ -68,6 +71,8 @@ pub enum NetworkError {
         #[source]
         source: io::Error,
     },
+    #[error("port {port}/{protocol} of the host is another pod's")]
+    PortTaken { protocol: &'static str, port: u16 },
     #[error(transparent)]
     Ipam(#[from] IpamError),
     #[error(transparent)]
@@ -113,6 +118,8 @@ struct Inner {
     mtu: u32,
     handle: Handle,
     ipam: Mutex<Ipam>,
+    /// Pods with ports on the host, by uid.
+    exposed: tokio::sync::Mutex<host_ports::Exposed>,
 }
 
 impl NetworkConfig {
@@ -194,7 +201,7 @@ impl Network {
             }
         });
         let mtu = if config.mtu == 0 { smallest_mtu() } else { config.mtu };
-        let network = Self { inner: Arc::new(Inner { mtu, ipam: Mutex::new(ipam), handle, config }) };
+        let network = Self { inner: Arc::new(Inner { mtu, ipam: Mutex::new(ipam), exposed: Default::default(), handle, config }) };
         network.bridge().await?;
         network.rules().await?;
         Ok(network)
@@ -251,6 +258,7 @@ impl Network {
     /// Takes a pod's network and address away.
     pub async fn detach(&self, pod_uid: &str) -> Result<(), NetworkError> {
         let config = &self.inner.config;
+        self.unexpose(pod_uid).await?;
         self.remove_link(&config.link_name(pod_uid)).await?;
         namespace::remove(&config.netns_path(pod_uid))?;
         self.inner.ipam.lock().release(pod_uid)?;
@@ -419,6 +427,11 @@ fn base_rules(config: &NetworkConfig, with_fib: bool) -> String {
         config.service_cidr,
     );
     let fib = if with_fib { format!("iifname {links} fib saddr . iif oif missing drop") } else { String::new() };
+    let local = if with_fib { "fib daddr type local" } else { "ip daddr { GATEWAY, 127.0.0.1 }" };
+    let host_ports = host_ports::MAPS
+        .trim_start_matches('\n')
+        .replace("fib daddr type local", local)
+        .replace("GATEWAY", &gateway.to_string());
     // Whatever is still addressed to a service here has no endpoint: refused at once rather than left to time out.
     let refuse = format!("ip daddr {services} meta l4proto tcp reject with tcp reset\n    ip daddr {services} reject");
     format!(
@@ -441,6 +454,7 @@ table ip {table} {{
   }}
   chain dns {{
   }}
+{host_ports}
   chain dns_in {{
     type nat hook prerouting priority dstnat - 1; policy accept;
     jump dns

@@ -3,7 +3,7 @@
 
 use super::{Node, NodeError};
 use crate::{
-    pod::{adopt, launch::log_path, record::uid},
+    pod::{adopt, launch::log_path, record::uid, status},
     process::readable,
     runtime::Handle,
     shim::rotated_log,
@@ -89,10 +89,7 @@ impl Node {
 }
 
 fn waiting_reason(pod: &Pod, container: &str) -> String {
-    let status = pod.status.as_ref();
-    let all = status
-        .into_iter()
-        .flat_map(|s| s.container_statuses.iter().flatten().chain(s.init_container_statuses.iter().flatten()));
+    let all = pod.status.iter().flat_map(status::container_statuses);
     let waiting = all.filter(|s| s.name == container).find_map(|s| s.state.as_ref()?.waiting.as_ref()?.reason.clone());
     waiting.unwrap_or_else(|| "ContainerCreating".into())
 }

@@ -1,5 +1,6 @@
 //! What the machine is and has, as its Node object tells.
 
+use crate::cgroup::Usage;
 use k8s_openapi::api::core::v1::NodeSystemInfo;
 use std::{fs, path::Path};
 
@@ -11,11 +12,8 @@ pub struct Machine {
     pub info: NodeSystemInfo,
 }
 
-/// Below these shares of what there is, a pressure condition is true; the kubelet's defaults for eviction.
-const MIN_MEMORY_BYTES: u64 = 100 << 20;
-const MIN_DISK_PERCENT: u64 = 10;
-const MIN_PIDS_PERCENT: u64 = 10;
-
+/// The kernel shows its clocks to programs in hundredths of a second, on every architecture that this runs on.
+const NANOSECONDS_A_TICK: u64 = 10_000_000;
 impl Machine {
     pub fn of(data_dir: &Path) -> Self {
         let read = |path: &str| fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default();
@@ -27,7 +25,7 @@ impl Machine {
         Self {
             cpus: i64::try_from(cpus).unwrap_or(1),
             memory_bytes: i64::try_from(memory).unwrap_or(i64::MAX),
-            storage_bytes: i64::try_from(disk(data_dir).1).unwrap_or(i64::MAX),
+            storage_bytes: i64::try_from(Disk::of(data_dir).total).unwrap_or(i64::MAX),
             info: NodeSystemInfo {
                 architecture: match std::env::consts::ARCH {
                     "x86_64" => "amd64".into(),
@@ -49,40 +47,75 @@ impl Machine {
     }
 }
 
-/// What runs short: memory, disk, process numbers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Pressure {
-    pub memory: bool,
-    pub disk: bool,
-    pub pids: bool,
-}
-
-impl Pressure {
-    pub fn now(data_dir: &Path) -> Self {
-        let (free, total) = disk(data_dir);
-        let number = |path: &str| fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u64>().ok());
-        let pid_max = number("/proc/sys/kernel/pid_max").unwrap_or(u64::MAX);
-        let running = fs::read_to_string("/proc/loadavg")
-            .ok()
-            .and_then(|text| text.split(' ').nth(3)?.split_once('/')?.1.parse::<u64>().ok())
-            .unwrap_or(0);
-        Self {
-            memory: meminfo("MemAvailable:").is_some_and(|available| available < MIN_MEMORY_BYTES),
-            disk: total > 0 && free.saturating_mul(100) < total.saturating_mul(MIN_DISK_PERCENT),
-            pids: pid_max.saturating_sub(running).saturating_mul(100) < pid_max.saturating_mul(MIN_PIDS_PERCENT),
-        }
+/// What the whole machine uses: the kernel's own counters, which agree with its root cgroup on either version.
+pub fn usage() -> Usage {
+    let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+    let total = meminfo("MemTotal:").unwrap_or(0);
+    let used = total.saturating_sub(meminfo("MemFree:").unwrap_or(0));
+    Usage {
+        cpu_nanoseconds: busy_ticks(&stat).saturating_mul(NANOSECONDS_A_TICK),
+        memory_bytes: used,
+        memory_working_set_bytes: used.saturating_sub(meminfo("Inactive(file):").unwrap_or(0)),
+        memory_rss_bytes: meminfo("AnonPages:").unwrap_or(0),
+        processes: threads().unwrap_or(0),
     }
 }
 
+/// The first line's time of all processors that was neither idle nor waiting for a disk. Guests' time is in the users'.
+fn busy_ticks(stat: &str) -> u64 {
+    let line = stat.lines().find_map(|line| line.strip_prefix("cpu ")).unwrap_or_default();
+    let numbers = line.split_ascii_whitespace().take(8).enumerate();
+    numbers.filter(|(at, _)| !matches!(at, 3 | 4)).filter_map(|(_, n)| n.parse::<u64>().ok()).sum()
+}
+
+/// Processes and threads of the machine.
+pub fn threads() -> Option<u64> {
+    let text = fs::read_to_string("/proc/loadavg").ok()?;
+    text.split(' ').nth(3)?.split_once('/')?.1.parse().ok()
+}
+
 /// Bytes.
-fn meminfo(key: &str) -> Option<u64> {
+pub fn meminfo(key: &str) -> Option<u64> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix(key))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
-/// Free and total bytes of the file system of a folder.
-fn disk(path: &Path) -> (u64, u64) {
-    nix::sys::statvfs::statvfs(path)
-        .map_or((0, 0), |s| (s.blocks_available() * s.fragment_size(), s.blocks() * s.fragment_size()))
+/// A folder's file system: bytes and inodes, those free being what others than root may use.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Disk {
+    pub free: u64,
+    pub total: u64,
+    pub inodes_free: u64,
+    pub inodes: u64,
+}
+
+impl Disk {
+    pub fn of(path: &Path) -> Self {
+        nix::sys::statvfs::statvfs(path).map_or(Self::default(), |s| Self {
+            free: s.blocks_available() * s.fragment_size(),
+            total: s.blocks() * s.fragment_size(),
+            inodes_free: s.files_available(),
+            inodes: s.files(),
+        })
+    }
+}
+
+pub fn max_pids() -> u64 {
+    let text = fs::read_to_string("/proc/sys/kernel/pid_max").unwrap_or_default();
+    text.trim().parse().unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn idle_time_is_not_used() {
+        assert_eq!(busy_ticks("cpu  1 2 3 400 500 6 7 8 9 10\ncpu0 1 1 1 1 1 1 1 1 1 1\n"), 27);
+        assert_eq!(busy_ticks(""), 0);
+        let now = usage();
+        assert!(now.cpu_nanoseconds > 0 && now.memory_working_set_bytes > 0 && now.processes > 0, "{now:?}");
+        assert!(now.memory_working_set_bytes <= now.memory_bytes);
+    }
 }

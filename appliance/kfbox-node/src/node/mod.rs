@@ -6,16 +6,22 @@
 //! Upstream: <https://kubernetes.io/docs/concepts/architecture/nodes/>
 
 mod dispatch;
+mod evict;
+mod http;
 mod logs;
 mod machine;
+mod pressure;
 mod register;
 mod reset;
 mod sessions;
 mod stop;
+mod storage;
+mod usage;
 
 pub use crate::runtime::{ExecSession, TerminalSize};
+pub use evict::ImageGcConfig;
 pub use logs::{LogOptions, LogStream};
-pub use sessions::PodUsage;
+pub use pressure::EvictionConfig;
 
 use crate::{
     cgroup::Hierarchies,
@@ -23,10 +29,15 @@ use crate::{
     images::{Collected, ImageConfig, ImageStore, StoreError},
     network::{Network, NetworkConfig, NetworkError},
     oci::capabilities::Available,
-    pod::{context::Context, events::Events},
+    pod::{
+        admit::{self, Conditions},
+        context::Context,
+        events::Events,
+    },
     runtime::Runtime,
     sandbox, services,
     shim::records::{self, SHIM_CONFIG, ShimConfig},
+    usage::Meter,
     volumes::is_mount_point,
 };
 use k8s_openapi::api::core::v1::Pod;
@@ -41,7 +52,7 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 
 /// Changes of objects that a pod's task may lag behind before it looks at everything anew.
 const CHANGES: usize = 1024;
@@ -68,6 +79,10 @@ pub struct NodeConfig {
     /// Bytes at which a container's log is rotated, and files kept; as the kubelet's defaults.
     pub log_max_bytes: u64,
     pub log_max_files: u32,
+    pub eviction: EvictionConfig,
+    pub image_gc: ImageGcConfig,
+    /// Processes and threads that a pod may have. None: as many as the machine; upstream's default.
+    pub pod_pids_limit: Option<i64>,
 }
 
 impl NodeConfig {
@@ -93,6 +108,9 @@ impl NodeConfig {
             labels: BTreeMap::new(),
             log_max_bytes: 10 << 20,
             log_max_files: 5,
+            eviction: EvictionConfig::default(),
+            image_gc: ImageGcConfig::default(),
+            pod_pids_limit: None,
         }
     }
 }
@@ -205,13 +223,20 @@ impl Node {
             available: Available::of_this_process(),
             log_max_bytes: config.log_max_bytes,
             log_max_files: config.log_max_files,
+            pod_pids_limit: config.pod_pids_limit,
             handles: Mutex::default(),
             layers: Mutex::default(),
+            meter: Meter::default(),
+            conditions: Mutex::new(Conditions { app_armor: admit::has_app_armor(), ..Conditions::default() }),
+            evictions: Mutex::default(),
+            shares: Mutex::default(),
             client,
             tasks: tasks.clone(),
         });
-        register::run(&ctx, &config, machine, tasks).await?;
+        let (observed, conditions) = watch::channel(Conditions::default());
+        register::run(&ctx, &config, machine, conditions, tasks).await?;
         let node = Arc::new(Self { ctx, config, pods: Mutex::default() });
+        evict::run(&node, observed, tasks);
         dispatch::run(&node, tasks, component);
         Ok(node)
     }

@@ -1,19 +1,16 @@
 //! The Node object and its Lease.
 //! Upstream: <https://kubernetes.io/docs/reference/node/node-status/>
 
-use super::{
-    NodeConfig, NodeError,
-    machine::{Machine, Pressure},
-};
-use crate::pod::{context::Context, status};
+use super::{NodeConfig, NodeError, machine::Machine};
+use crate::pod::{admit::Conditions, context::Context, status};
 use k8s_openapi::{
     api::{
         coordination::v1::{Lease, LeaseSpec},
-        core::v1::{Node, NodeAddress, NodeCondition, NodeSpec, NodeStatus},
+        core::v1::{Node, NodeAddress, NodeCondition, NodeSpec, NodeStatus, Taint},
     },
     apimachinery::pkg::{
         api::resource::Quantity,
-        apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference},
+        apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference, Time},
     },
     jiff::Timestamp,
 };
@@ -24,40 +21,57 @@ use kube::{
 };
 use serde_json::json;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use tokio::sync::watch;
 
-const MAX_PODS: u32 = 250;
+pub const MAX_PODS: u32 = 250;
 const LEASE_SECONDS: i32 = 40;
 const RENEW: Duration = Duration::from_secs(10);
 /// The status is written this often even if nothing changed.
 const HEARTBEAT: u32 = 30;
 
-pub async fn run(ctx: &Arc<Context>, config: &NodeConfig, machine: Machine, tasks: &Tasks) -> Result<(), NodeError> {
+pub async fn run(
+    ctx: &Arc<Context>,
+    config: &NodeConfig,
+    machine: Machine,
+    mut conditions: watch::Receiver<Conditions>,
+    tasks: &Tasks,
+) -> Result<(), NodeError> {
     let nodes: Api<Node> = Api::all(ctx.client.clone());
     let name = config.node_name.clone();
     let uid = register(&nodes, ctx, config, &machine).await?;
     let (ctx, config, shutdown) = (ctx.clone(), config.clone(), tasks.shutdown());
     tasks.essential("node-status", async move {
         let leases: Api<Lease> = Api::namespaced(ctx.client.clone(), "kube-node-lease");
-        let mut pressure = Pressure::now(&config.data_dir);
+        let mut written = Conditions::default();
+        let mut since = Since::default();
         let mut since_write = 0;
+        let mut renewal = tokio::time::interval(RENEW);
         loop {
-            if let Err(error) = renew(&leases, &name, &uid).await {
-                tracing::warn!(%error, "the node's lease could not be renewed");
-            }
             tokio::select! {
-                () = tokio::time::sleep(RENEW) => {}
+                _ = renewal.tick() => {
+                    since_write += 1;
+                    if let Err(error) = renew(&leases, &name, &uid).await {
+                        tracing::warn!(%error, "the node's lease could not be renewed");
+                    }
+                }
+                changed = conditions.changed() => if changed.is_err() {
+                    // Who observes the machine ended, so the daemon is stopping.
+                    shutdown.cancelled().await;
+                    return Ok(());
+                },
                 () = shutdown.cancelled() => return Ok::<_, NodeError>(()),
             }
-            let now = Pressure::now(&config.data_dir);
-            since_write += 1;
-            if now != pressure || since_write >= HEARTBEAT {
-                let status = node_status(&ctx, &config, &machine, now);
-                match nodes
-                    .patch_status(&name, &PatchParams::default(), &Patch::Strategic(json!({ "status": status })))
-                    .await
-                {
-                    Ok(_) => {
-                        pressure = now;
+            let now = *conditions.borrow();
+            if now != written || since_write >= HEARTBEAT {
+                let status = node_status(&ctx, &config, &machine, now, &mut since);
+                let status = json!({ "status": status });
+                let wrote = async {
+                    nodes.patch_status(&name, &PatchParams::default(), &Patch::Strategic(status)).await?;
+                    taint(&nodes, &name, now).await
+                };
+                match wrote.await {
+                    Ok(()) => {
+                        written = now;
                         since_write = 0;
                     }
                     Err(error) => tracing::warn!(%error, "the node's status could not be written"),
@@ -66,6 +80,54 @@ pub async fn run(ctx: &Arc<Context>, config: &NodeConfig, machine: Machine, task
         }
     });
     Ok(())
+}
+
+/// Sets the taints that go with the conditions, and takes away those that no longer do.
+async fn taint(nodes: &Api<Node>, name: &str, now: Conditions) -> Result<(), kube::Error> {
+    let node = nodes.get(name).await?;
+    let before = node.spec.and_then(|s| s.taints).unwrap_or_default();
+    let after = taints(&before, now);
+    if after == before {
+        return Ok(());
+    }
+    // Only if nobody else changed them meanwhile; else the next round does it.
+    let version = node.metadata.resource_version;
+    let patch = json!({ "metadata": { "resourceVersion": version }, "spec": { "taints": after } });
+    nodes.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.map(drop)
+}
+
+fn taints(before: &[Taint], now: Conditions) -> Vec<Taint> {
+    let ours = [
+        ("node.kubernetes.io/memory-pressure", now.memory_pressure),
+        ("node.kubernetes.io/disk-pressure", now.disk_pressure),
+        ("node.kubernetes.io/pid-pressure", now.pid_pressure),
+    ];
+    let mut after: Vec<Taint> =
+        before.iter().filter(|t| !ours.iter().any(|(key, holds)| t.key == *key && !holds)).cloned().collect();
+    for (key, _) in ours.into_iter().filter(|(_, holds)| *holds) {
+        if !after.iter().any(|t| t.key == key) {
+            after.push(Taint { key: key.into(), effect: "NoSchedule".into(), ..Taint::default() });
+        }
+    }
+    after
+}
+
+/// Since when each condition is as it is.
+#[derive(Default)]
+struct Since {
+    known: BTreeMap<&'static str, (bool, Time)>,
+}
+
+impl Since {
+    fn of(&mut self, kind: &'static str, value: bool, now: &Time) -> Time {
+        match self.known.get(kind) {
+            Some((known, since)) if *known == value => since.clone(),
+            _ => {
+                self.known.insert(kind, (value, now.clone()));
+                now.clone()
+            }
+        }
+    }
 }
 
 async fn register(
@@ -86,7 +148,7 @@ async fn register(
     ] {
         labels.insert(key.into(), value.into());
     }
-    let status = node_status(ctx, config, machine, Pressure::now(&config.data_dir));
+    let status = node_status(ctx, config, machine, *ctx.conditions.lock(), &mut Since::default());
     let name = &config.node_name;
     let node = Node {
         metadata: ObjectMeta { name: Some(name.clone()), labels: Some(labels.clone()), ..ObjectMeta::default() },
@@ -105,7 +167,13 @@ async fn register(
     Ok(registered.metadata.uid.unwrap_or_default())
 }
 
-fn node_status(ctx: &Context, config: &NodeConfig, machine: &Machine, pressure: Pressure) -> NodeStatus {
+fn node_status(
+    ctx: &Context,
+    config: &NodeConfig,
+    machine: &Machine,
+    pressure: Conditions,
+    since: &mut Since,
+) -> NodeStatus {
     let resources: BTreeMap<String, Quantity> = [
         ("cpu", machine.cpus.to_string()),
         ("memory", format!("{}Ki", machine.memory_bytes / 1024)),
@@ -118,23 +186,33 @@ fn node_status(ctx: &Context, config: &NodeConfig, machine: &Machine, pressure: 
     .map(|(name, amount)| (name.to_owned(), Quantity(amount)))
     .collect();
     let now = status::now();
-    let condition = |kind: &str, value: bool, reason: &str, message: &str| NodeCondition {
+    let mut condition = |kind: &'static str, value: bool, reason: &str, message: &str| NodeCondition {
         type_: kind.into(),
         status: if value { "True" } else { "False" }.into(),
         reason: Some(reason.into()),
         message: Some(message.into()),
         last_heartbeat_time: Some(now.clone()),
-        last_transition_time: Some(now.clone()),
+        last_transition_time: Some(since.of(kind, value, &now)),
     };
-    let pressed = |kind: &str, what: &str, value: bool| {
-        let (has, no) = (format!("KubeletHas{what}Pressure"), format!("KubeletHasNo{what}Pressure"));
+    let mut pressed = |kind: &'static str, what: &str, value: bool| {
+        let (has, no) = match what {
+            // Upstream's three are not alike.
+            "Memory" => ("KubeletHasInsufficientMemory".to_owned(), String::new()),
+            "PID" => ("KubeletHasInsufficientPID".to_owned(), String::new()),
+            _ => (format!("KubeletHas{what}Pressure"), format!("KubeletHasNo{what}Pressure")),
+        };
         let enough = match what {
             "Memory" => ("KubeletHasSufficientMemory".to_owned(), "kubelet has sufficient memory available"),
             "PID" => ("KubeletHasSufficientPID".to_owned(), "kubelet has sufficient PID available"),
             _ => (no, "kubelet has no disk pressure"),
         };
         if value {
-            condition(kind, true, &has, &format!("kubelet has {} pressure", what.to_lowercase()))
+            let message = match what {
+                "Memory" => "kubelet has insufficient memory available",
+                "PID" => "kubelet has insufficient PID available",
+                _ => "kubelet has disk pressure",
+            };
+            condition(kind, true, &has, message)
         } else {
             condition(kind, false, &enough.0, enough.1)
         }
@@ -151,9 +229,9 @@ fn node_status(ctx: &Context, config: &NodeConfig, machine: &Machine, pressure: 
         capacity: Some(resources.clone()),
         allocatable: Some(resources),
         conditions: Some(vec![
-            pressed("MemoryPressure", "Memory", pressure.memory),
-            pressed("DiskPressure", "Disk", pressure.disk),
-            pressed("PIDPressure", "PID", pressure.pids),
+            pressed("MemoryPressure", "Memory", pressure.memory_pressure),
+            pressed("DiskPressure", "Disk", pressure.disk_pressure),
+            pressed("PIDPressure", "PID", pressure.pid_pressure),
             condition("Ready", true, "KubeletReady", "kubelet is posting ready status"),
         ]),
         node_info: Some(machine.info.clone()),
@@ -188,4 +266,29 @@ async fn renew(leases: &Api<Lease>, name: &str, uid: &str) -> Result<(), kube::E
         }),
     };
     leases.create(&PostParams::default(), &lease).await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn taints_come_and_go_with_the_conditions_and_others_stay() {
+        let others = Taint { key: "mine".into(), effect: "NoExecute".into(), ..Taint::default() };
+        let disk = Conditions { disk_pressure: true, ..Conditions::default() };
+        let with = taints(std::slice::from_ref(&others), disk);
+        assert_eq!(with.len(), 2);
+        assert_eq!((with[1].key.as_str(), with[1].effect.as_str()), ("node.kubernetes.io/disk-pressure", "NoSchedule"));
+        assert_eq!(taints(&with, disk), with);
+        assert_eq!(taints(&with, Conditions::default()), [others]);
+    }
+
+    #[test]
+    fn a_condition_keeps_the_time_of_its_last_change() {
+        let mut since = Since::default();
+        let at = |second| Time(Timestamp::from_second(second).unwrap());
+        assert_eq!(since.of("c", false, &at(1)), at(1));
+        assert_eq!(since.of("c", false, &at(2)), at(1));
+        assert_eq!(since.of("c", true, &at(3)), at(3));
+    }
 }

@@ -1,19 +1,16 @@
-//! Processes, streams and ports of running containers, and what they use.
+//! Processes, streams and ports of running containers.
 
 use super::{Node, NodeError};
 use crate::{
-    cgroup::Usage,
     pod::record::{self, uid},
     runtime::{ExecSession, Handle, Stage},
     shim::records::ProcessRef,
 };
 use k8s_openapi::api::core::v1::{Container, Pod};
 use std::{
-    collections::HashMap,
     fs::File,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::Arc,
     time::Duration,
 };
 use tokio::net::TcpStream;
@@ -21,20 +18,12 @@ use tokio::net::TcpStream;
 /// A port that does not answer is given up.
 const CONNECT: Duration = Duration::from_secs(10);
 
-#[derive(Debug, Clone, PartialEq)]
-pub struct PodUsage {
-    pub namespace: String,
-    pub name: String,
-    pub uid: String,
-    pub containers: Vec<(String, Usage)>,
-}
-
 impl Node {
     pub(super) fn container(&self, pod: &Pod, name: &str) -> Result<Container, NodeError> {
         let pod_name = pod.metadata.name.clone().unwrap_or_default();
         let spec = pod.spec.as_ref();
-        let found = spec.and_then(|s| record::containers(s).map(|(_, c)| c).find(|c| c.name == name));
-        found.cloned().ok_or_else(|| NodeError::NoContainer { container: name.into(), pod: pod_name })
+        let found = spec.and_then(|s| record::find(s, name));
+        found.map(std::borrow::Cow::into_owned).ok_or_else(|| NodeError::NoContainer { container: name.into(), pod: pod_name })
     }
 
     fn running(&self, pod: &Pod, container: &str) -> Result<Handle, NodeError> {
@@ -99,27 +88,6 @@ impl Node {
             Ok(Err(_)) | Err(_) => return Err(failed(io::Error::other("the connecting thread failed"))),
         };
         TcpStream::from_std(stream).map_err(failed)
-    }
-
-    /// What the pods' containers use now.
-    pub fn stats(&self) -> Vec<PodUsage> {
-        let pods: Vec<Arc<Pod>> = self.pods.lock().values().cloned().collect();
-        let mut usages: HashMap<String, Vec<(String, Usage)>> = HashMap::new();
-        let running: Vec<((String, String), Handle)> =
-            self.ctx.handles.lock().iter().map(|(key, handle)| (key.clone(), handle.clone())).collect();
-        for ((uid, container), handle) in running {
-            if let Some(usage) = self.ctx.runtime.hierarchies.usage(&handle.cgroup) {
-                usages.entry(uid).or_default().push((container, usage));
-            }
-        }
-        pods.iter()
-            .map(|pod| PodUsage {
-                namespace: pod.metadata.namespace.clone().unwrap_or_default(),
-                name: pod.metadata.name.clone().unwrap_or_default(),
-                uid: uid(pod).into(),
-                containers: usages.remove(uid(pod)).unwrap_or_default(),
-            })
-            .collect()
     }
 }
 

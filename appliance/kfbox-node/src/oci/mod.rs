@@ -7,6 +7,7 @@ pub mod identity;
 pub mod resources;
 pub mod seccomp;
 
+use crate::pod::admit;
 use capabilities::Available;
 use identity::Identity;
 use k8s_openapi::api::core::v1::{Container, PodSpec, SeccompProfile};
@@ -41,6 +42,8 @@ pub struct PodNamespaces {
     pub network: Option<PathBuf>,
     pub ipc: Option<PathBuf>,
     pub uts: Option<PathBuf>,
+    /// Shared by the pod's containers, or another container's. None: each container has its own.
+    pub pid: Option<PathBuf>,
 }
 
 pub struct Input<'a> {
@@ -139,6 +142,11 @@ pub fn spec(input: &Input<'_>) -> Result<Value, SpecError> {
         process["noNewPrivileges"] = json!(true);
     }
 
+    let app_armor = admit::app_armor_profile(input.pod, input.container).filter(|p| p.type_ == "Localhost");
+    if let Some(name) = app_armor.and_then(|profile| profile.localhost_profile.as_ref()) {
+        process["apparmorProfile"] = json!(name);
+    }
+
     let mut linux = json!({
         "cgroupsPath": input.cgroup,
         "namespaces": namespaces(input),
@@ -219,7 +227,10 @@ fn environment(input: &Input<'_>) -> Vec<String> {
 fn namespaces(input: &Input<'_>) -> Vec<Value> {
     let mut all = vec![json!({ "type": "mount" })];
     if !input.pod.host_pid.unwrap_or(false) {
-        all.push(json!({ "type": "pid" }));
+        all.push(match &input.namespaces.pid {
+            Some(path) => json!({ "type": "pid", "path": path }),
+            None => json!({ "type": "pid" }),
+        });
     }
     let shared =
         [("network", &input.namespaces.network), ("ipc", &input.namespaces.ipc), ("uts", &input.namespaces.uts)];

@@ -44,6 +44,7 @@ pub async fn adopt(ctx: &Arc<Context>, pod: &Pod, records: &mut [Record]) -> Ado
         if let Some(known) = known {
             record.image_id.clone_from(&known.image_id);
             record.restarts = known.restart_count;
+            record.has.clone_from(&known.resources);
         }
         let mut numbers = attempts(&dirs.data, &record.name);
         let mut next = numbers.last().map_or(0, |n| n + 1);
@@ -89,9 +90,7 @@ pub async fn adopt(ctx: &Arc<Context>, pod: &Pod, records: &mut [Record]) -> Ado
 }
 
 fn known_status<'a>(pod: &'a Pod, name: &str) -> Option<&'a ContainerStatus> {
-    let status = pod.status.as_ref()?;
-    let all = status.container_statuses.iter().flatten().chain(status.init_container_statuses.iter().flatten());
-    all.into_iter().find(|s| s.name == name)
+    super::status::container_statuses(pod.status.as_ref()?).find(|s| s.name == name)
 }
 
 /// The folder is lost, but the cluster knows that the container ran. Returns the next attempt's number.
@@ -156,9 +155,8 @@ fn id_of(dir: &Path) -> String {
 
 fn ended(dirs: &PodDirs, pod: &Pod, record: &Record, attempt: u32, id: String, exit: Exit) -> Ended {
     let spec = pod.spec.as_ref();
-    let container =
-        spec.and_then(|s| super::record::containers(s).map(|(_, c)| c).find(|c| c.name == record.name)).cloned();
-    let message = exit.failure.clone().or_else(|| termination_message(dirs, container.as_ref(), attempt, &exit));
+    let container = spec.and_then(|s| super::record::find(s, &record.name));
+    let message = exit.failure.clone().or_else(|| termination_message(dirs, container.as_deref(), attempt, &exit));
     Ended { id, reason: reason(&exit).into(), message, exit }
 }
 
@@ -243,11 +241,13 @@ pub async fn tear_down(ctx: &Arc<Context>, uid: &str) {
         tracing::warn!(pod = uid, %error, "the pod's network could not be removed");
     }
     ctx.layers.lock().remove(uid);
+    ctx.shares.lock().remove(uid);
+    ctx.evictions.lock().remove(uid);
     let (dirs, cgroup, hierarchies) = (ctx.dirs(uid), ctx.cgroup(uid), ctx.runtime.hierarchies.clone());
+    for child in hierarchies.children(&cgroup) {
+        ctx.runtime.kill(&format!("{cgroup}/{child}")).await;
+    }
     let work = move || {
-        for pid in hierarchies.children(&cgroup).iter().flat_map(|c| hierarchies.processes(&format!("{cgroup}/{c}"))) {
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
-        }
         let _ = hierarchies.remove(&cgroup);
         // Nothing is deleted while anything may still be mounted below: it could be somebody's data.
         if let Err(error) = unmount_below(&dirs.run).and_then(|()| unmount_below(&dirs.data)) {

@@ -1,7 +1,8 @@
 //! What every pod's task works with.
 
-use super::events::Events;
+use super::{admit::Conditions, events::Events, resize::Share};
 use crate::{
+    usage::Meter,
     images::ImageStore,
     network::Network,
     oci::capabilities::Available,
@@ -30,8 +31,18 @@ pub enum Change {
     },
     /// A claim, a volume or the like: whoever waits may look again.
     Storage,
+    /// A pod has to go.
+    Evicted(String),
     /// Changes were missed.
     Unknown,
+}
+
+/// Why a pod has to go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Eviction {
+    pub message: String,
+    /// For want of the machine's resources, not by its own fault: `DisruptionTarget`.
+    pub disruption: bool,
 }
 
 pub struct Context {
@@ -56,8 +67,17 @@ pub struct Context {
     pub available: Available,
     pub log_max_bytes: u64,
     pub log_max_files: u32,
+    pub pod_pids_limit: Option<i64>,
     /// Running containers, by pod uid and name, for those who join them.
     pub handles: Mutex<HashMap<(String, String), Handle>>,
+    /// Containers' use of the machine.
+    pub meter: Meter,
+    /// What decides whether a new pod is taken.
+    pub conditions: Mutex<Conditions>,
+    /// Pods that have to go, by uid, and why; told by [`Change::Evicted`].
+    pub evictions: Mutex<HashMap<String, Eviction>>,
+    /// What the pods have of the node, by uid.
+    pub shares: Mutex<HashMap<String, Share>>,
     /// Layers that pods have mounted as volumes, by pod uid.
     pub layers: Mutex<HashMap<String, Vec<PathBuf>>>,
 }

@@ -3,7 +3,7 @@
 //! Invariant: writing events never holds up a pod; when the server cannot keep up, events are lost.
 //! Upstream: <https://kubernetes.io/docs/reference/kubernetes-api/cluster-resources/event-v1/>
 
-use super::status;
+use super::{record, status};
 use k8s_openapi::{
     api::core::v1::{Event, EventSource, ObjectReference, Pod},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -71,10 +71,16 @@ impl Events {
         reason: &'static str,
         message: impl Into<String>,
     ) {
-        let init =
-            |name: &str| pod.spec.iter().flat_map(|s| s.init_containers.iter().flatten()).any(|c| c.name == name);
+        let kind = |name: &str| {
+            let spec = pod.spec.as_ref()?;
+            record::containers(spec).find(|(_, c)| c.name == name).map(|(kind, _)| kind)
+        };
         let field_path = container.map(|name| {
-            let list = if init(name) { "initContainers" } else { "containers" };
+            let list = match kind(name) {
+                Some(record::Kind::Init | record::Kind::Sidecar) => "initContainers",
+                Some(record::Kind::Ephemeral) => "ephemeralContainers",
+                Some(record::Kind::Main) | None => "containers",
+            };
             format!("spec.{list}{{{name}}}")
         });
         let about = ObjectReference {
@@ -86,7 +92,22 @@ impl Events {
             resource_version: pod.metadata.resource_version.clone(),
             field_path,
         };
-        let mut message: String = message.into();
+        self.push(about, level, reason, message.into());
+    }
+
+    /// About the node itself.
+    pub fn node(&self, name: &str, level: Level, reason: &'static str, message: impl Into<String>) {
+        let about = ObjectReference {
+            kind: Some("Node".into()),
+            name: Some(name.into()),
+            // As upstream's kubelet does: the name stands for the uid.
+            uid: Some(name.into()),
+            ..ObjectReference::default()
+        };
+        self.push(about, level, reason, message.into());
+    }
+
+    fn push(&self, about: ObjectReference, level: Level, reason: &'static str, mut message: String) {
         if let Some((cut, _)) = message.char_indices().take_while(|(at, _)| *at < MAX_MESSAGE - 4).last()
             && message.len() > MAX_MESSAGE
         {

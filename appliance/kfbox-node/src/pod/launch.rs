@@ -5,11 +5,11 @@ use super::{
     env::{self, EnvError, Variables},
     events::Level,
     objects,
-    record::{full_name, uid},
+    record::{self, full_name, uid},
 };
 use crate::{
     images::{Auths, Image, PullError, normalize, silent},
-    network::{NetworkError, PodNetworkSpec},
+    network::{HostPort, NetworkError, PodNetworkSpec},
     oci::{
         self, Bind, ImageDefaults, PodNamespaces,
         identity::{Accounts, IdentityError, identity},
@@ -20,18 +20,20 @@ use crate::{
     shim::records::{self, Exit, Overlay, SHIM_CONFIG, ShimConfig, Started},
     volumes::{self, ReadyVolumes, Tokens, VolumeError},
 };
-use k8s_openapi::api::core::v1::{Container, Pod, Secret};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Secret};
 use kube::Api;
 use std::{
     collections::BTreeMap,
     fs, io,
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
 
+/// The cgroup beside the containers' own; a container's is named `NAME.ATTEMPT`, so none is called this.
+const PAUSE: &str = "pause";
 const DEFAULT_TERMINATION_LOG: &str = "/dev/termination-log";
 
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +48,8 @@ pub enum PrepareError {
     Api(#[from] kube::Error),
     #[error("image volume \"{volume}\": {failure}")]
     Image { volume: String, failure: ImageFailure },
+    #[error("Failed to create pod sandbox: {0}")]
+    Runtime(#[from] RuntimeError),
     #[error("the preparation was interrupted")]
     Interrupted,
 }
@@ -54,7 +58,7 @@ impl PrepareError {
     /// The reason that upstream's event has.
     pub fn reason(&self) -> &'static str {
         match self {
-            Self::Network(_) | Self::Sandbox(_) | Self::Interrupted => "FailedCreatePodSandBox",
+            Self::Network(_) | Self::Sandbox(_) | Self::Runtime(_) | Self::Interrupted => "FailedCreatePodSandBox",
             Self::Volume(_) | Self::Api(_) | Self::Image { .. } => "FailedMount",
         }
     }
@@ -101,21 +105,55 @@ pub async fn prepare(ctx: &Arc<Context>, pod: &Arc<Pod>) -> Result<Prepared, Pre
         ctx.layers.lock().insert(uid.clone(), layers);
     }
     let ip = if host_network { ctx.host_ip } else { Some(IpAddr::V4(network.ip)) };
+    if !host_network {
+        ctx.network.expose(&uid, network.ip, host_ports(pod)).await?;
+    }
     let (dirs, around, dns) = (ctx.dirs(&uid), ctx.surroundings(ip), ctx.dns.clone());
-    let pod = pod.clone();
+    let (pod, context) = (pod.clone(), ctx.clone());
     blocking(PrepareError::Interrupted, move || {
         private_folder(&dirs.data).and_then(|()| private_folder(&dirs.run)).map_err(|source| VolumeError::File {
             volume: String::new(),
             path: dirs.data.clone(),
             source,
         })?;
-        let (namespaces, shm) = sandbox::namespaces(&pod, &dirs.run, network.netns_path)?;
+        let (mut namespaces, shm) = sandbox::namespaces(&pod, &dirs.run, network.netns_path)?;
+        namespaces.pid = shared_processes(&context, &pod)?;
         let files = sandbox::files(&pod, &dirs.data, ip, &dns)?;
         let volumes = volumes::prepare(&pod, &dirs, &claims, &images)?;
         volumes::fill(&pod, &dirs, &around, &objects, &tokens)?;
         Ok(Prepared { namespaces, shm, files, ip, volumes, tokens })
     })
     .await
+}
+
+/// What the pod's containers want of the host's ports.
+fn host_ports(pod: &Pod) -> Vec<HostPort> {
+    let number = |n: i32| u16::try_from(n).ok().filter(|n| *n > 0);
+    let containers = pod.spec.iter().flat_map(record::containers);
+    let ports = containers.flat_map(|(_, c)| c.ports.clone().unwrap_or_default());
+    let mut all: Vec<HostPort> = ports
+        .filter_map(|port| {
+            let protocol = match port.protocol.as_deref() {
+                Some("UDP") => "udp",
+                Some("SCTP") => "sctp",
+                _ => "tcp",
+            };
+            let address = port.host_ip.and_then(|ip| ip.parse().ok()).filter(|ip: &Ipv4Addr| !ip.is_unspecified());
+            let (port, target) = (number(port.host_port?)?, number(port.container_port)?);
+            Some(HostPort { protocol, address, port, target })
+        })
+        .collect();
+    all.dedup();
+    all
+}
+
+/// The process namespace that the pod's containers share, if they do. Blocking.
+fn shared_processes(ctx: &Context, pod: &Pod) -> Result<Option<PathBuf>, RuntimeError> {
+    if !pod.spec.as_ref().and_then(|s| s.share_process_namespace).unwrap_or(false) {
+        return Ok(None);
+    }
+    let cgroup = format!("{}/{PAUSE}", ctx.cgroup(uid(pod)));
+    ctx.runtime.shared_processes(&ctx.dirs(uid(pod)).run.join("ns"), &cgroup).map(Some)
 }
 
 /// Fetches the pod's objects again and writes what changed. Returns the tokens, renewed.
@@ -321,6 +359,10 @@ pub async fn launch(ctx: &Arc<Context>, launch: Launch) -> Result<Launched, Laun
     ctx.events.pod(&pod, Some(&container), Level::Normal, "Created", format!("Container created: {container}"));
     match handle.launched().await {
         Stage::Running(started) => {
+            // The container has the limit from its first process on; the pod as a whole as soon as its cgroup is there.
+            if let Some(limit) = ctx.pod_pids_limit {
+                ctx.runtime.hierarchies.limit_processes(&ctx.cgroup(uid(&pod)), limit);
+            }
             ctx.events.pod(&pod, Some(&container), Level::Normal, "Started", format!("Container started: {container}"));
             Ok(Launched::Running(handle, started))
         }
@@ -383,6 +425,7 @@ fn write_and_start(ctx: &Context, launch: &Launch, variables: &Variables) -> Res
     let rootfs = dir.join("rootfs");
     let privileged = container.security_context.as_ref().and_then(|c| c.privileged).unwrap_or(false);
     let host_devices = if privileged { host_devices() } else { Vec::new() };
+    let namespaces = PodNamespaces { pid: process_namespace(ctx, pod, spec, &container.name)?, ..prepared.namespaces.clone() };
     let specification = oci::spec(&oci::Input {
         pod: spec,
         container,
@@ -391,12 +434,12 @@ fn write_and_start(ctx: &Context, launch: &Launch, variables: &Variables) -> Res
         env: variables.pairs(),
         command: oci::command(container, &defaults, |text| variables.expand(text)),
         binds: &binds,
-        namespaces: &prepared.namespaces,
+        namespaces: &namespaces,
         rootfs: &rootfs,
         shm: (!spec.host_ipc.unwrap_or(false)).then_some(prepared.shm.as_path()),
         cgroup: &cgroup,
         unified_cgroups: ctx.runtime.hierarchies.unified(),
-        pids_limit: None,
+        pids_limit: ctx.pod_pids_limit,
         available: ctx.available,
         host_devices: &host_devices,
     })
@@ -429,6 +472,32 @@ fn write_and_start(ctx: &Context, launch: &Launch, variables: &Variables) -> Res
     records::write(&dir.join(SHIM_CONFIG), &config).map_err(file(&dir))?;
     tracing::debug!(pod = %full_name(pod), container = %container.name, attempt, "starting a container");
     Ok(ctx.runtime.launch(&dir)?)
+}
+
+/// The process namespace to join: the pod's, or that of the container which an ephemeral one is to look at.
+fn process_namespace(
+    ctx: &Context,
+    pod: &Pod,
+    spec: &PodSpec,
+    container: &str,
+) -> Result<Option<PathBuf>, LaunchFailure> {
+    // Looked at again: the process that holds it may have been killed.
+    if let Some(shared) = shared_processes(ctx, pod)? {
+        return Ok(Some(shared));
+    }
+    let Some(target) = record::target(spec, container) else { return Ok(None) };
+    let missing = || LaunchFailure::create(&format!("target container {target} is not running"));
+    let handle = ctx.handles.lock().get(&(uid(pod).to_owned(), target.to_owned())).cloned();
+    let Some(Stage::Running(started)) = handle.map(|handle| handle.stage()) else { return Err(missing()) };
+    let kept = ctx.dirs(uid(pod)).run.join("ns").join(format!("pid.{container}"));
+    sandbox::keep(Path::new(&format!("/proc/{}/ns/pid", started.init.pid)), &kept).map_err(|e| LaunchFailure::create(&e))?;
+    // Looked at last: what is kept is the container's only if it still had the number then.
+    if started.init.runs() {
+        Ok(Some(kept))
+    } else {
+        sandbox::forget(&kept);
+        Err(missing())
+    }
 }
 
 fn stop_signal(container: &Container, image: &ImageDefaults) -> i32 {

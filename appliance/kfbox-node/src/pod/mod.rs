@@ -1,5 +1,6 @@
 //! A pod's life on this node.
 
+pub mod admit;
 pub mod adopt;
 pub mod check;
 pub mod context;
@@ -12,6 +13,7 @@ pub mod plan;
 pub mod probe;
 pub mod publish;
 pub mod record;
+pub mod resize;
 pub mod status;
 pub mod stop;
 mod tls;

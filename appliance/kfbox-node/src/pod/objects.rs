@@ -28,7 +28,7 @@ pub struct Objects {
 pub fn references(pod: &Pod) -> References {
     let mut found = References::new();
     let Some(spec) = &pod.spec else { return found };
-    for container in spec.containers.iter().chain(spec.init_containers.iter().flatten()) {
+    for (_, container) in super::record::containers(spec) {
         for source in container.env_from.iter().flatten() {
             if let Some(r) = &source.config_map_ref {
                 found.insert((Kind::ConfigMap, r.name.clone()));

@@ -2,7 +2,7 @@
 //! Upstream: <https://kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle/>,
 //! <https://kubernetes.io/docs/concepts/workloads/pods/sidecar-containers/>
 
-use super::record::{Kind, Record, State, restart_policy};
+use super::record::{Kind, Record, State, restarts};
 use k8s_openapi::api::core::v1::PodSpec;
 use std::{collections::BTreeMap, time::Duration};
 use tokio::time::Instant;
@@ -75,17 +75,16 @@ pub struct Plan {
 
 pub fn plan(spec: &PodSpec, records: &[Record], back_off: &BackOff, now: Instant) -> Plan {
     let mut plan = Plan::default();
-    let policy = restart_policy(spec);
     let mains_began = records.iter().any(|r| r.kind == Kind::Main && (r.restarts > 0 || !is_fresh(r)));
     let mut init_failed = false;
     let mut initialized = true;
 
-    for record in records.iter().filter(|r| r.kind != Kind::Main) {
+    for record in records.iter().filter(|r| matches!(r.kind, Kind::Init | Kind::Sidecar)) {
         match (record.kind, &record.state) {
             (Kind::Init, State::Ended(end)) if end.exit.code == 0 => continue,
             // What ran before the work began is not run again for it.
             (Kind::Init, _) if mains_began => continue,
-            (Kind::Init, _) if policy == "Never" && record.latest_end().is_some_and(|e| e.exit.code != 0) => {
+            (Kind::Init, _) if failed_for_good(spec, record) => {
                 init_failed = true;
                 initialized = false;
             }
@@ -105,18 +104,15 @@ pub fn plan(spec: &PodSpec, records: &[Record], back_off: &BackOff, now: Instant
     }
 
     let mains: Vec<&Record> = records.iter().filter(|r| r.kind == Kind::Main).collect();
-    let done = |record: &&Record| {
-        record.latest_end().is_some_and(|end| match policy {
-            "Never" => true,
-            "OnFailure" => end.exit.code == 0,
-            _ => false,
-        })
-    };
+    let done =
+        |record: &&Record| record.latest_end().is_some_and(|end| !restarts(spec, &record.name, end.exit.code));
     let work_done = !mains.is_empty() && mains.iter().all(done);
+    let ephemeral = || records.iter().filter(|r| r.kind == Kind::Ephemeral);
     if init_failed || work_done {
         plan.start.clear();
         plan.looping.clear();
         plan.wake = None;
+        plan.stop.extend(ephemeral().filter(|r| r.running()).map(|r| r.name.clone()));
         // One at a time, in reverse: the first to start is the last to go.
         let last = records.iter().rev().find(|r| r.kind == Kind::Sidecar && r.running());
         plan.stop.extend(last.map(|r| r.name.clone()));
@@ -130,7 +126,15 @@ pub fn plan(spec: &PodSpec, records: &[Record], back_off: &BackOff, now: Instant
             }
         }
     }
+    // These wait for nobody, and nobody for them.
+    plan.start.extend(ephemeral().filter(|r| is_fresh(r)).map(|r| r.name.clone()));
     plan
+}
+
+/// An init container that failed and may not try again, which ends the pod.
+pub fn failed_for_good(spec: &PodSpec, record: &Record) -> bool {
+    let end = record.latest_end().filter(|end| end.exit.code != 0);
+    end.is_some_and(|end| !restarts(spec, &record.name, end.exit.code))
 }
 
 fn is_fresh(record: &Record) -> bool {
@@ -256,6 +260,43 @@ mod tests {
             let found = decide(&spec, &records);
             assert_eq!((!found.start.is_empty(), found.finished), (restarts, !restarts), "{policy} {code}");
         }
+    }
+
+    #[test]
+    fn a_containers_own_rules_come_before_its_own_policy_and_the_pods() {
+        let mut spec = spec(&[], &["a", "b"], "Always");
+        spec.containers[0] = serde_json::from_value(serde_json::json!({
+            "name": "a", "restartPolicy": "Never",
+            "restartPolicyRules": [{ "action": "Restart", "exitCodes": { "operator": "In", "values": [42] } }],
+        }))
+        .unwrap();
+        spec.containers[1].restart_policy = Some("OnFailure".into());
+        for (a, b, start) in [(42, 0, vec!["a"]), (1, 1, vec!["b"]), (0, 0, vec![])] {
+            let mut records = fresh(&spec);
+            (records[0].state, records[1].state) = (ended(a), ended(b));
+            let found = decide(&spec, &records);
+            assert_eq!(found.start, start, "{a} {b}");
+            assert_eq!(found.finished, start.is_empty());
+        }
+    }
+
+    #[test]
+    fn an_ephemeral_container_runs_once_beside_the_others() {
+        let mut spec = spec(&[("i", false)], &["a"], "Never");
+        spec.ephemeral_containers =
+            Some(vec![serde_json::from_value(serde_json::json!({ "name": "debug", "image": "x" })).unwrap()]);
+        let mut records = fresh(&spec);
+        assert_eq!(decide(&spec, &records).start, ["i", "debug"], "it does not wait for init containers");
+        records[0].state = ended(0);
+        records[1].state = running();
+        records[2].state = running();
+        assert_eq!(decide(&spec, &records), Plan::default());
+        records[2].state = ended(1);
+        assert_eq!(decide(&spec, &records), Plan::default(), "it is not run again, and its end says nothing");
+        records[2].state = running();
+        records[1].state = ended(0);
+        let found = decide(&spec, &records);
+        assert_eq!((found.stop, found.finished), (vec!["debug".to_owned()], false), "it goes with the work");
     }
 
     #[test]

@@ -3,13 +3,15 @@
 
 use super::{
     downward::Surroundings,
-    record::{Ended, Kind, Record, State, restart_policy},
+    plan::failed_for_good,
+    resize,
+    record::{self, Ended, Kind, Record, State, restarts},
 };
 use crate::oci::resources;
 use k8s_openapi::{
     api::core::v1::{
-        ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
-        HostIP, Pod, PodCondition, PodIP, PodSpec, PodStatus,
+        Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
+        HostIP, Pod, PodCondition, PodIP, PodSpec, PodStatus, VolumeMountStatus,
     },
     apimachinery::pkg::apis::meta::v1::Time,
     jiff::Timestamp,
@@ -29,6 +31,16 @@ pub struct Outcome {
     /// Every container is gone for good.
     pub finished: bool,
     pub start_time: Option<Time>,
+    /// Conditions beside those that every pod has, such as `DisruptionTarget`.
+    pub conditions: Vec<PodCondition>,
+    /// The node did not take it, so there is nothing to tell of its containers.
+    pub refused: bool,
+}
+
+/// Those of all kinds of containers.
+pub fn container_statuses(status: &PodStatus) -> impl Iterator<Item = &ContainerStatus> {
+    let lists = [&status.container_statuses, &status.init_container_statuses, &status.ephemeral_container_statuses];
+    lists.into_iter().flatten().flatten()
 }
 
 /// `previous` is what was last reported, which the pod's own status may lag behind.
@@ -43,16 +55,29 @@ pub fn status(
     let empty = PodSpec::default();
     let spec = pod.spec.as_ref().unwrap_or(&empty);
     let old = pod.status.as_ref();
-    let of_kind = |init: bool| -> Option<Vec<ContainerStatus>> {
+    let of_kind = |kinds: &[Kind]| -> Option<Vec<ContainerStatus>> {
         let list: Vec<ContainerStatus> =
-            records.iter().filter(|r| (r.kind != Kind::Main) == init).map(|r| container(spec, r)).collect();
+            records.iter().filter(|r| kinds.contains(&r.kind)).map(|r| container(spec, r)).collect();
         (!list.is_empty()).then_some(list)
     };
+    if outcome.refused {
+        return PodStatus {
+            phase: Some("Failed".into()),
+            reason: outcome.reason.clone(),
+            message: outcome.message.clone(),
+            qos_class: Some(resources::qos(spec).name().into()),
+            start_time: outcome.start_time.clone().or(Some(now)),
+            observed_generation: pod.metadata.generation,
+            conditions: old.and_then(|s| s.conditions.clone()),
+            ..PodStatus::default()
+        };
+    }
     let phase = phase(spec, records, outcome);
     PodStatus {
         conditions: Some(conditions(pod, spec, records, outcome, previous, phase, &now)),
-        container_statuses: of_kind(false),
-        init_container_statuses: of_kind(true),
+        container_statuses: of_kind(&[Kind::Main]),
+        init_container_statuses: of_kind(&[Kind::Init, Kind::Sidecar]),
+        ephemeral_container_statuses: of_kind(&[Kind::Ephemeral]),
         host_ip: around.host_ip.map(|ip| ip.to_string()),
         host_ips: around.host_ip.map(|ip| vec![HostIP { ip: ip.to_string() }]),
         pod_ip: around.pod_ip.map(|ip| ip.to_string()),
@@ -68,24 +93,22 @@ pub fn status(
 }
 
 pub fn phase(spec: &PodSpec, records: &[Record], outcome: &Outcome) -> &'static str {
-    let policy = restart_policy(spec);
     let ran = |r: &Record| r.latest_end().is_some() || r.running();
     let mains: Vec<&Record> = records.iter().filter(|r| r.kind == Kind::Main).collect();
     let mut phase = "Running";
-    let init_failed = records
-        .iter()
-        .any(|r| r.kind == Kind::Init && policy == "Never" && r.latest_end().is_some_and(|end| end.exit.code != 0));
+    let init_failed = records.iter().any(|r| r.kind == Kind::Init && failed_for_good(spec, r));
     if init_failed {
         phase = "Failed";
     } else if mains.is_empty() || mains.iter().any(|r| !ran(r)) {
         phase = "Pending";
     } else if mains.iter().all(|r| r.ended().is_some()) {
-        let all_succeeded = mains.iter().all(|r| r.succeeded());
-        phase = match policy {
-            "Always" => "Running",
-            _ if all_succeeded => "Succeeded",
-            "Never" => "Failed",
-            _ => "Running",
+        let again = |r: &&Record| r.ended().is_some_and(|end| restarts(spec, &r.name, end.exit.code));
+        phase = if mains.iter().any(again) {
+            "Running"
+        } else if mains.iter().all(|r| r.succeeded()) {
+            "Succeeded"
+        } else {
+            "Failed"
         };
     }
     if outcome.reason.is_some() {
@@ -118,7 +141,7 @@ fn conditions(
             r.succeeded() || records.iter().any(|m| m.kind == Kind::Main && (m.running() || m.ended().is_some()))
         }
         Kind::Sidecar => r.started || terminal,
-        Kind::Main => true,
+        Kind::Main | Kind::Ephemeral => true,
     }) || phase == "Succeeded";
     let unready: Vec<&str> =
         records.iter().filter(|r| r.kind == Kind::Main && !r.ready).map(|r| r.name.as_str()).collect();
@@ -138,18 +161,19 @@ fn conditions(
         status.and_then(|s| s.conditions.iter().flatten().find(|c| c.type_ == kind).cloned())
     };
     let old = |kind: &str| of(previous, kind).or_else(|| of(pod.status.as_ref(), kind));
-    let open_gates: Vec<&str> = spec
-        .readiness_gates
-        .iter()
-        .flatten()
-        .filter(|gate| old(&gate.condition_type).is_none_or(|c| c.status != "True"))
-        .map(|gate| gate.condition_type.as_str())
+    // The gates' own conditions are others' to write, so only the pod itself tells them.
+    let gates = spec.readiness_gates.iter().flatten().map(|gate| gate.condition_type.as_str());
+    let open_gates: Vec<String> = gates
+        .filter_map(|gate| match of(pod.status.as_ref(), gate) {
+            None => Some(format!("corresponding condition of pod readiness gate {gate:?} does not exist.")),
+            Some(c) if c.status == "True" => None,
+            Some(c) => {
+                Some(format!("the status of pod readiness gate {gate:?} is not \"True\", but {}", c.status))
+            }
+        })
         .collect();
     let (ready_reason, ready_message) = if containers_ready && !open_gates.is_empty() {
-        (
-            Some("ReadinessGatesNotReady"),
-            Some(format!("the status of pod readiness gate {open_gates:?} is not \"True\"")),
-        )
+        (Some("ReadinessGatesNotReady"), Some(open_gates.join(", ")))
     } else {
         (containers_reason, containers_message.clone())
     };
@@ -169,9 +193,16 @@ fn conditions(
             ..PodCondition::default()
         }
     };
+    let mut own = outcome.conditions.clone();
+    for condition in &mut own {
+        if let Some(known) = old(&condition.type_).filter(|known| known.status == condition.status) {
+            condition.last_transition_time = known.last_transition_time;
+        }
+        condition.observed_generation = pod.metadata.generation;
+    }
     let completed = (phase == "Succeeded").then_some("PodCompleted");
     let init_message = (!initialized).then(|| format!("containers with incomplete status: [{}]", not_done.join(" ")));
-    vec![
+    let usual = [
         make("PodReadyToStartContainers", outcome.sandboxed && !terminal, None, None),
         make(
             "Initialized",
@@ -182,11 +213,12 @@ fn conditions(
         make("Ready", containers_ready && open_gates.is_empty(), ready_reason, ready_message),
         make("ContainersReady", containers_ready, containers_reason, containers_message),
         make("PodScheduled", true, None, None),
-    ]
+    ];
+    own.into_iter().chain(usual).collect()
 }
 
 fn container(spec: &PodSpec, record: &Record) -> ContainerStatus {
-    let declared = spec.containers.iter().chain(spec.init_containers.iter().flatten()).find(|c| c.name == record.name);
+    let declared = record::find(spec, &record.name);
     let id = match &record.state {
         State::Running { id, .. } => Some(id),
         State::Ended(ended) => Some(&ended.id),
@@ -205,16 +237,35 @@ fn container(spec: &PodSpec, record: &Record) -> ContainerStatus {
     };
     ContainerStatus {
         name: record.name.clone(),
-        image: declared.and_then(|c| c.image.clone()).unwrap_or_default(),
+        image: declared.as_ref().and_then(|c| c.image.clone()).unwrap_or_default(),
         image_id: record.image_id.clone(),
         container_id: id.map(|id| format!("{ID_PREFIX}{id}")),
-        ready: if record.kind == Kind::Init { record.succeeded() } else { record.ready },
-        started: Some(record.started && record.running()),
+        ready: match record.kind {
+            Kind::Init => record.succeeded(),
+            Kind::Sidecar | Kind::Main => record.ready,
+            Kind::Ephemeral => false,
+        },
+        started: (record.kind != Kind::Ephemeral).then_some(record.started && record.running()),
         restart_count: record.restarts,
         state: Some(state),
         last_state: Some(record.last.as_ref().map(terminated).unwrap_or_default()),
+        allocated_resources: record.has.as_ref().filter(|_| record.running()).and_then(resize::allocated),
+        resources: record.has.clone().filter(|_| record.running()),
+        volume_mounts: declared.as_deref().and_then(mounts),
         ..ContainerStatus::default()
     }
+}
+
+fn mounts(container: &Container) -> Option<Vec<VolumeMountStatus>> {
+    let all = container.volume_mounts.iter().flatten().map(|mount| VolumeMountStatus {
+        name: mount.name.clone(),
+        mount_path: mount.mount_path.clone(),
+        read_only: mount.read_only.filter(|read_only| *read_only),
+        // What is mounted below a read-only volume keeps its own mode.
+        recursive_read_only: (mount.read_only == Some(true)).then(|| "Disabled".into()),
+        ..VolumeMountStatus::default()
+    });
+    Some(all.collect::<Vec<_>>()).filter(|all| !all.is_empty())
 }
 
 fn terminated(ended: &Ended) -> ContainerState {
@@ -247,15 +298,20 @@ pub fn now() -> Time {
 /// The strategic merge patch from one status to another; None when they are the same.
 pub fn patch(uid: &str, old: &Value, new: &Value) -> Option<Value> {
     let mut changed = difference(old, new);
-    // Merged by type, so a field that is gone has to be named.
+    // Merged by type, so a field that is gone has to be named, and so has a condition of ours that no longer holds.
     if let Some(Value::Array(conditions)) = changed.get_mut("conditions") {
-        for condition in conditions {
+        let before = old["conditions"].as_array().into_iter().flatten().filter_map(|c| c["type"].as_str());
+        let over: Vec<&str> = before
+            .filter(|kind| kind.starts_with("PodResize") && !conditions.iter().any(|c| c["type"] == **kind))
+            .collect();
+        for condition in conditions.iter_mut() {
             for field in ["reason", "message"] {
                 if condition.get(field).is_none() {
                     condition[field] = Value::Null;
                 }
             }
         }
+        conditions.extend(over.into_iter().map(|kind| json!({ "$patch": "delete", "type": kind })));
     }
     (!changed.is_empty()).then(|| json!({ "metadata": { "uid": uid }, "status": changed }))
 }
@@ -280,7 +336,6 @@ mod tests {
     use super::super::record::fresh;
     use super::*;
     use crate::shim::records::Exit;
-    use k8s_openapi::api::core::v1::Container;
 
     fn pod(policy: &str) -> Pod {
         let named = |name: &str| Container { name: name.into(), image: Some("i".into()), ..Container::default() };
@@ -359,6 +414,44 @@ mod tests {
     }
 
     #[test]
+    fn readiness_gates_say_what_they_wait_for() {
+        let mut pod = pod("Always");
+        pod.spec.as_mut().unwrap().readiness_gates =
+            Some(vec![serde_json::from_value(json!({ "conditionType": "g" })).unwrap()]);
+        let mut records = fresh(pod.spec.as_ref().unwrap());
+        for record in &mut records {
+            record.state = State::Running { id: "r".into(), since: String::new() };
+            (record.started, record.ready) = (true, true);
+        }
+        for (gate, ready, message) in [
+            (None, "False", Some("corresponding condition of pod readiness gate \"g\" does not exist.")),
+            (Some("False"), "False", Some("the status of pod readiness gate \"g\" is not \"True\", but False")),
+            (Some("True"), "True", None),
+        ] {
+            let gate = gate.map(|status| PodCondition { type_: "g".into(), status: status.into(), ..PodCondition::default() });
+            pod.status = Some(PodStatus { conditions: Some(gate.into_iter().collect()), ..PodStatus::default() });
+            let status = show(&pod, &records, &Outcome::default());
+            let found = condition(&status, "Ready");
+            assert_eq!((found.status.as_str(), found.message.as_deref()), (ready, message));
+        }
+    }
+
+    #[test]
+    fn an_ephemeral_container_has_its_own_list_and_decides_nothing() {
+        let mut pod = pod("Never");
+        pod.spec.as_mut().unwrap().ephemeral_containers =
+            Some(vec![serde_json::from_value(json!({ "name": "debug", "image": "d" })).unwrap()]);
+        let mut records = fresh(pod.spec.as_ref().unwrap());
+        (records[0].state, records[1].state, records[2].state) = (ended(0), ended(0), ended(1));
+        let status = show(&pod, &records, &Outcome { finished: true, ..Outcome::default() });
+        assert_eq!(status.phase.as_deref(), Some("Succeeded"));
+        assert_eq!(status.container_statuses.unwrap().len(), 2);
+        let debug = &status.ephemeral_container_statuses.unwrap()[0];
+        assert_eq!((debug.name.as_str(), debug.image.as_str(), debug.ready), ("debug", "d", false));
+        assert_eq!(debug.state.as_ref().unwrap().terminated.as_ref().unwrap().exit_code, 1);
+    }
+
+    #[test]
     fn ends_are_told_as_upstream_tells_them() {
         let pod = pod("Never");
         let mut records = fresh(pod.spec.as_ref().unwrap());
@@ -376,6 +469,11 @@ mod tests {
     fn only_what_changed_is_written() {
         let old = json!({ "phase": "Running", "reason": "x", "conditions": [{ "type": "Ready", "message": "m" }] });
         assert_eq!(patch("u", &old, &old), None);
+        let resizing = json!({ "conditions": [{ "type": "PodResizePending" }, { "type": "Gate" }] });
+        assert_eq!(
+            patch("u", &resizing, &json!({ "conditions": [] })).unwrap()["status"],
+            json!({ "conditions": [{ "$patch": "delete", "type": "PodResizePending" }] })
+        );
         let new = json!({ "phase": "Running", "conditions": [{ "type": "Ready" }] });
         assert_eq!(
             patch("u", &old, &new).unwrap(),

@@ -15,7 +15,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::{sync::watch, time::Instant};
 
 /// What a container gets after its hook, even if that used up the time.
-const MINIMUM: Duration = Duration::from_secs(2);
+pub const MINIMUM: Duration = Duration::from_secs(2);
 
 pub struct StopRequest {
     pub handle: Handle,

@@ -5,6 +5,7 @@ use k8s_openapi::api::{
     core::v1::Service,
     discovery::v1::{Endpoint, EndpointSlice},
 };
+use crate::network::conntrack::Flow;
 use kube::ResourceExt;
 use sha2::{Digest, Sha256};
 use std::{
@@ -63,6 +64,34 @@ pub struct Rules {
     pub node_ports: BTreeMap<(Protocol, u16), String>,
     /// Endpoints, which may be their own clients.
     pub hairpins: BTreeSet<Ipv4Addr>,
+}
+
+impl Rules {
+    /// Whether the other state sends UDP elsewhere.
+    pub fn changes_udp(&self, other: &Self) -> bool {
+        let udp = |rules: &'_ Self| -> BTreeMap<String, Vec<Target>> {
+            let of_udp = rules.ports.iter().filter(|(_, port)| port.protocol == Protocol::Udp);
+            of_udp.map(|(id, port)| (id.clone(), port.targets.clone())).collect()
+        };
+        udp(self) != udp(other)
+    }
+
+    /// The port that a UDP flow was addressed to. One to a node port shows by having been sent elsewhere.
+    fn of_flow(&self, flow: &Flow) -> Option<&Port> {
+        let redirected = flow.answering != flow.destination;
+        let id = self.addresses.get(&(flow.destination, Protocol::Udp, flow.port)).or_else(|| {
+            self.node_ports.get(&(Protocol::Udp, flow.port)).filter(|_| redirected)
+        })?;
+        self.ports.get(id)
+    }
+}
+
+/// Whether a flow goes to an endpoint that its service has no more.
+pub fn is_stale(before: &Rules, after: &Rules, flow: &Flow) -> bool {
+    match (after.of_flow(flow), before.of_flow(flow)) {
+        (Some(port), _) => !port.targets.contains(&(flow.answering, flow.answering_port)),
+        (None, gone) => gone.is_some(),
+    }
 }
 
 const SERVICE_NAME: &str = "kubernetes.io/service-name";

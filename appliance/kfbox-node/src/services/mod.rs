@@ -12,7 +12,7 @@ mod script;
 
 pub use directory::{Directory, WatchEnded};
 
-use crate::network::{Network, NftError, nft};
+use crate::network::{Network, NftError, conntrack, nft};
 use desired::Rules;
 use kfbox_base::{Component, Readiness, Tasks};
 use kube::Client;
@@ -65,7 +65,10 @@ pub async fn keep(
         }
         let next = now();
         match apply_change(&table, &current, &next).await {
-            Ok(()) => current = next,
+            Ok(()) => {
+                forget_stale_flows(&current, &next).await;
+                current = next;
+            }
             Err(error) => {
                 // Somebody else changed the table, or nft is gone: the whole of it is made anew.
                 tracing::warn!(%error, "a change of services was refused; making all rules anew");
@@ -91,6 +94,21 @@ async fn apply_change(table: &str, current: &Rules, next: &Rules) -> Result<(), 
     match script::change(table, current, next) {
         script if script.is_empty() => Ok(()),
         script => nft::apply(&script).await,
+    }
+}
+
+/// A UDP client that goes on speaking would stay with an endpoint that is gone: the kernel decides once for each flow.
+async fn forget_stale_flows(before: &Rules, after: &Rules) {
+    if !before.changes_udp(after) {
+        return;
+    }
+    let (before, after) = (before.clone(), after.clone());
+    let work = move || conntrack::forget_udp(|flow| desired::is_stale(&before, &after, flow));
+    match tokio::task::spawn_blocking(work).await {
+        Ok(Ok(0)) => {}
+        Ok(Ok(flows)) => tracing::debug!(flows, "flows to endpoints that are gone were forgotten"),
+        Ok(Err(error)) => tracing::warn!(%error, "flows to endpoints that are gone could not be forgotten"),
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
     }
 }
 

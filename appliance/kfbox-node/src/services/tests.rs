@@ -272,6 +272,35 @@ async fn connections_reach_endpoints_by_every_address() {
     eventually(None, to, refused).await;
 }
 
+#[test]
+fn a_flow_is_stale_when_its_endpoint_is_no_more() {
+    use crate::network::conntrack::Flow;
+    let udp = |spec: Value, endpoint: &str| {
+        let object = json!({
+            "metadata": {"name": "web-1", "namespace": "ns", "labels": {"kubernetes.io/service-name": "web"}},
+            "addressType": "IPv4", "ports": [{"name": "http", "port": 53, "protocol": "UDP"}],
+            "endpoints": [{"addresses": [endpoint]}],
+        });
+        rules(&[service(spec)], &[Arc::new(serde_json::from_value(object).unwrap())])
+    };
+    let spec = json!({"clusterIP": "10.96.1.1", "ports": [{"name": "http", "port": 53, "protocol": "UDP", "nodePort": 30053}]});
+    let (before, after) = (udp(spec.clone(), "10.0.0.2"), udp(spec, "10.0.0.3"));
+    assert!(before.changes_udp(&after) && !before.changes_udp(&before.clone()));
+    let flow = |to: [u8; 4], port, answering: [u8; 4]| Flow {
+        destination: to.into(),
+        port,
+        answering: answering.into(),
+        answering_port: 53,
+    };
+    let service_ip = [10, 96, 1, 1];
+    assert!(desired::is_stale(&before, &after, &flow(service_ip, 53, [10, 0, 0, 2])));
+    assert!(!desired::is_stale(&before, &after, &flow(service_ip, 53, [10, 0, 0, 3])));
+    assert!(desired::is_stale(&before, &after, &flow([127, 0, 0, 1], 30053, [10, 0, 0, 2])));
+    assert!(!desired::is_stale(&before, &after, &flow([10, 0, 0, 2], 30053, [10, 0, 0, 2])), "not by the node port");
+    assert!(!desired::is_stale(&before, &after, &flow([8, 8, 8, 8], 53, [8, 8, 8, 8])), "somebody else's");
+    assert!(desired::is_stale(&before, &Rules::default(), &flow(service_ip, 53, [10, 0, 0, 2])), "the service went");
+}
+
 #[tokio::test]
 async fn a_table_changed_by_others_is_made_anew() {
     let test = TestNetwork::start().await;

@@ -12,6 +12,7 @@ mod exec;
 mod fds;
 pub mod frames;
 mod log;
+pub mod pause;
 pub mod records;
 pub mod timestamp;
 
@@ -20,11 +21,13 @@ pub use log::rotated as rotated_log;
 use std::{ffi::OsString, path::PathBuf};
 
 /// Entry of the hidden subcommand: `shim --state-dir DIR` runs one container, `shim exec` runs one more process in a
-/// container, speaking [`frames`] on standard input. Returns the exit status.
+/// container, speaking [`frames`] on standard input; `shim pause DIR CGROUP` starts the first process of a pod's shared
+/// process namespace. Returns the exit status.
 pub fn shim_main(arguments: &[OsString]) -> i32 {
     let outcome = match arguments {
         [flag, dir] if flag == "--state-dir" => container::run(&PathBuf::from(dir)),
         [word] if word == "exec" => exec::run(),
+        [word, dir, cgroup] if word == "pause" => pause::run(&PathBuf::from(dir), &cgroup.to_string_lossy()),
         _ => Err(ShimError::Usage),
     };
     match outcome {
@@ -38,7 +41,7 @@ pub fn shim_main(arguments: &[OsString]) -> i32 {
 
 #[derive(Debug, thiserror::Error)]
 pub enum ShimError {
-    #[error("usage: shim --state-dir DIR | shim exec")]
+    #[error("usage: shim --state-dir DIR | shim exec | shim pause DIR CGROUP")]
     Usage,
     #[error("{what} {path}: {source}", path = path.display())]
     File {

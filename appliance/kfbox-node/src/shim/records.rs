@@ -81,6 +81,14 @@ impl ProcessRef {
         Ok(Self { pid, start_ticks })
     }
 
+    /// True if it still runs (a zombie does not).
+    pub fn runs(&self) -> bool {
+        let state = fs::read_to_string(format!("/proc/{}/stat", self.pid))
+            .ok()
+            .and_then(|stat| stat.rsplit_once(')')?.1.trim_start().chars().next());
+        self.exists() && !matches!(state, None | Some('Z' | 'X'))
+    }
+
     /// True if it still exists (a zombie counts).
     pub fn exists(&self) -> bool {
         Self::of(self.pid).is_ok_and(|now| now == *self)

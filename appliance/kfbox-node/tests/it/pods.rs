@@ -155,8 +155,9 @@ async fn a_running_pod_sees_changes_answers_and_dies_gracefully() {
     assert!(answer.ends_with("\r\n\r\npong\n"), "{answer}");
     assert!(world.node().port_forward("default", "live", 7778).await.is_err());
 
-    let usage = world.node().stats();
-    assert!(usage.iter().any(|p| p.name == "live" && p.containers[0].1.memory_bytes > 0), "{usage:?}");
+    let usage = world.node().usage().await;
+    let used = usage.pods.iter().find(|p| p.name == "live").unwrap();
+    assert!(used.containers[0].used.memory_bytes > 0 && used.used.cpu_nanoseconds > 0, "{usage:?}");
 
     let follow = LogOptions { follow: true, ..LogOptions::default() };
     let log = world.node().logs("default", "live", "main", follow).await.unwrap();

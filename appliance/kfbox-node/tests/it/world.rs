@@ -4,7 +4,7 @@
 use k8s_openapi::api::core::v1::{Namespace, Pod, ServiceAccount};
 use kfbox_apiserver::ApiServer;
 use kfbox_base::{Readiness, Tasks};
-use kfbox_node::{Node, NodeConfig, images::RunConfig, network::NetworkConfig};
+use kfbox_node::{EvictionConfig, Node, NodeConfig, images::RunConfig, network::NetworkConfig};
 use kube::{
     Api, Client,
     api::{DeleteParams, PostParams},
@@ -41,7 +41,7 @@ pub fn busybox(root: &Path) {
     for name in [
         "sh", "true", "false", "echo", "cat", "sleep", "yes", "head", "id", "hostname", "ls", "env", "pwd", "stty",
         "nc", "wget", "httpd", "touch", "kill", "mkdir", "wc", "dd", "nslookup", "test", "printf", "tr", "seq",
-        "mount",
+        "mount", "grep", "readlink",
     ] {
         let _ = std::os::unix::fs::symlink("busybox", root.join("bin").join(name));
     }
@@ -63,6 +63,22 @@ pub struct World {
 
 impl World {
     pub async fn start() -> Self {
+        Self::start_with(|_| {}).await
+    }
+
+    /// No shortage of this machine, on which more runs than this test, is one to the test.
+    pub fn calm() -> EvictionConfig {
+        EvictionConfig {
+            memory_bytes: 0,
+            node_fs_percent: 0,
+            image_fs_percent: 0,
+            inodes_percent: 0,
+            interval: Duration::from_millis(200),
+            ..EvictionConfig::default()
+        }
+    }
+
+    pub async fn start_with(change: impl FnOnce(&mut NodeConfig)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let n = unique();
         let instance = format!("kfn{n}");
@@ -79,6 +95,8 @@ impl World {
         let mut config =
             NodeConfig::new(dir.path().join("data"), dir.path().join("run"), &instance, PathBuf::from(SHIM), network);
         config.log_max_bytes = 1 << 20;
+        config.eviction = Self::calm();
+        change(&mut config);
         let tasks = Tasks::new();
         let server = Self::open_server(&config, &tasks).await;
         let client = server.client();

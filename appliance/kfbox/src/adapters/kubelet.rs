@@ -1,8 +1,11 @@
-//! The API server's view of the node: logs, exec, attach and port-forward.
+//! The API server's view of the node: logs, exec, attach, port-forward, metrics and the kubelet's HTTP paths.
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use kfbox_apiserver::{Duplex, ExecSession, Exit, Kubelet, KubeletError, LogOptions, LogStream, Streams, TerminalSize};
+use kfbox_apiserver::{
+    ContainerUsage, Duplex, ExecSession, Exit, Kubelet, KubeletError, LogOptions, LogStream, NodeUsage, PodUsage, Streams,
+    TerminalSize, kubelet::HttpAnswer,
+};
 use kfbox_base::Tasks;
 use kfbox_node::{Node, NodeError, Outcome};
 use std::sync::Arc;
@@ -69,6 +72,33 @@ impl Kubelet for NodeKubelet {
 
     async fn port_forward(&self, namespace: &str, pod: &str, port: u16) -> Result<Box<dyn Duplex>, KubeletError> {
         Ok(Box::new(self.node.port_forward(namespace, pod, port).await.map_err(failed)?))
+    }
+
+    async fn metrics(&self) -> Result<NodeUsage, KubeletError> {
+        let usage = self.node.usage().await;
+        let container = |c: &kfbox_node::ContainerUsage| ContainerUsage {
+            name: c.name.clone(),
+            cpu_nanocores: c.used.cpu_nanocores,
+            memory_working_set_bytes: c.used.memory_working_set_bytes,
+        };
+        let pod = |p: &kfbox_node::PodUsage| PodUsage {
+            namespace: p.namespace.clone(),
+            name: p.name.clone(),
+            containers: p.containers.iter().map(container).collect(),
+        };
+        Ok(NodeUsage {
+            timestamp: usage.timestamp.clone(),
+            window_seconds: usage.window.as_secs_f64(),
+            cpu_nanocores: usage.used.cpu_nanocores,
+            memory_working_set_bytes: usage.used.memory_working_set_bytes,
+            pods: usage.pods.iter().map(pod).collect(),
+        })
+    }
+
+    async fn http(&self, path: &str) -> Result<HttpAnswer, KubeletError> {
+        let answer = self.node.http(path).await;
+        let missing = || KubeletError::NotFound("404 page not found".into());
+        answer.map(|(content_type, body)| HttpAnswer { content_type, body }).ok_or_else(missing)
     }
 }
 

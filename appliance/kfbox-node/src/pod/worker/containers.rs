@@ -1,6 +1,6 @@
 //! What happens to running containers: started, probed, ended, stopped.
 
-use super::{Event, Live, RETRY_FIRST, Worker};
+use super::{Event, Live, RETRY_FIRST, Worker, end::EVICTED};
 use crate::{
     pod::{
         adopt,
@@ -89,6 +89,8 @@ impl Worker {
             .boxed(),
         );
         let key = (uid(&self.pod).to_owned(), name.to_owned());
+        // A new container's cgroup is as old as it is; what one that was found has used before is read.
+        self.ctx.meter.began(&handle.cgroup, if fresh { None } else { self.ctx.runtime.hierarchies.usage(&handle.cgroup) });
         self.ctx.handles.lock().insert(key, handle.clone());
         self.live.insert(name.into(), Live { handle, since: Instant::now(), probing, stopping: None });
         match post_start {
@@ -190,6 +192,7 @@ impl Worker {
             return;
         }
         self.ctx.handles.lock().remove(&(uid(&self.pod).to_owned(), name.to_owned()));
+        self.ctx.meter.ended(&live.handle.cgroup);
         self.on_ended(name, id, exit, live.since.elapsed());
     }
 
@@ -220,6 +223,9 @@ impl Worker {
     fn grace(&self) -> Duration {
         let seconds = if self.gone {
             Some(0)
+        } else if self.outcome.reason.as_deref() == Some(EVICTED) {
+            // As upstream where the machine runs short.
+            Some(1)
         } else {
             self.pod
                 .metadata
@@ -229,21 +235,24 @@ impl Worker {
         Duration::from_secs(seconds.and_then(|s| u64::try_from(s).ok()).unwrap_or(30))
     }
 
-    /// Work first, then sidecars, the last to have started first.
+    /// Work first, then sidecars, the last to have started first; all within the pod's one grace.
     pub(super) fn stop_all(&mut self) {
+        let now = Instant::now();
+        let deadline = *self.ending.get_or_insert(now + self.grace());
         let mains: Vec<String> = self
             .records
             .iter()
             .filter(|r| r.kind != Kind::Sidecar && self.live.contains_key(&r.name))
             .map(|r| r.name.clone())
             .collect();
-        let names = if mains.is_empty() {
-            let last = self.records.iter().rev().find(|r| self.live.contains_key(&r.name));
-            last.map(|r| r.name.clone()).into_iter().collect()
-        } else {
-            mains
-        };
-        for name in names {
+        if mains.is_empty() {
+            let left = deadline.saturating_duration_since(now).max(stop::MINIMUM);
+            let last = self.records.iter().rev().find(|r| self.live.contains_key(&r.name)).map(|r| r.name.clone());
+            if let Some(name) = last {
+                self.stop(&name, Some(self.grace().min(left)), "Killing");
+            }
+        }
+        for name in mains {
             self.stop(&name, None, "Killing");
         }
     }

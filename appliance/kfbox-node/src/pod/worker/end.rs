@@ -2,12 +2,16 @@
 
 use super::{Step, Worker};
 use crate::pod::{
-    adopt, launch,
+    admit, adopt,
+    events::Level,
+    launch,
     record::{State, uid},
     status,
 };
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, PodCondition};
+
+pub(super) const EVICTED: &str = "Evicted";
 
 impl Worker {
     pub(super) fn publish(&mut self) {
@@ -88,6 +92,10 @@ impl Worker {
             self.outcome.finished = true;
             self.outcome.reason = self.pod.status.as_ref().and_then(|s| s.reason.clone());
             self.outcome.message = self.pod.status.as_ref().and_then(|s| s.message.clone());
+            self.outcome.refused =
+                self.outcome.reason.is_some() && self.pod.status.iter().flat_map(status::container_statuses).next().is_none();
+        } else if found.running.is_empty() && self.attempts.values().all(|next| *next == 0) && !self.outcome.sandboxed {
+            self.admit();
         }
         if !found.running.is_empty() {
             // What running containers hold is made anew idempotently: paths and namespaces stay the same.
@@ -102,12 +110,46 @@ impl Worker {
         }
     }
 
+    /// The node wants the pod gone.
+    pub(super) fn take_eviction(&mut self) {
+        let Some(eviction) = self.ctx.evictions.lock().remove(uid(&self.pod)) else { return };
+        if self.outcome.finished || self.outcome.reason.is_some() || self.deleted() {
+            return;
+        }
+        self.ctx.events.pod(&self.pod, None, Level::Warning, EVICTED, eviction.message.clone());
+        self.outcome.reason = Some(EVICTED.into());
+        self.outcome.message = Some(eviction.message.clone());
+        if eviction.disruption {
+            self.outcome.conditions.push(PodCondition {
+                type_: "DisruptionTarget".into(),
+                status: "True".into(),
+                reason: Some("TerminationByKubelet".into()),
+                message: Some(eviction.message),
+                last_transition_time: Some(status::now()),
+                ..PodCondition::default()
+            });
+        }
+    }
+
+    /// Looks whether this node takes the pod, of which nothing is there yet.
+    fn admit(&mut self) {
+        let now = *self.ctx.conditions.lock();
+        if self.deleted() {
+            return;
+        }
+        if let Err(refusal) = admit::admit(&self.pod, now) {
+            self.ctx.events.pod(&self.pod, None, Level::Warning, refusal.reason, refusal.message.clone());
+            self.outcome.reason = Some(refusal.reason.into());
+            self.outcome.message = Some(format!("Pod was rejected: {}", refusal.message));
+            self.outcome.refused = true;
+        }
+    }
+
     /// A container that was ready before the daemon went is taken to be so still, until its probe says otherwise.
     fn begin_adopted(&mut self, name: &str) {
         let was = |pod: &Pod| {
-            let status = pod.status.as_ref()?;
-            let all = status.container_statuses.iter().flatten().chain(status.init_container_statuses.iter().flatten());
-            all.into_iter().find(|s| s.name == name).map(|s| (s.started.unwrap_or(false), s.ready))
+            let mut all = status::container_statuses(pod.status.as_ref()?);
+            all.find(|s| s.name == name).map(|s| (s.started.unwrap_or(false), s.ready))
         };
         if let Some((started, ready)) = was(&self.pod)
             && let Some(live) = self.live.get_mut(name)

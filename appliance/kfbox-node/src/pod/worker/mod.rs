@@ -6,6 +6,7 @@
 
 mod containers;
 mod end;
+mod resize;
 
 use super::{
     context::{Change, Context},
@@ -93,6 +94,8 @@ pub struct Worker {
     token_renewal: Option<Instant>,
     refreshing: bool,
     refresh_again: bool,
+    /// Until when all of the pod has to have ended, once it began to.
+    ending: Option<Instant>,
     publisher: Publisher,
     jobs: FuturesUnordered<BoxFuture<'static, Event>>,
     wanted: watch::Receiver<Wanted>,
@@ -135,6 +138,7 @@ impl Worker {
             token_renewal: None,
             refreshing: false,
             refresh_again: false,
+            ending: None,
             publisher,
             jobs: FuturesUnordered::new(),
             wanted,
@@ -153,8 +157,7 @@ impl Worker {
     }
 
     fn container(&self, name: &str) -> Option<Container> {
-        let spec = self.pod.spec.as_ref()?;
-        record::containers(spec).map(|(_, c)| c).find(|c| c.name == name).cloned()
+        record::find(self.pod.spec.as_ref()?, name).map(std::borrow::Cow::into_owned)
     }
 
     /// Runs until the pod is gone from this node, or the daemon stops.
@@ -216,6 +219,11 @@ impl Worker {
         if self.prepared.is_some() && said(&old) != said(&self.pod) {
             self.refresh();
         }
+        if old.spec != self.pod.spec {
+            // Ephemeral containers come while the pod runs, with references of their own.
+            record::add_missing(&self.spec(), &mut self.records);
+            self.references = objects::references(&self.pod);
+        }
     }
 
     fn take_change(&mut self, change: Result<Change, broadcast::error::RecvError>) {
@@ -224,7 +232,16 @@ impl Worker {
                 self.pod.metadata.namespace.as_deref() == Some(&namespace) && self.references.contains(&(kind, name))
             }
             Ok(Change::Storage) => self.prepared.is_none(),
-            Ok(Change::Unknown) | Err(broadcast::error::RecvError::Lagged(_)) => true,
+            Ok(Change::Evicted(uid)) => {
+                if self.pod.metadata.uid.as_deref() == Some(&uid) {
+                    self.take_eviction();
+                }
+                false
+            }
+            Ok(Change::Unknown) | Err(broadcast::error::RecvError::Lagged(_)) => {
+                self.take_eviction();
+                true
+            }
             Err(broadcast::error::RecvError::Closed) => false,
         };
         if !relevant {
@@ -272,7 +289,7 @@ impl Worker {
         for name in plan.stop.drain(..) {
             self.stop(&name, None, "Killing");
         }
-        let mut wake = [plan.wake, deadline].into_iter().flatten().min();
+        let mut wake = [plan.wake, deadline, self.resize(&spec, now)].into_iter().flatten().min();
         if self.prepared.is_none() && !self.live.is_empty() {
             // Taken over, but what they stand on could not be made out yet.
             match self.retry.get(SANDBOX) {
@@ -415,6 +432,7 @@ impl Worker {
         let now = Instant::now();
         if let Some(record) = self.record(name) {
             record.image_id = image_id;
+            record.has = Some(container.resources.clone().unwrap_or_default());
         }
         if self.record(name).is_some_and(|r| r.latest_end().is_some()) {
             self.back_off.restarted(name, now);

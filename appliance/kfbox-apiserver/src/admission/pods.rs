@@ -25,6 +25,13 @@ pub async fn on_create(call: &Call, pod: &mut Value) -> Result<(), ApiError> {
     priority(call, pod)?;
     tolerations(pod);
     pod["status"] = json!({"phase": "Pending", "qosClass": quality(pod)});
+    if pod["spec"]["schedulingGates"].as_array().is_some_and(|gates| !gates.is_empty()) {
+        pod["status"]["conditions"] = json!([{
+            "type": "PodScheduled", "status": "False", "reason": "SchedulingGated",
+            "message": "Scheduling is blocked due to non-empty scheduling gates",
+            "lastProbeTime": null, "lastTransitionTime": object::now(),
+        }]);
+    }
     Ok(())
 }
 

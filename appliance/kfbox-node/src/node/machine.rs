@@ -11,9 +11,10 @@ pub struct Machine {
     pub info: NodeSystemInfo,
 }
 
-/// Below these shares of what there is, a pressure condition is true; the kubelet's defaults for eviction.
+/// Below these shares of what there is, a pressure condition is true and the node takes no new pods; the kubelet's
+/// defaults for eviction, but for the disk, which on people's own machines is often nearly full: 5 % as in k3s.
 const MIN_MEMORY_BYTES: u64 = 100 << 20;
-const MIN_DISK_PERCENT: u64 = 10;
+const MIN_DISK_PERCENT: u64 = 5;
 const MIN_PIDS_PERCENT: u64 = 10;
 
 impl Machine {

@@ -59,12 +59,11 @@ pub fn register(context: &Arc<Context>) -> Registered {
 fn leaves_at(tolerations: &[Toleration], taints: &[&Taint], since: Timestamp) -> Option<Timestamp> {
     let leaves = taints.iter().filter_map(|taint| {
         let start = taint.time_added.as_ref().map_or(since, |t| t.0);
-        let matching: Vec<&Toleration> =
-            tolerations.iter().filter(|t| fit::tolerates(std::slice::from_ref(*t), taint)).collect();
-        if matching.is_empty() {
+        // Of several that match, the first counts, as upstream.
+        let Some(toleration) = tolerations.iter().find(|t| fit::tolerates(std::slice::from_ref(*t), taint)) else {
             return Some(Timestamp::MIN);
-        }
-        let seconds = matching.iter().filter_map(|t| t.toleration_seconds).min()?;
+        };
+        let seconds = toleration.toleration_seconds?;
         Some(start.checked_add(SignedDuration::from_secs(seconds.max(0))).unwrap_or(Timestamp::MAX))
     });
     leaves.min()

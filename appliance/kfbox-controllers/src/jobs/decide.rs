@@ -165,10 +165,30 @@ pub fn noted(job: &Job, own: &[Arc<Pod>]) -> Vec<Arc<Pod>> {
                 && succeeded(pod)
                 && index_of(pod).is_none_or(|i| completed.contains(&i) || !(0..bound).contains(&i));
             let ignored = failed(spec, pod) && policy::judge(job, pod) == Verdict::Ignore;
-            tracked(pod) && (good.contains(&uid) || bad.contains(&uid) || by_index || ignored)
+            tracked(pod) && !remembers(job, spec, own, pod) && (good.contains(&uid) || bad.contains(&uid) || by_index || ignored)
         })
         .cloned()
         .collect()
+}
+
+/// Whether the pod alone remembers how often its index has failed: it must not go before its replacement has come.
+fn remembers(job: &Job, spec: &JobSpec, own: &[Arc<Pod>], pod: &Pod) -> bool {
+    let over = ["FailureTarget", "SuccessCriteriaMet", "Complete", "Failed"].iter().any(|c| condition(job, c).is_some());
+    let Some(index) = index_of(pod).filter(|_| spec.backoff_limit_per_index.is_some() && !over) else { return false };
+    if job.metadata.deletion_timestamp.is_some() || !failed(spec, pod) || policy::judge(job, pod) == Verdict::Ignore {
+        return false;
+    }
+    let status = job.status.as_ref();
+    let bound = spec.completions.unwrap_or(0);
+    let settled = |text: Option<&String>| indexes::parse(text.map_or("", String::as_str), bound).contains(&index);
+    let is_settled = settled(status.and_then(|s| s.completed_indexes.as_ref()))
+        || settled(status.and_then(|s| s.failed_indexes.as_ref()));
+    let replaced = own.iter().any(|other| {
+        other.metadata.uid != pod.metadata.uid
+            && index_of(other) == Some(index)
+            && failures_of_index(other) > failures_of_index(pod)
+    });
+    (0..bound).contains(&index) && !is_settled && !replaced
 }
 
 /// Whether the pod has ended in a way that counts, and the status does not know yet.

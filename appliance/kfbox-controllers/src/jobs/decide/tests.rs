@@ -351,7 +351,11 @@ fn an_index_that_failed_does_not_hold_up_the_others() {
     world.look(usize::MAX);
     assert_eq!(world.pods.len(), 2, "the first waits for its own pause");
     world.clock += 20;
+    assert!(tracked(&world.pods[0]), "it alone knows that the index has failed");
     world.look(usize::MAX);
     assert_eq!((world.pods.len(), index_of(&world.pods[2])), (3, Some(0)));
     assert_eq!(failures_of_index(&world.pods[2]), 1);
+    world.look(usize::MAX);
+    assert!(!tracked(&world.pods[0]), "its replacement knows too");
+    assert_eq!(world.status().failed, Some(1));
 }

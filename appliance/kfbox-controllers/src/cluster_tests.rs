@@ -24,15 +24,41 @@ use std::{fmt::Debug, path::Path, sync::Arc, time::Duration};
 
 const NODE: &str = "node-a";
 
+mod policy;
+mod scaling;
+
 struct World {
     client: Client,
+    server: ApiServer,
     tasks: Tasks,
     dir: Arc<tempfile::TempDir>,
 }
 
+/// What `metrics.k8s.io` answers; no metrics server when it is null.
+type Metrics = Arc<parking_lot::Mutex<Value>>;
+
+/// A client that answers for the metrics server, and leaves all else to the API server.
+fn with_metrics(client: Client, metrics: Metrics) -> Client {
+    let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+        let (client, metrics) = (client.clone(), metrics.clone());
+        async move {
+            let known = metrics.lock().clone();
+            if request.uri().path().starts_with("/apis/metrics.k8s.io/") && !known.is_null() {
+                return Ok(http::Response::new(kube::client::Body::from(known.to_string().into_bytes())));
+            }
+            client.send(request).await
+        }
+    });
+    Client::new(service, "default")
+}
+
 impl World {
     async fn start() -> Self {
-        let world = Self::open(Arc::new(tempfile::tempdir().unwrap())).await;
+        Self::start_with(Metrics::default()).await
+    }
+
+    async fn start_with(metrics: Metrics) -> Self {
+        let world = Self::open(Arc::new(tempfile::tempdir().unwrap()), metrics).await;
         let nodes = Api::<Node>::all(world.client.clone());
         let node = object(json!({ "metadata": { "name": NODE, "labels": { "kubernetes.io/hostname": NODE } } }));
         nodes.create(&PostParams::default(), &node).await.unwrap();
@@ -40,17 +66,18 @@ impl World {
         world
     }
 
-    async fn open(dir: Arc<tempfile::TempDir>) -> Self {
+    async fn open(dir: Arc<tempfile::TempDir>, metrics: Metrics) -> Self {
         kfbox_base::telemetry::init("warn,kfbox_controllers=debug", false).unwrap();
         let tasks = Tasks::new();
         let server = ApiServer::open(kfbox_apiserver::Config::new(dir.path().join("data")), &tasks).await.unwrap();
-        let client = server.client();
+        let client = with_metrics(server.client(), metrics);
         let readiness = Readiness::default();
         let config = Config {
             node_name: NODE.into(),
             local_path_root: volumes(dir.path()),
             root_ca_pem: "the authority".into(),
             cluster_name: "test".into(),
+            signer: Some(Arc::new(Signer(server.authority()))),
         };
         crate::start(client.clone(), config, &tasks, &readiness);
         drop(tasks.spawn("node", node(client.clone(), tasks.clone())));
@@ -58,7 +85,7 @@ impl World {
         let ready = states
             .wait_for(|all| !all.is_empty() && all.iter().all(|c| c.state == kfbox_base::readiness::State::Ready));
         tokio::time::timeout(Duration::from_secs(60), ready).await.expect("ready in time").unwrap();
-        Self { client, tasks, dir }
+        Self { client, server, tasks, dir }
     }
 
     /// Stops all, as a crash would, and starts again on the same data.
@@ -66,8 +93,8 @@ impl World {
         self.tasks.stop();
         let left = self.tasks.drain(Duration::from_secs(20)).await;
         assert!(left.is_empty(), "{left:?}");
-        drop(self.client);
-        Self::open(self.dir).await
+        drop((self.client, self.server));
+        Self::open(self.dir, Metrics::default()).await
     }
 
     async fn capacity(&self, cpu: &str) {
@@ -101,6 +128,32 @@ fn volumes(dir: &Path) -> std::path::PathBuf {
 
 fn object<K: serde::de::DeserializeOwned>(value: Value) -> K {
     serde_json::from_value(value).unwrap()
+}
+
+/// As the binary wires it.
+struct Signer(Arc<kfbox_apiserver::auth::Authority>);
+
+impl Debug for Signer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Signer")
+    }
+}
+
+impl crate::CertificateSigner for Signer {
+    fn sign(&self, request: &crate::CertificateRequest<'_>) -> Result<String, crate::SigningRefusal> {
+        use kfbox_apiserver::auth::SigningError;
+        let request = kfbox_apiserver::auth::SigningRequest {
+            signer: request.signer,
+            request_pem: request.request_pem,
+            usages: request.usages,
+            expiration_seconds: request.expiration_seconds,
+        };
+        self.0.sign_request_now(&request).map_err(|error| match error {
+            SigningError::NotOurs(_) => crate::SigningRefusal::NotOurs,
+            SigningError::Refused(why) => crate::SigningRefusal::Refused(why),
+            other => crate::SigningRefusal::Failed(other.to_string()),
+        })
+    }
 }
 
 /// Looks at the list now and after each change, until `done` says so.
@@ -364,7 +417,7 @@ async fn a_pod_that_fits_nowhere_says_why_and_goes_when_there_is_room() {
     let greedy = |name: &str, cpu: &str| json!({ "metadata": { "name": name }, "spec": { "containers": [{ "name": "c", "image": "i", "resources": { "requests": { "cpu": cpu } } }] } });
     world.create::<Pod>(greedy("big", "6")).await;
     let pods = world.api::<Pod>();
-    let reason = "0/1 nodes are available: 1 Insufficient cpu.";
+    let reason = "0/1 nodes are available: 1 Insufficient cpu. preemption: 0/1 nodes are available: 1 Preemption is not helpful for scheduling.";
     until(&pods, "told why", |all| {
         all.iter().any(|p| {
             crate::pods::condition(p, "PodScheduled")

@@ -1,11 +1,14 @@
 //! What every controller holds: the client, the shared caches, the outlet for events.
 
-use crate::{Config, cache::Cache, events::Events, garbage::discovery::Resource};
+use crate::{Config, account_tokens, cache::Cache, events::Events, garbage::discovery::Resource};
 use k8s_openapi::api::{
     apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet},
+    autoscaling::v2::HorizontalPodAutoscaler,
     batch::v1::{CronJob, Job},
+    certificates::v1::CertificateSigningRequest,
     core::v1::{
-        ConfigMap, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, Service, ServiceAccount,
+        ConfigMap, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, ReplicationController,
+        Secret, Service, ServiceAccount,
     },
     discovery::v1::EndpointSlice,
     policy::v1::PodDisruptionBudget,
@@ -52,6 +55,8 @@ macro_rules! caches {
             $(pub $field: Arc<Cache<$kind>>,)*
             /// The ConfigMaps `kube-root-ca.crt` only.
             pub root_cas: Arc<Cache<ConfigMap>>,
+            /// Secrets with tokens of service accounts only.
+            pub token_secrets: Arc<Cache<Secret>>,
         }
 
         impl Caches {
@@ -59,11 +64,14 @@ macro_rules! caches {
                 $(self.$field.watch(client, tasks, watcher::Config::default());)*
                 let root_cas = watcher::Config::default().fields("metadata.name=kube-root-ca.crt");
                 self.root_cas.watch(client, tasks, root_cas);
+                let tokens = watcher::Config::default().fields(&format!("type={}", account_tokens::KIND));
+                self.token_secrets.watch(client, tasks, tokens);
             }
 
             pub async fn synced(&self) {
                 $(self.$field.synced().await;)*
                 self.root_cas.synced().await;
+                self.token_secrets.synced().await;
             }
         }
     };
@@ -80,6 +88,7 @@ caches! {
     services: Service,
     endpoints: Endpoints,
     slices: EndpointSlice,
+    controllers: ReplicationController,
     replica_sets: ReplicaSet,
     deployments: Deployment,
     stateful_sets: StatefulSet,
@@ -87,6 +96,8 @@ caches! {
     revisions: ControllerRevision,
     jobs: Job,
     cron_jobs: CronJob,
+    autoscalers: HorizontalPodAutoscaler,
     budgets: PodDisruptionBudget,
+    requests: CertificateSigningRequest,
     cluster_roles: ClusterRole,
 }

@@ -9,7 +9,7 @@ use crate::{
     write::{self, WriteError},
 };
 use croner::{Cron, parser::CronParser};
-use jiff::{SignedDuration, Timestamp, tz::TimeZone};
+use jiff::{SignedDuration, Timestamp, Zoned, tz::TimeZone};
 use k8s_openapi::{
     api::{
         batch::v1::{CronJob, CronJobStatus, Job},
@@ -22,6 +22,8 @@ use std::{sync::Arc, time::Duration};
 
 const COMPONENT: &str = "cronjob-controller";
 const WORKERS: usize = 2;
+/// More missed moments than this are worth a warning, as upstream.
+const MISSED: usize = 100;
 
 pub fn register(context: &Arc<Context>) -> Registered {
     let queue = Queue::<Key>::new();
@@ -62,16 +64,24 @@ fn outcome(job: &Job) -> Option<&str> {
         .map(|c| c.type_.as_str())
 }
 
-fn schedule(cron: &CronJob) -> Result<(Cron, TimeZone), String> {
+/// The reason and the sentence of an event.
+type Complaint = (&'static str, String);
+
+fn schedule(cron: &CronJob) -> Result<(Cron, TimeZone), Complaint> {
     let spec = &cron.spec;
     let text = spec.schedule.trim();
     if text.contains("TZ=") {
-        return Err("a time zone belongs in spec.timeZone, not in the schedule".into());
+        let why = format!("unparseable schedule: {text:?} : a time zone belongs in spec.timeZone, not in the schedule");
+        return Err(("UnparseableSchedule", why));
     }
-    let parsed = CronParser::new().parse(text).map_err(|error| format!("unparseable schedule {text:?}: {error}"))?;
+    let parsed = CronParser::new()
+        .parse(text)
+        .map_err(|error| ("UnparseableSchedule", format!("unparseable schedule: {text:?} : {error}")))?;
     let zone = match spec.time_zone.as_deref().filter(|z| !z.is_empty()) {
         None => TimeZone::UTC,
-        Some(name) => TimeZone::get(name).map_err(|error| format!("unknown time zone {name:?}: {error}"))?,
+        Some(name) => {
+            TimeZone::get(name).map_err(|error| ("UnknownTimeZone", format!("invalid timeZone: {name:?}: {error}")))?
+        }
     };
     Ok((parsed, zone))
 }
@@ -93,8 +103,8 @@ fn decide(cron: &CronJob, own: &[Arc<Job>], now: Timestamp) -> Plan {
     }
     let (schedule, zone) = match schedule(cron) {
         Ok(parsed) => parsed,
-        Err(why) => {
-            plan.say = Some((true, "InvalidSchedule", why));
+        Err((reason, why)) => {
+            plan.say = Some((true, reason, why));
             return plan;
         }
     };
@@ -128,9 +138,35 @@ fn decide(cron: &CronJob, own: &[Arc<Job>], now: Timestamp) -> Plan {
         Some("Replace") => plan.delete.extend(active.into_iter().cloned()),
         _ => {}
     }
+    if missed_too_many(&schedule, cron, since, &here) {
+        plan.say = Some((
+            true,
+            "TooManyMissedTimes",
+            format!(
+                "too many missed start times: {MISSED}+. Set or decrease .spec.startingDeadlineSeconds or check clock skew"
+            ),
+        ));
+    }
     plan.create = Some(job(cron, moment, &due.to_string()));
     plan.status.last_schedule_time = Some(Time(moment));
     plan
+}
+
+/// Whether more than [`MISSED`] moments passed without a start, of those that may still be started.
+fn missed_too_many(schedule: &Cron, cron: &CronJob, since: Timestamp, here: &Zoned) -> bool {
+    let mut from = since;
+    if let Some(deadline) = cron.spec.starting_deadline_seconds {
+        let earliest = here.timestamp().checked_sub(SignedDuration::from_secs(deadline)).unwrap_or(Timestamp::MIN);
+        from = from.max(earliest);
+    }
+    let mut at = from.to_zoned(here.time_zone().clone());
+    for _ in 0..=MISSED {
+        match schedule.find_next_occurrence(&at, false) {
+            Ok(next) if next <= *here => at = next,
+            _ => return false,
+        }
+    }
+    true
 }
 
 fn reference(job: &Job) -> ObjectReference {
@@ -187,6 +223,18 @@ async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, WriteErro
         .into_iter()
         .filter(|j| pods::controller(&j.metadata).is_some_and(|o| o.uid == uid))
         .collect();
+    for known in cron.status.iter().flat_map(|s| s.active.iter().flatten()) {
+        let name = known.name.as_deref().unwrap_or_default();
+        match own.iter().find(|j| j.metadata.uid == known.uid) {
+            None => context.events.normal(&*cron, COMPONENT, "MissingJob", format!("Active job went missing: {name}")),
+            Some(job) => {
+                if let Some(end) = outcome(job) {
+                    let message = format!("Saw completed job: {name}, condition: {end}");
+                    context.events.normal(&*cron, COMPONENT, "SawCompletedJob", message);
+                }
+            }
+        }
+    }
     let mut plan = decide(&cron, &own, Timestamp::now());
     for job in &plan.delete {
         let name = job.metadata.name.as_deref().unwrap_or_default();
@@ -285,12 +333,12 @@ mod tests {
         let strict = cron(json!({ "startingDeadlineSeconds": 10 }));
         assert!(decide(&strict, &[], at).create.is_some());
         assert_eq!(decide(&strict, &[], time("08:05:11")).say.unwrap().1, "MissSchedule");
-        for bad in [
-            json!({ "schedule": "every day" }),
-            json!({ "timeZone": "Mars/Olympus" }),
-            json!({ "schedule": "TZ=UTC 0 0 * * *" }),
+        for (bad, reason) in [
+            (json!({ "schedule": "every day" }), "UnparseableSchedule"),
+            (json!({ "timeZone": "Mars/Olympus" }), "UnknownTimeZone"),
+            (json!({ "schedule": "TZ=UTC 0 0 * * *" }), "UnparseableSchedule"),
         ] {
-            assert_eq!(decide(&cron(bad), &[], at).say.unwrap().1, "InvalidSchedule");
+            assert_eq!(decide(&cron(bad), &[], at).say.unwrap().1, reason);
         }
     }
 
@@ -303,6 +351,14 @@ mod tests {
             job.metadata.annotations.unwrap()["batch.kubernetes.io/cronjob-scheduled-timestamp"],
             "2027-01-15T18:00:00+09:00"
         );
+    }
+
+    #[test]
+    fn more_than_a_hundred_missed_moments_are_told() {
+        let at = time("18:00:00");
+        assert_eq!(decide(&cron(json!({})), &[], at).say.unwrap().1, "TooManyMissedTimes");
+        assert!(decide(&cron(json!({})), &[], at).create.is_some(), "and the last is made up for");
+        assert!(decide(&cron(json!({ "startingDeadlineSeconds": 3600 })), &[], at).say.is_none());
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::{
 use jiff::Timestamp;
 use k8s_openapi::{
     api::{
-        apps::v1::{ControllerRevision, DaemonSet, DaemonSetStatus},
+        apps::v1::{ControllerRevision, DaemonSet, DaemonSetSpec, DaemonSetStatus},
         core::v1::{
             Affinity, Node, NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec,
             Toleration,
@@ -117,6 +117,13 @@ fn meant_for(pod: &Pod) -> Option<&str> {
     })
 }
 
+/// How many new pods may run beside old ones during an update.
+fn surge(spec: &DaemonSetSpec, nodes: i32) -> i32 {
+    let strategy = spec.update_strategy.as_ref().filter(|s| s.type_.as_deref() != Some("OnDelete"));
+    let value = strategy.and_then(|s| s.rolling_update.as_ref()).and_then(|r| r.max_surge.as_ref());
+    value.map_or(0, |value| share(value, nodes, true))
+}
+
 /// `hash` is the present template's.
 fn decide(
     set: &DaemonSet,
@@ -141,8 +148,24 @@ fn decide(
         collision_count: None,
         ..DaemonSetStatus::default()
     };
-    let (mut updated, mut available) = (0, 0);
+    let (mut updated, mut available, mut surged) = (0, 0, 0);
     let mut outdated: Vec<&Arc<Pod>> = Vec::new();
+    let mut waiting: Vec<&str> = Vec::new();
+    let is_present =
+        |pod: &Pod| pod.metadata.labels.as_ref().and_then(|l| l.get(revisions::HASH_LABEL)).is_some_and(|h| h == hash);
+    let is_available = |pod: &Pod| pods::is_available(pod, min_ready, now);
+    let surge = surge(spec, i32::try_from(nodes.len()).unwrap_or(i32::MAX));
+    let make = |node_name: &str| -> Option<Pod> {
+        let pod_name = (0_u64..)
+            .map(|slot| names::child(name, &[uid, node_name, hash, &slot.to_string()]))
+            .find(|n| !taken.contains(n.as_str()))?;
+        let mut pod = pods::from_template(&spec.template, set, pod_name);
+        pod.metadata.labels.get_or_insert_default().insert(revisions::HASH_LABEL.into(), hash.into());
+        let pod_spec = pod.spec.get_or_insert_default();
+        pin(pod_spec, node_name);
+        tolerate(pod_spec);
+        Some(pod)
+    };
     for node in nodes {
         let node_name = node.metadata.name.as_deref().unwrap_or_default();
         let here: Vec<&Arc<Pod>> = own.iter().filter(|p| meant_for(p) == Some(node_name)).collect();
@@ -164,42 +187,34 @@ fn decide(
         plan.delete.extend(live.iter().filter(|p| pods::is_finished(p)).map(|p| (*p).clone()));
         live.retain(|p| !pods::is_finished(p));
         live.sort_by(|a, b| pods::deletion_order(a, b));
-        while live.len() > 1 {
-            plan.delete.push(live.remove(0).clone());
+        let (mut new, mut old): (Vec<&Arc<Pod>>, Vec<&Arc<Pod>>) = live.into_iter().partition(|p| is_present(p));
+        // One a node, and while an update surges, one of each kind.
+        let (new_one, mut old_one) = (new.pop(), old.pop());
+        if surge == 0 && new_one.is_some() {
+            old.extend(old_one.take());
         }
-        match live.first() {
-            Some(pod) => {
-                status.current_number_scheduled += 1;
-                let present =
-                    pod.metadata.labels.as_ref().and_then(|l| l.get(revisions::HASH_LABEL)).is_some_and(|h| h == hash);
-                if present {
-                    updated += 1;
-                } else {
-                    outdated.push(pod);
-                }
-                if pods::is_ready(pod) {
-                    status.number_ready += 1;
-                }
-                if pods::is_available(pod, min_ready, now) {
-                    available += 1;
-                }
-            }
+        plan.delete.extend(new.into_iter().chain(old).cloned());
+        let shown = old_one.or(new_one);
+        if let Some(pod) = shown {
+            status.current_number_scheduled += 1;
+            updated += i32::from(is_present(pod));
+            status.number_ready += i32::from(pods::is_ready(pod));
+            available += i32::from(is_available(pod));
+        }
+        match (old_one, new_one) {
             // The old pod makes room first: ports and folders are the node's only ones.
-            None if here.is_empty() => {
-                let slot = (0_u64..)
-                    .map(|slot| names::child(name, &[uid, node_name, hash, &slot.to_string()]))
-                    .find(|n| !taken.contains(n.as_str()));
-                let Some(pod_name) = slot else { continue };
-                let mut pod = pods::from_template(&spec.template, set, pod_name);
-                pod.metadata.labels.get_or_insert_default().insert(revisions::HASH_LABEL.into(), hash.into());
-                let pod_spec = pod.spec.get_or_insert_default();
-                pin(pod_spec, node_name);
-                tolerate(pod_spec);
-                plan.create.push(pod);
-            }
-            None => {}
+            (None, None) if here.is_empty() => plan.create.extend(make(node_name)),
+            (Some(old), Some(new)) if is_available(new) => plan.delete.push(old.clone()),
+            (Some(_), Some(_)) => surged += 1,
+            (Some(old), None) if surge == 0 => outdated.push(old),
+            // What serves nobody is not waited for.
+            (Some(old), None) if !is_available(old) => plan.create.extend(make(node_name)),
+            (Some(_), None) => waiting.push(node_name),
+            (None, _) => {}
         }
     }
+    let free = usize::try_from(surge - surged).unwrap_or(0);
+    plan.create.extend(waiting.into_iter().take(free).filter_map(make));
     // Pods of nodes that are gone.
     let known: HashSet<&str> = nodes.iter().filter_map(|n| n.metadata.name.as_deref()).collect();
     plan.delete.extend(
@@ -207,7 +222,7 @@ fn decide(
     );
 
     let strategy = spec.update_strategy.as_ref();
-    if strategy.and_then(|s| s.type_.as_deref()) != Some("OnDelete") {
+    if surge == 0 && strategy.and_then(|s| s.type_.as_deref()) != Some("OnDelete") {
         let one = IntOrString::Int(1);
         let max =
             strategy.and_then(|s| s.rolling_update.as_ref()).and_then(|r| r.max_unavailable.as_ref()).unwrap_or(&one);
@@ -352,5 +367,26 @@ mod tests {
         let plan = decide(&set, &left, &left, &nodes, "h2", at(0));
         assert_eq!(meant_for(&plan.create[0]), Some("a"));
         assert!(plan.delete.is_empty());
+    }
+    #[test]
+    fn a_surging_update_starts_the_new_pod_before_the_old_one_goes() {
+        let mut set = set(json!({}));
+        set.spec.as_mut().unwrap().update_strategy =
+            Some(object(json!({ "type": "RollingUpdate", "rollingUpdate": { "maxSurge": 1, "maxUnavailable": 0 } })));
+        let nodes = [node("a", json!({})), node("b", json!({}))];
+        let old = decide(&set, &[], &[], &nodes, "h1", at(0)).create;
+        let mut own = vec![running(&old[0], "a"), running(&old[1], "b")];
+        let plan = decide(&set, &own, &own, &nodes, "h2", at(0));
+        assert_eq!((plan.create.len(), plan.delete.len()), (1, 0), "one more at a time");
+        let mut new = plan.create[0].clone();
+        new.metadata.uid = Some("new".into());
+        own.push(Arc::new(new.clone()));
+        let plan = decide(&set, &own, &own, &nodes, "h2", at(0));
+        assert_eq!((plan.create.len(), plan.delete.len()), (0, 0), "it is not ready yet");
+        own[2] = running(&new, "a");
+        let plan = decide(&set, &own, &own, &nodes, "h2", at(0));
+        assert_eq!(plan.delete.len(), 1);
+        assert_eq!(pods::name(&plan.delete[0]), pods::name(&own[0]));
+        assert_eq!(plan.create.len(), 1, "and the next node begins");
     }
 }

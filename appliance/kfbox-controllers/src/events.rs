@@ -68,7 +68,18 @@ impl Events {
         reason: &'static str,
         message: String,
     ) {
-        let regarding = about.object_ref(&());
+        self.tell_about(about.object_ref(&()), component, warning, reason, message);
+    }
+
+    /// Of an object of any kind.
+    pub fn tell_about(
+        &self,
+        regarding: ObjectReference,
+        component: &'static str,
+        warning: bool,
+        reason: &'static str,
+        message: String,
+    ) {
         if self.sender.try_send(Note { regarding, component, warning, reason, message }).is_err() {
             tracing::debug!(reason, "too many events wait; one was dropped");
         }

@@ -17,7 +17,7 @@ use futures::{
     stream::{BoxStream, SelectAll},
 };
 use graph::{FOREGROUND, Graph, Node, ORPHAN};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::OwnerReference};
 use kube::{
     Api,
     api::{
@@ -290,6 +290,7 @@ impl Garbage {
             if same_scope {
                 return Ok(if known.waits() { OwnerState::Waiting } else { OwnerState::Solid });
             }
+            self.tell_of_stranger(owner, dependent);
         }
         let group_version: GroupVersion = match owner.api_version.parse() {
             Ok(parsed) => parsed,
@@ -310,6 +311,24 @@ impl Garbage {
             Ok(_) => Ok(OwnerState::Gone),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// An owner in another namespace is none, which people often do not expect.
+    fn tell_of_stranger(&self, owner: &OwnerReference, dependent: &Node) {
+        let namespace = dependent.namespace.clone().unwrap_or_default();
+        let message = format!(
+            "ownerRef [{}/{}, namespace: {namespace}, name: {}, uid: {}] does not exist in namespace {namespace:?}",
+            owner.api_version, owner.kind, owner.name, owner.uid
+        );
+        let regarding = ObjectReference {
+            api_version: Some(dependent.resource.api.api_version.clone()),
+            kind: Some(dependent.resource.api.kind.clone()),
+            namespace: dependent.namespace.clone(),
+            name: Some(dependent.name.clone()),
+            ..ObjectReference::default()
+        };
+        let component = "garbage-collector-controller";
+        self.context.events.tell_about(regarding, component, true, "OwnerRefInvalidNamespace", message);
     }
 
     async fn orphan_dependents(&self, uid: &str) -> Result<(), WriteError> {

@@ -3,7 +3,10 @@
 //! time); names of what is created follow from what it is created for, so that a crash or a lost answer at any moment
 //! creates nothing twice. Upstream: <https://kubernetes.io/docs/concepts/architecture/controller/>.
 
+mod account_tokens;
+mod autoscalers;
 mod cache;
+mod certificates;
 mod cluster_roles;
 #[cfg(test)]
 mod cluster_tests;
@@ -18,21 +21,24 @@ mod garbage;
 mod jobs;
 mod names;
 mod namespaces;
+mod nodes;
 mod pod_gc;
 mod pods;
 mod queue;
 mod replica_sets;
+mod replication_controllers;
 mod revisions;
 mod scheduler;
 mod selectors;
 mod service_accounts;
 mod stateful_sets;
+mod taint_eviction;
 mod volumes;
 mod write;
 
 use context::Context;
 use kfbox_base::{Readiness, Tasks};
-use std::{path::PathBuf, sync::Arc};
+use std::{fmt::Debug, path::PathBuf, sync::Arc};
 
 /// The provisioner of the StorageClass `standard`.
 pub const LOCAL_PATH_PROVISIONER: &str = "kfbox.dev/local-path";
@@ -46,6 +52,33 @@ pub struct Config {
     /// Published in every namespace as the ConfigMap `kube-root-ca.crt`.
     pub root_ca_pem: String,
     pub cluster_name: String,
+    /// Signs approved certificate requests; without one they wait.
+    pub signer: Option<Arc<dyn CertificateSigner>>,
+}
+
+/// An approved request for a certificate.
+pub struct CertificateRequest<'a> {
+    /// Such as `kubernetes.io/kube-apiserver-client`.
+    pub signer: &'a str,
+    pub request_pem: &'a [u8],
+    pub usages: &'a [String],
+    pub expiration_seconds: Option<i32>,
+}
+
+/// Why there is no certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SigningRefusal {
+    /// Somebody else signs for this signer's name.
+    NotOurs,
+    /// The signer does not admit the request and never will; with the sentence for the condition.
+    Refused(String),
+    Failed(String),
+}
+
+/// Who holds the cluster's authority.
+pub trait CertificateSigner: Debug + Send + Sync {
+    /// The certificate in PEM.
+    fn sign(&self, request: &CertificateRequest<'_>) -> Result<String, SigningRefusal>;
 }
 
 /// Starts every controller and the scheduler. They run until the tasks are stopped; a watch or write that fails is tried
@@ -58,7 +91,9 @@ pub fn start(client: kube::Client, config: Config, tasks: &Tasks, readiness: &Re
         volumes::register(&context),
         namespaces::register(&context),
         service_accounts::register(&context),
+        account_tokens::register(&context),
         replica_sets::register(&context),
+        replication_controllers::register(&context),
         deployments::register(&context),
         stateful_sets::register(&context),
         daemon_sets::register(&context),
@@ -67,6 +102,10 @@ pub fn start(client: kube::Client, config: Config, tasks: &Tasks, readiness: &Re
         endpoints::register(&context),
         pod_gc::register(&context),
         disruption::register(&context),
+        autoscalers::register(&context),
+        nodes::register(&context),
+        taint_eviction::register(&context),
+        certificates::register(&context),
         cluster_roles::register(&context),
     ];
     for (name, controller) in controllers {

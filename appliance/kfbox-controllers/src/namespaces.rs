@@ -101,6 +101,20 @@ async fn empty(context: &Context, resource: &Resource, namespace: &str, left: &m
     }
 }
 
+/// Pods go first: what they mount, and what keeps others off them, outlives them.
+async fn empty_all(context: &Context, resources: &[Arc<Resource>], namespace: &str, left: &mut Left) {
+    let is_pods = |r: &Resource| r.api.group.is_empty() && r.api.plural == "pods";
+    for resource in resources.iter().filter(|r| is_pods(r)) {
+        empty(context, resource, namespace, left).await;
+    }
+    if !left.is_nothing() {
+        return;
+    }
+    for resource in resources.iter().filter(|r| r.namespaced && !is_pods(r)) {
+        empty(context, resource, namespace, left).await;
+    }
+}
+
 async fn reconcile(context: Arc<Context>, name: String) -> Result<Outcome, WriteError> {
     let caches = &context.caches;
     let Some(namespace) = caches.namespaces.get("", &name).filter(|n| n.metadata.deletion_timestamp.is_some()) else {
@@ -112,14 +126,10 @@ async fn reconcile(context: Arc<Context>, name: String) -> Result<Outcome, Write
     }
     let known = context.resources.borrow().clone();
     let mut left = Left::default();
-    for resource in known.iter().filter(|r| r.namespaced) {
-        empty(&context, resource, &name, &mut left).await;
-    }
+    empty_all(&context, &known, &name, &mut left).await;
     if left.is_nothing() {
-        let fresh = discovery::discover(&context.client).await?;
-        for resource in fresh.iter().filter(|r| r.namespaced) {
-            empty(&context, resource, &name, &mut left).await;
-        }
+        let fresh: Vec<Arc<Resource>> = discovery::discover(&context.client).await?.into_iter().map(Arc::new).collect();
+        empty_all(&context, &fresh, &name, &mut left).await;
     }
     let status = {
         let mut status = namespace.status.clone().unwrap_or_default();

@@ -2,15 +2,18 @@
 //! beyond a limit. Upstream: <https://kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle/#pod-garbage-collection>.
 
 use crate::{
+    cache,
     context::{Context, Registered},
     pods,
+    write::{self, WriteError},
 };
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{
     Api,
-    api::{DeleteParams, Preconditions},
+    api::{DeleteParams, Patch, PatchParams, Preconditions},
 };
+use serde_json::json;
 use std::{
     collections::{HashMap, HashSet},
     convert::Infallible,
@@ -46,10 +49,30 @@ async fn run(context: Arc<Context>) -> Result<(), Infallible> {
                 preconditions: Some(Preconditions { uid: pod.metadata.uid.clone(), resource_version: None }),
                 ..DeleteParams::default()
             };
+            if pods::node(&pod).is_some() && !pods::is_finished(&pod) {
+                let told = orphaned(&context, &pod).await;
+                if let Err(error) = told {
+                    tracing::debug!(pod = pods::name(&pod), %error, "a pod could not be told that its node is gone");
+                    continue;
+                }
+            }
             if let Err(error) = api.delete(pods::name(&pod), &params).await {
                 tracing::debug!(pod = pods::name(&pod), %error, "a pod could not be removed yet");
             }
         }
+    }
+}
+
+/// A pod whose node is gone has failed, whatever it last said.
+async fn orphaned(context: &Context, pod: &Pod) -> Result<(), WriteError> {
+    pods::mark_disrupted(&context.client, pod, "DeletionByPodGC", "PodGC: node no longer exists").await?;
+    let (namespace, name) = cache::key(pod);
+    let body = json!({ "metadata": { "uid": pod.metadata.uid }, "status": { "phase": "Failed" } });
+    let api = Api::<Pod>::namespaced(context.client.clone(), &namespace);
+    match api.patch_status(&name, &PatchParams::default(), &Patch::Merge(body)).await {
+        Ok(_) => Ok(()),
+        Err(error) if write::is_missing(&error) || write::is_conflict(&error) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -86,7 +109,6 @@ fn decide(
 mod tests {
     use super::*;
     use crate::pods::testing::{at, object, pod};
-    use serde_json::json;
     use std::slice::from_ref;
 
     #[test]

@@ -1,11 +1,20 @@
 //! What controllers ask of pods, and pods made from templates.
 
-use crate::{cache, selectors};
+use crate::{
+    cache, selectors,
+    write::{self, WriteError},
+};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{
     api::core::v1::{Pod, PodCondition, PodTemplateSpec},
     apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference},
 };
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams},
+    core::{Selector, SelectorExt},
+};
+use serde_json::json;
 use std::{cmp::Ordering, sync::Arc, time::Duration};
 
 pub fn phase(pod: &Pod) -> &str {
@@ -93,8 +102,11 @@ pub struct Claimed {
 /// Sorts a namespace's pods for an owner: its own that match, orphans that match, its own that no longer match.
 pub fn claim(pods: &[Arc<Pod>], owner_uid: &str, owner_deleting: bool, selector: &LabelSelector) -> Claimed {
     let mut claimed = Claimed::default();
+    let none = std::collections::BTreeMap::new();
+    // Read once: a namespace may hold thousands of pods.
+    let parsed = Selector::try_from(selector.clone()).ok().filter(|_| !selectors::is_empty(selector));
     for pod in pods {
-        let fits = selectors::matches_own(selector, pod.metadata.labels.as_ref());
+        let fits = parsed.as_ref().is_some_and(|s| s.matches(pod.metadata.labels.as_ref().unwrap_or(&none)));
         match controller(&pod.metadata) {
             Some(owner) if owner.uid == owner_uid => {
                 if fits {
@@ -125,6 +137,22 @@ pub fn from_template<K: cache::Kind>(template: &PodTemplateSpec, owner: &K, name
         },
         spec: template.spec.clone(),
         status: None,
+    }
+}
+
+/// Says on the pod that it is going to be removed, and why (the condition `DisruptionTarget`).
+pub async fn mark_disrupted(client: &Client, pod: &Pod, reason: &str, message: &str) -> Result<(), WriteError> {
+    let (namespace, name) = cache::key(pod);
+    let now = Timestamp::now().to_string();
+    let condition = json!({ "type": "DisruptionTarget", "status": "True", "reason": reason, "message": message,
+        "lastTransitionTime": now });
+    let body = json!({ "metadata": { "uid": pod.metadata.uid }, "status": { "conditions": [condition] } });
+    let api = Api::<Pod>::namespaced(client.clone(), &namespace);
+    match api.patch_status(&name, &PatchParams::default(), &Patch::Strategic(body)).await {
+        Ok(_) => Ok(()),
+        // Gone, or another of its name.
+        Err(error) if write::is_missing(&error) || write::is_conflict(&error) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -61,16 +61,16 @@ fn selector(set: &ReplicaSet) -> k8s_openapi::apimachinery::pkg::apis::meta::v1:
 }
 
 #[derive(Default)]
-struct Plan {
-    adopt: Vec<Arc<Pod>>,
-    release: Vec<Arc<Pod>>,
-    create: Vec<Pod>,
-    delete: Vec<Arc<Pod>>,
-    status: ReplicaSetStatus,
-    again: Option<Duration>,
+pub struct Plan {
+    pub adopt: Vec<Arc<Pod>>,
+    pub release: Vec<Arc<Pod>>,
+    pub create: Vec<Pod>,
+    pub delete: Vec<Arc<Pod>>,
+    pub status: ReplicaSetStatus,
+    pub again: Option<Duration>,
 }
 
-fn decide(set: &ReplicaSet, namespace_pods: &[Arc<Pod>], now: Timestamp) -> Plan {
+pub fn decide(set: &ReplicaSet, namespace_pods: &[Arc<Pod>], now: Timestamp) -> Plan {
     let Some(spec) = &set.spec else { return Plan::default() };
     let uid = set.metadata.uid.as_deref().unwrap_or_default();
     let deleting = set.metadata.deletion_timestamp.is_some();
@@ -151,7 +151,8 @@ async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, WriteErro
     }
 }
 
-fn note_failure(status: &mut ReplicaSetStatus, failure: Option<&WriteError>, now: Timestamp) {
+/// Says in the status whether pods can be created.
+pub fn note_failure(status: &mut ReplicaSetStatus, failure: Option<&WriteError>, now: Timestamp) {
     let mut conditions = status.conditions.take().unwrap_or_default();
     let known = conditions.iter().any(|c| c.type_ == "ReplicaFailure");
     match failure {

@@ -1,11 +1,14 @@
 //! The scheduler: a node for each pod that has none. Invariants: a decision is made under one lock against what is bound
-//! and what was just decided, so two pods never get the same room; higher priority goes first; a pod that fits nowhere
-//! says why in its condition and an event. It does not preempt. Upstream:
-//! <https://kubernetes.io/docs/concepts/scheduling-eviction/kube-scheduler/>.
+//! and what was just decided, so two pods never get the same room; higher priority goes first, and may have pods of lower
+//! priority removed; a pod that fits nowhere says why in its condition and an event, and is looked at again when something
+//! happens that can help it. Upstream: <https://kubernetes.io/docs/concepts/scheduling-eviction/kube-scheduler/>.
 
 pub mod fit;
 mod ledger;
+mod preempt;
 mod storage;
+mod terms;
+mod waiting;
 
 pub use storage::claim_names;
 
@@ -14,7 +17,8 @@ use crate::{
     context::{Context, Registered},
     pods, write,
 };
-use futures::{StreamExt, stream::FuturesUnordered};
+use fit::{Reason, Subject, World, event};
+use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::{Node, PersistentVolumeClaim, Pod, PodCondition},
@@ -26,40 +30,31 @@ use kube::{
 };
 use ledger::Ledger;
 use parking_lot::Mutex;
+use preempt::Victims;
 use serde_json::json;
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashSet},
     convert::Infallible,
     sync::Arc,
     time::Duration,
 };
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
+use waiting::Waiting;
 
 const COMPONENT: &str = "default-scheduler";
 const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
-/// Bindings under way at once; each is one durable write, and the server commits those that wait together.
+/// Writes under way at once; each is durable, and the server commits those that wait together.
 const BINDING: usize = 64;
 /// A pod that fits nowhere is looked at again after so long, should an event have been missed.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
-/// Higher priority first, then the older.
-type Order = (Reverse<i32>, Timestamp, String);
-
 #[derive(Default)]
 struct State {
     ledger: Ledger,
-    waiting: BTreeMap<Order, cache::Key>,
-    /// Pods that fit nowhere, by uid, and the reason last told.
-    stuck: HashMap<String, (Order, cache::Key, String)>,
-}
-
-impl State {
-    fn retry_stuck(&mut self) {
-        for (order, key, _) in self.stuck.values() {
-            self.waiting.insert(order.clone(), key.clone());
-        }
-    }
+    waiting: Waiting,
+    /// Pods for which victims are being removed just now.
+    preempting: HashSet<String>,
 }
 
 #[derive(Default)]
@@ -68,9 +63,13 @@ struct Shared {
     wake: Notify,
 }
 
-fn order(pod: &Pod) -> Order {
-    let priority = pod.spec.as_ref().and_then(|s| s.priority).unwrap_or(0);
-    (Reverse(priority), pods::created(&pod.metadata), pod.metadata.uid.clone().unwrap_or_default())
+impl Shared {
+    fn happened(&self, what: u8) {
+        let mut state = self.state.lock();
+        state.waiting.happened(what, Instant::now());
+        drop(state);
+        self.wake.notify_one();
+    }
 }
 
 /// Whether the pod waits for this scheduler.
@@ -85,63 +84,28 @@ fn waits(pod: &Pod) -> bool {
 pub fn register(context: &Arc<Context>) -> Registered {
     let shared = Arc::new(Shared::default());
     let s = shared.clone();
-    context.caches.pods.on_change(move |change| {
-        let mut state = s.state.lock();
-        match change.new {
-            Some(pod) => {
-                let held = state.ledger.observe(pod);
-                if waits(pod) {
-                    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-                    // Our own note on its condition is no reason to look again.
-                    let told = change.old.is_some_and(|old| waits(old) && old.spec == pod.spec)
-                        && state.stuck.contains_key(uid);
-                    if !told {
-                        state.waiting.insert(order(pod), cache::key(&**pod));
-                    }
-                } else if change.old.is_some_and(|old| waits(old)) {
-                    state.waiting.remove(&order(pod));
-                    state.stuck.remove(pod.metadata.uid.as_deref().unwrap_or_default());
-                }
-                // Room was freed, or a pod that others want to be near has come.
-                if !held
-                    || change.old.is_none_or(|old| {
-                        old.metadata.labels != pod.metadata.labels || pods::node(old) != pods::node(pod)
-                    })
-                {
-                    state.retry_stuck();
-                }
-            }
-            None => {
-                if let Some(pod) = change.old {
-                    state.ledger.forget(pod);
-                    state.waiting.remove(&order(pod));
-                    state.stuck.remove(pod.metadata.uid.as_deref().unwrap_or_default());
-                    state.retry_stuck();
-                }
-            }
-        }
-        if !state.waiting.is_empty() {
-            s.wake.notify_one();
+    context.caches.pods.on_change(move |change| observe(&s, change));
+    let s = shared.clone();
+    context.caches.nodes.on_change(move |change| {
+        // A node reports its status every few seconds; only what decides counts.
+        let what = node_change(change.old, change.new);
+        if what != 0 {
+            s.happened(what);
         }
     });
-    macro_rules! retry_on {
-        ($($cache:ident if $changed:expr),*) => {$({
+    macro_rules! storage_events {
+        ($($cache:ident),*) => {$({
             let s = shared.clone();
-            context.caches.$cache.on_change(move |change| {
-                let changed: fn(&cache::Change<'_, _>) -> bool = $changed;
-                if !changed(change) {
-                    return;
-                }
-                let mut state = s.state.lock();
-                state.retry_stuck();
-                if !state.waiting.is_empty() {
-                    s.wake.notify_one();
-                }
-            });
+            context.caches.$cache.on_change(move |_| s.happened(event::STORAGE));
         })*};
     }
-    // A node reports its status every few seconds; only what decides counts.
-    retry_on!(nodes if |change| node_changed(change.old, change.new), claims if |_| true, volumes if |_| true, classes if |_| true);
+    storage_events!(claims, volumes, classes);
+    let s = shared.clone();
+    context.caches.namespaces.on_change(move |change| {
+        if change.old.map(|n| &n.metadata.labels) != change.new.map(|n| &n.metadata.labels) {
+            s.happened(event::PODS);
+        }
+    });
 
     let context = context.clone();
     let run = async move {
@@ -151,105 +115,217 @@ pub fn register(context: &Arc<Context>) -> Registered {
     ("scheduler", Box::pin(run))
 }
 
-fn node_changed(old: Option<&Arc<Node>>, new: Option<&Arc<Node>>) -> bool {
-    let (Some(old), Some(new)) = (old, new) else { return true };
-    old.spec != new.spec
-        || old.metadata.labels != new.metadata.labels
-        || old.status.as_ref().map(|s| &s.allocatable) != new.status.as_ref().map(|s| &s.allocatable)
+fn observe(shared: &Shared, change: &cache::Change<'_, Pod>) {
+    let mut state = shared.state.lock();
+    let now = Instant::now();
+    match (change.old, change.new) {
+        (old, Some(pod)) => {
+            let held = state.ledger.observe(pod);
+            if waits(pod) {
+                let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+                // Our own note on its condition is no reason to look again.
+                let same = old.is_some_and(|old| {
+                    waits(old) && old.spec == pod.spec && old.metadata.labels == pod.metadata.labels
+                });
+                if !(same && state.waiting.is_stuck(uid)) {
+                    state.waiting.add(pod);
+                }
+            } else if old.is_some_and(|old| waits(old)) {
+                state.waiting.remove(pod);
+            }
+            if !held && old.is_some_and(|old| !pods::is_finished(old)) {
+                state.waiting.happened(event::ROOM | event::PODS, now);
+            } else if held && pods::node(pod).is_some() {
+                let moved = old.is_none_or(|old| {
+                    old.metadata.labels != pod.metadata.labels
+                        || pods::node(old) != pods::node(pod)
+                        || pods::is_deleting(old) != pods::is_deleting(pod)
+                });
+                if moved {
+                    state.waiting.happened(event::PODS, now);
+                }
+                // Resized in place.
+                if old.is_some_and(|old| pods::node(old).is_some() && old.spec != pod.spec) {
+                    state.waiting.happened(event::ROOM, now);
+                }
+            }
+        }
+        (Some(pod), None) => {
+            state.ledger.forget(pod);
+            state.waiting.remove(pod);
+            state.waiting.happened(event::ROOM | event::PODS, now);
+        }
+        (None, None) => {}
+    }
+    let wake = state.waiting.is_ready() || state.waiting.next().is_some();
+    drop(state);
+    if wake {
+        shared.wake.notify_one();
+    }
+}
+
+fn node_change(old: Option<&Arc<Node>>, new: Option<&Arc<Node>>) -> u8 {
+    let (Some(old), Some(new)) = (old, new) else { return event::ANY };
+    let mut what = 0;
+    if old.spec != new.spec || old.metadata.labels != new.metadata.labels {
+        what |= event::NODE;
+    }
+    if old.status.as_ref().map(|s| &s.allocatable) != new.status.as_ref().map(|s| &s.allocatable) {
+        what |= event::ROOM;
+    }
+    what
 }
 
 enum Decision {
     Bind(String),
     /// The claims to provision on the node; the pod waits for them.
     Provision(String, Vec<Arc<PersistentVolumeClaim>>),
-    Stuck(String),
+    Stuck {
+        why: String,
+        helped_by: u8,
+        victims: Option<Victims>,
+        /// An earlier nomination is void.
+        withdraw: bool,
+    },
+}
+
+/// Reasons with how often each is given, as upstream words them.
+fn histogram(reasons: impl IntoIterator<Item = String>) -> String {
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    for reason in reasons {
+        *counts.entry(reason).or_default() += 1;
+    }
+    let mut parts: Vec<String> = counts.into_iter().map(|(reason, n)| format!("{n} {reason}")).collect();
+    parts.sort();
+    parts.join(", ")
 }
 
 fn decide(pod: &Pod, context: &Context, ledger: &Ledger) -> Decision {
-    let nodes = context.caches.nodes.all();
+    let caches = &context.caches;
+    let nodes = caches.nodes.all();
+    let stuck = |why: String, helped_by| Decision::Stuck { why, helped_by, victims: None, withdraw: true };
     if nodes.is_empty() {
-        return Decision::Stuck("no nodes available to schedule pods".into());
+        return stuck("no nodes available to schedule pods".into(), event::NODE);
     }
     let total = nodes.len();
-    let claims = match storage::claims(pod, &context.caches) {
+    let none = format!("0/{total} nodes are available:");
+    let claims = match storage::claims(pod, caches) {
         Ok(claims) => claims,
-        Err(reason) => return Decision::Stuck(format!("0/{total} nodes are available: {reason}.")),
+        Err(reason) => {
+            let hopeless = format!("{none} {total} Preemption is not helpful for scheduling.");
+            return stuck(format!("{none} {reason}. preemption: {hopeless}"), event::STORAGE);
+        }
     };
-    let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
+    let mut world = World { nodes: &nodes, ledger, namespaces: &caches.namespaces, without: HashSet::new() };
+    let subject = Subject::new(pod, claims.exclusive.clone());
+    let mut failed: Vec<(Arc<Node>, Vec<Reason>)> = Vec::new();
     let mut fitting = Vec::new();
-    let world = fit::World { nodes: &nodes, ledger };
     for node in &nodes {
-        let mut why = fit::reasons(pod, node, &world);
+        let mut why = fit::reasons(&subject, node, &world);
         if why.is_empty() {
-            why.extend(claims.conflict(node));
+            why = claims.conflicts(node, caches);
         }
         if why.is_empty() {
             fitting.push(node);
-        }
-        for reason in why {
-            *reasons.entry(reason).or_default() += 1;
+        } else {
+            failed.push((node.clone(), why));
         }
     }
-    let best =
-        fitting.into_iter().max_by_key(|node| (fit::score(pod, node, &world), Reverse(node.metadata.name.clone())));
+    let nominated = pod.status.as_ref().and_then(|s| s.nominated_node_name.as_deref());
+    let best = fitting.into_iter().max_by_key(|node| {
+        let name = node.metadata.name.as_deref();
+        (nominated.is_some() && name == nominated, fit::score(&subject, node, &world), Reverse(name))
+    });
     match best.and_then(|node| node.metadata.name.clone()) {
         Some(node) if claims.unbound.is_empty() => Decision::Bind(node),
         Some(node) => Decision::Provision(node, claims.unbound),
         None => {
-            let reasons: Vec<String> = reasons.into_iter().map(|(reason, n)| format!("{n} {reason}")).collect();
-            Decision::Stuck(format!("0/{total} nodes are available: {}.", reasons.join(", ")))
+            let texts = failed.iter().flat_map(|(_, why)| why.iter().map(|r| r.text.clone()));
+            let mut why = format!("{none} {}.", histogram(texts));
+            let helped_by = failed.iter().flat_map(|(_, why)| why).fold(0, |all, r| all | r.helped_by);
+            match preempt::decide(&subject, &mut world, &failed, &caches.budgets.all()) {
+                Ok(victims) => Decision::Stuck { why, helped_by, victims: Some(victims), withdraw: false },
+                Err(refusal) => {
+                    why += &format!(" preemption: {}", refusal.why);
+                    Decision::Stuck { why, helped_by, victims: None, withdraw: refusal.withdraw }
+                }
+            }
         }
     }
 }
 
 async fn run(context: Arc<Context>, shared: Arc<Shared>) -> Result<(), Infallible> {
-    let mut binding = FuturesUnordered::new();
+    let mut writes: FuturesUnordered<BoxFuture<'static, ()>> = FuturesUnordered::new();
     let mut tick = tokio::time::interval(LOOK_AGAIN);
     loop {
-        while binding.len() < BINDING {
-            let Some((_, key)) = ({ shared.state.lock().waiting.pop_first() }) else { break };
-            let Some(pod) = context.caches.pods.get(&key.0, &key.1).filter(|p| waits(p)) else { continue };
-            let uid = pod.metadata.uid.clone().unwrap_or_default();
-            let mut state = shared.state.lock();
-            if state.ledger.is_assumed(&uid) {
-                continue;
-            }
-            let decision = decide(&pod, &context, &state.ledger);
-            match decision {
-                Decision::Bind(node) => {
-                    state.stuck.remove(&uid);
-                    state.ledger.assume(&pod, &node);
-                    drop(state);
-                    let (context, shared) = (context.clone(), shared.clone());
-                    binding.push(Box::pin(async move { bind(&context, &shared, &pod, &node).await })
-                        as futures::future::BoxFuture<'static, ()>);
-                }
-                Decision::Provision(node, claims) => {
-                    // The claims' own events bring the pod back.
-                    state.stuck.insert(uid, (order(&pod), key, String::new()));
-                    drop(state);
-                    let context = context.clone();
-                    binding.push(Box::pin(async move { select_node(&context, &claims, &node).await }));
-                }
-                Decision::Stuck(why) => {
-                    let known = state
-                        .stuck
-                        .insert(uid, (order(&pod), key, why.clone()))
-                        .is_some_and(|(_, _, before)| before == why);
-                    drop(state);
-                    if !known {
-                        context.events.warning(&*pod, COMPONENT, "FailedScheduling", why.clone());
-                        let (context, shared) = (context.clone(), shared.clone());
-                        binding.push(Box::pin(async move { tell(&context, &shared, &pod, why).await }));
-                    }
-                }
+        while writes.len() < BINDING {
+            let Some(key) = ({ shared.state.lock().waiting.pop(Instant::now()) }) else { break };
+            if let Some(write) = look(&context, &shared, &key) {
+                writes.push(write);
             }
         }
+        let due = shared.state.lock().waiting.next();
+        let paused = async {
+            match due {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             () = context.shutdown.cancelled() => return Ok(()),
-            Some(()) = binding.next(), if !binding.is_empty() => {}
-            () = shared.wake.notified(), if binding.len() < BINDING => {}
-            _ = tick.tick() => shared.state.lock().retry_stuck(),
+            Some(()) = writes.next(), if !writes.is_empty() => {}
+            () = shared.wake.notified(), if writes.len() < BINDING => {}
+            () = paused, if writes.len() < BINDING => {}
+            _ = tick.tick() => shared.state.lock().waiting.all_again(),
+        }
+    }
+}
+
+/// Decides about one pod; what is to be written for it.
+fn look(context: &Arc<Context>, shared: &Arc<Shared>, key: &cache::Key) -> Option<BoxFuture<'static, ()>> {
+    let pod = context.caches.pods.get(&key.0, &key.1).filter(|p| waits(p))?;
+    let uid = pod.metadata.uid.clone().unwrap_or_default();
+    let mut state = shared.state.lock();
+    if state.ledger.is_assumed(&uid) || state.preempting.contains(&uid) {
+        return None;
+    }
+    let now = Instant::now();
+    let (context, shared) = (context.clone(), shared.clone());
+    match decide(&pod, &context, &state.ledger) {
+        Decision::Bind(node) => {
+            state.waiting.unstick(&uid);
+            state.ledger.assume(&pod, &node);
+            drop(state);
+            Some(Box::pin(async move { bind(&context, &shared, &pod, &node).await }))
+        }
+        Decision::Provision(node, claims) => {
+            state.waiting.wait_for_claims(&pod, now);
+            drop(state);
+            Some(Box::pin(async move { select_node(&context, &claims, &node).await }))
+        }
+        Decision::Stuck { why, helped_by, victims, withdraw } => {
+            let known = state.waiting.stick(&pod, &why, helped_by, now);
+            let mut nomination = Nomination::Keep;
+            if let Some(victims) = &victims {
+                state.ledger.nominate(&pod, &victims.node);
+                state.preempting.insert(uid);
+                nomination = Nomination::Set(victims.node.clone());
+            } else if withdraw && state.ledger.withdraw(&uid) {
+                nomination = Nomination::Clear;
+            }
+            drop(state);
+            if !known {
+                context.events.warning(&*pod, COMPONENT, "FailedScheduling", why.clone());
+            }
+            if known && victims.is_none() && matches!(nomination, Nomination::Keep) {
+                return None;
+            }
+            Some(Box::pin(async move {
+                tell(&context, &shared, &pod, why, nomination).await;
+                if let Some(victims) = victims {
+                    remove_victims(&context, &shared, &pod, &victims).await;
+                }
+            }))
         }
     }
 }
@@ -268,14 +344,13 @@ async fn bind(context: &Context, shared: &Shared, pod: &Arc<Pod>, node: &str) {
         Err(error) => {
             let mut state = shared.state.lock();
             state.ledger.unassume(pod.metadata.uid.as_deref().unwrap_or_default());
+            let now = Instant::now();
             if !write::is_missing(&error) {
                 tracing::warn!(pod = pods::name(pod), %error, "a pod could not be bound");
-                // Looked at with the others on the next change or tick.
-                state.stuck.insert(
-                    pod.metadata.uid.clone().unwrap_or_default(),
-                    (order(pod), cache::key(&**pod), String::new()),
-                );
+                state.waiting.retry(pod, now);
             }
+            // The room it would have taken.
+            state.waiting.happened(event::ROOM, now);
         }
     }
 }
@@ -304,24 +379,89 @@ async fn select_node(context: &Context, claims: &[Arc<PersistentVolumeClaim>], n
     }
 }
 
-/// Writes the pod's condition `PodScheduled`; other conditions are others'.
-async fn tell(context: &Context, shared: &Shared, pod: &Pod, why: String) {
+/// The pod's `nominatedNodeName`.
+enum Nomination {
+    Keep,
+    Set(String),
+    Clear,
+}
+
+/// Writes the pod's condition `PodScheduled` and its nomination; other conditions are others'.
+async fn tell(context: &Context, shared: &Shared, pod: &Pod, why: String, nomination: Nomination) {
+    let present = pods::condition(pod, "PodScheduled").filter(|c| c.status == "False");
     let condition = PodCondition {
         type_: "PodScheduled".into(),
         status: "False".into(),
         reason: Some("Unschedulable".into()),
         message: Some(why),
-        last_transition_time: Some(Time(Timestamp::now())),
+        last_transition_time: Some(
+            present.and_then(|c| c.last_transition_time.clone()).unwrap_or(Time(Timestamp::now())),
+        ),
         ..PodCondition::default()
     };
     let (namespace, name) = cache::key(pod);
-    let body = json!({ "metadata": { "uid": pod.metadata.uid }, "status": { "conditions": [condition] } });
+    let mut body = json!({ "metadata": { "uid": pod.metadata.uid }, "status": { "conditions": [condition] } });
+    match nomination {
+        Nomination::Keep => {}
+        Nomination::Set(node) => body["status"]["nominatedNodeName"] = node.into(),
+        Nomination::Clear => body["status"]["nominatedNodeName"] = serde_json::Value::Null,
+    }
     let api = Api::<Pod>::namespaced(context.client.clone(), &namespace);
     if let Err(error) = api.patch_status(&name, &PatchParams::default(), &Patch::Strategic(body)).await {
         tracing::debug!(%error, "a pod could not be told why it waits");
-        // Told at the next look.
-        if let Some((_, _, told)) = shared.state.lock().stuck.get_mut(pod.metadata.uid.as_deref().unwrap_or_default()) {
-            told.clear();
+        shared.state.lock().waiting.untold(pod.metadata.uid.as_deref().unwrap_or_default());
+    }
+}
+
+/// Removes the victims, each with its own grace period; the room that they leave wakes the pod.
+async fn remove_victims(context: &Context, shared: &Shared, pod: &Arc<Pod>, victims: &Victims) {
+    let uid = pod.metadata.uid.clone().unwrap_or_default();
+    let removals = victims.pods.iter().filter(|v| !pods::is_deleting(v)).map(|victim| async {
+        let removed = remove_victim(context, victim).await;
+        if removed.is_ok() {
+            let message = format!("Preempted by pod {uid} on node {}", victims.node);
+            context.events.normal(&**victim, COMPONENT, "Preempted", message);
+        }
+        removed
+    });
+    let results = futures::future::join_all(removals).await;
+    demote(context, shared, fit::priority(pod), &victims.node).await;
+    let mut state = shared.state.lock();
+    state.preempting.remove(&uid);
+    let now = Instant::now();
+    match results.into_iter().find_map(Result::err) {
+        Some(error) => {
+            tracing::warn!(pod = pods::name(pod), %error, "a pod of lower priority could not be removed");
+            state.waiting.retry(pod, now);
+        }
+        // Some may have left before we began to wait for it.
+        None => state.waiting.happened(event::ROOM, now),
+    }
+    drop(state);
+    shared.wake.notify_one();
+}
+
+async fn remove_victim(context: &Context, victim: &Pod) -> Result<(), write::WriteError> {
+    let (namespace, name) = cache::key(victim);
+    let message = format!("{COMPONENT}: preempting to accommodate a higher priority pod");
+    pods::mark_disrupted(&context.client, victim, preempt::REASON, &message).await?;
+    write::delete::<Pod>(&context.client, &namespace, &name, cache::uid(victim)).await
+}
+
+/// Pods of lower priority that were nominated to the node may no longer fit there.
+async fn demote(context: &Context, shared: &Shared, priority: i32, node: &str) {
+    let lower: Vec<Arc<Pod>> = {
+        let state = shared.state.lock();
+        let there = state.ledger.nominated().filter(|h| h.node == node && h.priority() < priority);
+        there.map(|h| h.pod.clone()).collect()
+    };
+    for pod in lower {
+        shared.state.lock().ledger.withdraw(pod.metadata.uid.as_deref().unwrap_or_default());
+        let (namespace, name) = cache::key(&*pod);
+        let api = Api::<Pod>::namespaced(context.client.clone(), &namespace);
+        let body = json!({ "metadata": { "uid": pod.metadata.uid }, "status": { "nominatedNodeName": null } });
+        if let Err(error) = api.patch_status(&name, &PatchParams::default(), &Patch::Merge(body)).await {
+            tracing::debug!(pod = name, %error, "a nomination could not be withdrawn");
         }
     }
 }

@@ -15,6 +15,7 @@ use crate::{
     write::{self, WriteError},
 };
 use bind::Step;
+pub use bind::suits;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use serde_json::json;
 use std::sync::Arc;
@@ -93,6 +94,21 @@ pub fn register(context: &Arc<Context>) -> Registered {
     ("persistentvolume", Box::pin(run))
 }
 
+/// The volumes, but for free ones that the node chosen for the claim's pod cannot reach.
+fn within_reach(context: &Context, claim: &PersistentVolumeClaim) -> Vec<Arc<PersistentVolume>> {
+    let mut volumes = context.caches.volumes.all();
+    let node = claim.metadata.annotations.as_ref().and_then(|a| a.get(SELECTED_NODE));
+    if let Some(node) = node.and_then(|name| context.caches.nodes.get("", name)) {
+        volumes.retain(|volume| {
+            let spec = volume.spec.as_ref();
+            let required = spec.and_then(|s| s.node_affinity.as_ref()).and_then(|a| a.required.as_ref());
+            spec.is_some_and(|s| s.claim_ref.is_some())
+                || required.is_none_or(|selector| scheduler::fit::selector_matches(selector, &node))
+        });
+    }
+    volumes
+}
+
 async fn claim(context: Arc<Context>, key: Key) -> Result<Outcome, WriteError> {
     let (client, caches) = (&context.client, &context.caches);
     let Some(claim) = caches.claims.get(&key.0, &key.1) else {
@@ -119,7 +135,7 @@ async fn claim(context: Arc<Context>, key: Key) -> Result<Outcome, WriteError> {
         // Its event brings it back, as it now is.
         return Ok(Outcome::Done);
     }
-    let steps = bind::decide(&claim, &caches.volumes.all(), &caches.classes.all(), &context.config);
+    let steps = bind::decide(&claim, &within_reach(&context, &claim), &caches.classes.all(), &context.config);
     for step in steps {
         match step {
             Step::Class(name) => {

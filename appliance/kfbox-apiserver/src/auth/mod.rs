@@ -8,10 +8,12 @@ pub mod pki;
 pub mod policy;
 pub mod rbac;
 pub mod reviews;
+pub mod signing;
 pub mod tokens;
 
 pub use authenticate::{Authenticator, AuthnError, TokenAuthenticator};
 pub use pki::{Authority, Issued, PkiError};
 pub use rbac::{Rbac, RbacAuthorizer};
 pub use reviews::ReviewError;
+pub use signing::{SigningError, SigningRequest};
 pub use tokens::{BoundKind, ObjectFacts, ObjectLookup, ServiceAccountTokens, TokenError};

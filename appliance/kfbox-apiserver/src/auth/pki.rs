@@ -68,9 +68,9 @@ pub struct Issued {
 
 /// The cluster's certificate authority.
 pub struct Authority {
-    issuer: Issuer<'static, KeyPair>,
+    pub(super) issuer: Issuer<'static, KeyPair>,
     ca_pem: String,
-    ca_der: CertificateDer<'static>,
+    pub(super) ca_der: CertificateDer<'static>,
     serving: Arc<Serving>,
 }
 

@@ -1,5 +1,6 @@
 //! Subresources, and the virtual resources that are only ever created.
 
+mod eviction;
 mod forward;
 mod node;
 mod pod;
@@ -44,7 +45,7 @@ pub async fn dispatch(call: &Arc<Call>, verb: &'static str, parts: Parts, body: 
         ("exec" | "attach", _) => streams::exec(call, parts).await,
         ("portforward", _) => streams::port_forward(call, parts).await,
         ("binding", _) => pod::bind(call, body).await,
-        ("eviction", _) => pod::evict(call, body).await,
+        ("eviction", _) => eviction::evict(call, body).await,
         ("token", _) => token(call, body).await,
         ("finalize", _) => finalize(call, body).await,
         ("scale", "get") => scale::get(call),

@@ -1,4 +1,4 @@
-//! Pods: log, binding, eviction.
+//! Pods: log and binding.
 
 use super::super::kubelet::{KubeletError, LogOptions};
 use crate::{
@@ -176,47 +176,4 @@ async fn assign(call: &Call, binding: &Value) -> Result<Response, ApiError> {
     .await?;
     let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
     Ok(respond::value(call, StatusCode::CREATED, &status))
-}
-
-/// Deletes the pod unless a disruption budget forbids it (`EvictionREST`).
-pub async fn evict(call: &Call, body: Body) -> Result<Response, ApiError> {
-    let body = read_body(body).await?;
-    let mut eviction = decode(&call.headers, &body)?;
-    call.check_type_as(&mut eviction, "policy/v1", "Eviction")?;
-    let name = meta(&eviction, "name");
-    if !name.is_empty() && name != call.target.name {
-        return Err(ApiError::bad_request("name in URL does not match name in Eviction object"));
-    }
-    let pod = stored_pod(call)?.value();
-    let ended = matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed" | "Pending"));
-    if !ended && !is_deleting(&pod) {
-        check_budgets(call, &pod)?;
-    }
-    let options: verbs::DeleteOptions = serde_json::from_value(eviction["deleteOptions"].clone()).unwrap_or_default();
-    verbs::delete_object(call, &call.key(), &options, call.dry_run).await?;
-    let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
-    Ok(respond::value(call, StatusCode::CREATED, &status))
-}
-
-fn check_budgets(call: &Call, pod: &Value) -> Result<(), ApiError> {
-    let budgets = call.core.store.list("poddisruptionbudgets.policy", Some(call.namespace()), None, None)?;
-    let labels = string_map(&pod["metadata"]["labels"]);
-    for budget in budgets.objects.iter().map(|o| o.value()) {
-        let selector = &budget["spec"]["selector"];
-        if selector.is_null() || !crate::selectors::matches(selector, &labels) {
-            continue;
-        }
-        if budget["status"]["disruptionsAllowed"].as_i64().unwrap_or(0) <= 0 {
-            let error =
-                ApiError::too_many_requests("Cannot evict pod as it would violate the pod's disruption budget.", 10);
-            let name = meta(&budget, "name");
-            let (healthy, current) = (
-                budget["status"]["desiredHealthy"].as_i64().unwrap_or(0),
-                budget["status"]["currentHealthy"].as_i64().unwrap_or(0),
-            );
-            let why = format!("The disruption budget {name} needs {healthy} healthy pods and has {current} currently");
-            return Err(error.caused_by("DisruptionBudget", &why, ""));
-        }
-    }
-    Ok(())
 }

@@ -165,10 +165,30 @@ pub fn noted(job: &Job, own: &[Arc<Pod>]) -> Vec<Arc<Pod>> {
                 && succeeded(pod)
                 && index_of(pod).is_none_or(|i| completed.contains(&i) || !(0..bound).contains(&i));
             let ignored = failed(spec, pod) && policy::judge(job, pod) == Verdict::Ignore;
-            tracked(pod) && (good.contains(&uid) || bad.contains(&uid) || by_index || ignored)
+            tracked(pod) && !remembers(job, spec, own, pod) && (good.contains(&uid) || bad.contains(&uid) || by_index || ignored)
         })
         .cloned()
         .collect()
+}
+
+/// Whether the pod alone remembers how often its index has failed: it must not go before its replacement has come.
+fn remembers(job: &Job, spec: &JobSpec, own: &[Arc<Pod>], pod: &Pod) -> bool {
+    let over = ["FailureTarget", "SuccessCriteriaMet", "Complete", "Failed"].iter().any(|c| condition(job, c).is_some());
+    let Some(index) = index_of(pod).filter(|_| spec.backoff_limit_per_index.is_some() && !over) else { return false };
+    if job.metadata.deletion_timestamp.is_some() || !failed(spec, pod) || policy::judge(job, pod) == Verdict::Ignore {
+        return false;
+    }
+    let status = job.status.as_ref();
+    let bound = spec.completions.unwrap_or(0);
+    let settled = |text: Option<&String>| indexes::parse(text.map_or("", String::as_str), bound).contains(&index);
+    let is_settled = settled(status.and_then(|s| s.completed_indexes.as_ref()))
+        || settled(status.and_then(|s| s.failed_indexes.as_ref()));
+    let replaced = own.iter().any(|other| {
+        other.metadata.uid != pod.metadata.uid
+            && index_of(other) == Some(index)
+            && failures_of_index(other) > failures_of_index(pod)
+    });
+    (0..bound).contains(&index) && !is_settled && !replaced
 }
 
 /// Whether the pod has ended in a way that counts, and the status does not know yet.
@@ -310,10 +330,16 @@ pub fn decide(job: &Job, own: &[Arc<Pod>], namespace_pods: &[Arc<Pod>], now: Tim
         let unseen = own.iter().any(|p| is_unseen(job, spec, &status, &completed, p));
         let missing = if unseen { 0 } else { wanted.saturating_sub(active.len() + waiting).min(BURST) };
         if missing > 0 {
-            match pause(spec, own, now) {
+            // With a limit an index, the failures of one do not hold up the others.
+            let by_index = spec.backoff_limit_per_index.is_some();
+            match pause(spec, own.iter().filter(|_| !by_index), now) {
                 Some(pause) => plan.again = Some(pause),
                 None => {
-                    plan.create = make(job, spec, own, namespace_pods, &active, &completed, &failed_indexes, missing)
+                    let held = if by_index { held_indexes(spec, own, now) } else { BTreeMap::new() };
+                    let mut closed = failed_indexes.clone();
+                    closed.extend(held.keys());
+                    plan.again = held.values().min().copied();
+                    plan.create = make(job, spec, own, namespace_pods, &active, &completed, &closed, missing);
                 }
             }
         }
@@ -443,11 +469,17 @@ fn ended_at(pod: &Pod) -> Option<Timestamp> {
         .or_else(|| pods::condition(pod, "Ready")?.last_transition_time.as_ref().map(|t| t.0))
 }
 
+/// The indexes that wait after failures of their own, and how long.
+fn held_indexes(spec: &JobSpec, own: &[Arc<Pod>], now: Timestamp) -> BTreeMap<i32, Duration> {
+    let indexes: BTreeSet<i32> = own.iter().filter(|p| failed(spec, p)).filter_map(|p| index_of(p)).collect();
+    let wait = |index: i32| pause(spec, own.iter().filter(|p| index_of(p) == Some(index)), now);
+    indexes.into_iter().filter_map(|index| Some((index, wait(index)?))).collect()
+}
+
 /// How long to wait after failures: 10 s, doubling with each since the last success, up to 10 minutes.
-fn pause(spec: &JobSpec, own: &[Arc<Pod>], now: Timestamp) -> Option<Duration> {
-    let last_good = own.iter().filter(|p| succeeded(p)).filter_map(|p| ended_at(p)).max();
+fn pause<'a>(spec: &JobSpec, own: impl Iterator<Item = &'a Arc<Pod>> + Clone, now: Timestamp) -> Option<Duration> {
+    let last_good = own.clone().filter(|p| succeeded(p)).filter_map(|p| ended_at(p)).max();
     let failures: Vec<Timestamp> = own
-        .iter()
         .filter(|p| failed(spec, p))
         .filter_map(|p| ended_at(p))
         .filter(|at| last_good.is_none_or(|good| *at > good))

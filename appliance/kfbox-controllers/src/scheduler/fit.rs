@@ -1,9 +1,12 @@
 //! Whether a pod fits on a node, and why not, in upstream's words. Pure.
 
-use super::ledger::Ledger;
-use crate::selectors;
+use super::{
+    ledger::{Held, Ledger},
+    terms::{self, Term},
+};
+use crate::{cache::Cache, pods, selectors};
 use k8s_openapi::{
-    api::core::v1::{Node, NodeSelector, NodeSelectorTerm, Pod, PodAffinityTerm, Taint, Toleration},
+    api::core::v1::{Namespace, Node, NodeSelector, NodeSelectorTerm, Pod, Taint, Toleration},
     apimachinery::pkg::api::resource::Quantity,
 };
 use std::{
@@ -15,9 +18,78 @@ use std::{
 pub type Requests = BTreeMap<String, i128>;
 pub type HostPort = (String, String, i32);
 
+/// What may make a pod fit that did not: bits of [`Reason::helped_by`].
+pub mod event {
+    /// A pod left a node, or a node grew.
+    pub const ROOM: u8 = 1;
+    /// A node came, or its labels or taints changed.
+    pub const NODE: u8 = 2;
+    /// A pod came to a node, or its labels changed.
+    pub const PODS: u8 = 4;
+    /// A claim, a volume or a class changed.
+    pub const STORAGE: u8 = 8;
+    pub const ANY: u8 = ROOM | NODE | PODS | STORAGE;
+}
+
+/// Why a pod does not fit on a node.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Reason {
+    pub text: String,
+    pub helped_by: u8,
+    /// No pod's leaving would change it, so nobody is pre-empted for it.
+    pub is_final: bool,
+}
+
+impl Reason {
+    pub fn lasting(text: impl Into<String>, helped_by: u8) -> Self {
+        Self { text: text.into(), helped_by, is_final: true }
+    }
+
+    pub fn passing(text: impl Into<String>, helped_by: u8) -> Self {
+        Self { text: text.into(), helped_by, is_final: false }
+    }
+}
+
+/// A pod to be placed, and what of it decisions need, read once.
+pub struct Subject<'a> {
+    pub pod: &'a Pod,
+    uid: &'a str,
+    pub priority: i32,
+    tolerations: Vec<Toleration>,
+    requests: Requests,
+    ports: Vec<HostPort>,
+    near: Vec<Term>,
+    far: Vec<Term>,
+    /// Claims that only one pod may use at a time.
+    pub exclusive: Vec<String>,
+}
+
+impl<'a> Subject<'a> {
+    pub fn new(pod: &'a Pod, exclusive: Vec<String>) -> Self {
+        Self {
+            pod,
+            uid: pod.metadata.uid.as_deref().unwrap_or_default(),
+            priority: priority(pod),
+            tolerations: pod.spec.as_ref().and_then(|s| s.tolerations.clone()).unwrap_or_default(),
+            requests: requests(pod),
+            ports: host_ports(pod),
+            near: terms::required(pod, false),
+            far: terms::required(pod, true),
+            exclusive,
+        }
+    }
+}
+
+pub fn priority(pod: &Pod) -> i32 {
+    pod.spec.as_ref().and_then(|s| s.priority).unwrap_or(0)
+}
+
 pub struct World<'a> {
     pub nodes: &'a [Arc<Node>],
     pub ledger: &'a Ledger,
+    pub namespaces: &'a Cache<Namespace>,
+    /// Uids of pods that are thought away.
+    pub without: HashSet<String>,
 }
 
 /// A quantity in thousandths, rounded up; `None` when it is not one.
@@ -192,21 +264,44 @@ fn topology<'a>(node: &'a Node, key: &str) -> Option<&'a String> {
     node.metadata.labels.as_ref()?.get(key)
 }
 
-/// Whether `candidate` is one of the pods that `term` (of a pod in `namespace`) speaks of.
-fn term_selects(term: &PodAffinityTerm, namespace: &str, candidate: &Pod) -> bool {
-    let there = candidate.metadata.namespace.as_deref().unwrap_or_default();
-    let named = term.namespaces.as_deref().unwrap_or_default();
-    // A namespace selector that is present and empty means all; others would need the namespaces' labels.
-    let everywhere = term.namespace_selector.as_ref().is_some_and(selectors::is_empty);
-    let in_scope = everywhere
-        || named.iter().any(|n| n == there)
-        || (named.is_empty() && term.namespace_selector.is_none() && there == namespace);
-    in_scope && term.label_selector.as_ref().is_some_and(|s| selectors::matches(s, candidate.metadata.labels.as_ref()))
+fn uid(held: &Held) -> &str {
+    held.pod.metadata.uid.as_deref().unwrap_or_default()
 }
 
-impl World<'_> {
+impl<'a> World<'a> {
+    fn stays(&self, held: &Held) -> bool {
+        self.without.is_empty() || !self.without.contains(uid(held))
+    }
+
+    /// Pods on other nodes, or this one, that count.
+    fn present(&self) -> impl Iterator<Item = &'a Held> {
+        self.ledger.all().filter(|h| self.stays(h))
+    }
+
+    /// Those for whom room is kept on the node and who go before `subject`.
+    fn rivals(&self, subject: &Subject<'_>, node: &str) -> impl Iterator<Item = &'a Held> {
+        self.ledger
+            .nominated()
+            .filter(move |h| h.node == node && h.priority() >= subject.priority && uid(h) != subject.uid)
+            .filter(|h| self.stays(h))
+    }
+
+    fn used(&self, subject: &Subject<'_>, node: &str, resource: &str) -> i128 {
+        let amount = |held: &Held| held.requests.get(resource).copied().unwrap_or(0);
+        let thought_away: i128 =
+            self.without.iter().filter_map(|uid| self.ledger.get(uid)).filter(|h| h.node == node).map(amount).sum();
+        let kept: i128 = self.rivals(subject, node).map(amount).sum();
+        self.ledger.used(node, resource) - thought_away + kept
+    }
+
+    fn count(&self, subject: &Subject<'_>, node: &str) -> usize {
+        let thought_away =
+            self.without.iter().filter_map(|uid| self.ledger.get(uid)).filter(|h| h.node == node).count();
+        self.ledger.count(node) - thought_away + self.rivals(subject, node).count()
+    }
+
     /// Whether a pod of the term runs in the topology domain of `node`.
-    fn near(&self, term: &PodAffinityTerm, namespace: &str, node: &Node) -> bool {
+    fn near(&self, term: &Term, node: &Node) -> bool {
         let Some(domain) = topology(node, &term.topology_key) else { return false };
         let domains: HashSet<&str> = self
             .nodes
@@ -214,135 +309,159 @@ impl World<'_> {
             .filter(|n| topology(n, &term.topology_key) == Some(domain))
             .filter_map(|n| n.metadata.name.as_deref())
             .collect();
-        self.ledger.all().any(|h| domains.contains(h.node.as_str()) && term_selects(term, namespace, &h.pod))
+        self.present().any(|h| domains.contains(h.node.as_str()) && term.selects(&h.pod, self.namespaces))
     }
 }
 
-fn required_terms(pod: &Pod, anti: bool) -> &[PodAffinityTerm] {
-    let Some(affinity) = pod.spec.as_ref().and_then(|s| s.affinity.as_ref()) else { return &[] };
-    let terms = if anti {
-        affinity
-            .pod_anti_affinity
-            .as_ref()
-            .and_then(|a| a.required_during_scheduling_ignored_during_execution.as_deref())
-    } else {
-        affinity.pod_affinity.as_ref().and_then(|a| a.required_during_scheduling_ignored_during_execution.as_deref())
-    };
-    terms.unwrap_or_default()
-}
-
-/// Why the pod does not fit; empty when it does.
-pub fn reasons(pod: &Pod, node: &Node, world: &World<'_>) -> Vec<String> {
-    let spec = pod.spec.clone().unwrap_or_default();
-    let name = node.metadata.name.as_deref().unwrap_or_default();
-    let tolerations = spec.tolerations.as_deref().unwrap_or_default();
+/// Why the pod does not fit; empty when it does. In the order of upstream's plugins: the first that objects is told.
+pub fn reasons(subject: &Subject<'_>, node: &Node, world: &World<'_>) -> Vec<Reason> {
+    let (pod, name) = (subject.pod, node.metadata.name.as_deref().unwrap_or_default());
+    let tolerations = &subject.tolerations;
     if node.spec.as_ref().and_then(|s| s.unschedulable) == Some(true) {
         let cordon =
             Taint { key: "node.kubernetes.io/unschedulable".into(), effect: "NoSchedule".into(), ..Taint::default() };
         if !tolerates(tolerations, &cordon) {
-            return vec!["node(s) were unschedulable".into()];
+            return vec![Reason::lasting("node(s) were unschedulable", event::NODE)];
         }
     }
+    if untolerated(node, tolerations).is_some() {
+        return vec![Reason::lasting("node(s) had untolerated taint(s)", event::NODE)];
+    }
     if !wants_node(pod, node) {
-        return vec!["node(s) didn't match Pod's node affinity/selector".into()];
+        return vec![Reason::lasting("node(s) didn't match Pod's node affinity/selector", event::NODE)];
     }
-    if let Some(taint) = untolerated(node, tolerations) {
-        let value = taint.value.as_deref().unwrap_or_default();
-        return vec![format!("node(s) had untolerated taint {{{}: {value}}}", taint.key)];
+    if !subject.ports.is_empty() {
+        let taken = world.ledger.with_ports().filter(|h| h.node == name && world.stays(h));
+        let clash = |h: &Held| h.ports.iter().any(|p| subject.ports.iter().any(|w| ports_clash(p, w)));
+        if taken.chain(world.rivals(subject, name)).any(clash) {
+            let why = "node(s) didn't have free ports for the requested pod ports";
+            return vec![Reason::passing(why, event::ROOM | event::NODE)];
+        }
     }
-    let wanted = host_ports(pod);
-    if world.ledger.on_node(name).any(|h| h.ports.iter().any(|p| wanted.iter().any(|w| ports_clash(p, w)))) {
-        return vec!["node(s) didn't have free ports for the requested pod ports".into()];
+    let why = room(subject, node, world);
+    if !why.is_empty() {
+        return why;
     }
+    if !subject.exclusive.is_empty() {
+        let used = |h: &Held| {
+            h.pod.metadata.namespace == pod.metadata.namespace && h.claims.iter().any(|c| subject.exclusive.contains(c))
+        };
+        if world.ledger.on_node(name).filter(|h| world.stays(h)).any(used) {
+            let why = "node has pod using PersistentVolumeClaim with the same name and ReadWriteOncePod access mode";
+            return vec![Reason::passing(why, event::ROOM | event::STORAGE)];
+        }
+    }
+    if let Some(reason) = spread(subject, node, world) {
+        return vec![reason];
+    }
+    affinity(subject, node, world).into_iter().collect()
+}
 
+/// What the node has too little of.
+fn room(subject: &Subject<'_>, node: &Node, world: &World<'_>) -> Vec<Reason> {
+    let name = node.metadata.name.as_deref().unwrap_or_default();
+    let helped_by = event::ROOM | event::NODE;
     let mut why = Vec::new();
     let empty = BTreeMap::new();
     let allocatable = node.status.as_ref().and_then(|s| s.allocatable.as_ref()).unwrap_or(&empty);
     let limit = |resource: &str| allocatable.get(resource).and_then(milli);
-    if limit("pods").is_some_and(|pods| i128::try_from(world.ledger.on_node(name).count()).unwrap_or(0) * 1_000 >= pods)
-    {
-        why.push("Too many pods".to_owned());
+    let count = i128::try_from(world.count(subject, name)).unwrap_or(0);
+    if limit("pods").is_some_and(|pods| count * 1_000 >= pods) {
+        why.push(Reason::passing("Too many pods", helped_by));
     }
-    for (resource, amount) in requests(pod) {
-        let used: i128 = world.ledger.on_node(name).filter_map(|h| h.requests.get(&resource)).sum();
-        let room = limit(&resource);
+    for (resource, amount) in &subject.requests {
+        let all = limit(resource);
         // A node that does not report its storage does not limit it.
-        if room.is_none() && resource == "ephemeral-storage" {
+        if all.is_none() && resource == "ephemeral-storage" {
             continue;
         }
-        if amount > 0 && used + amount > room.unwrap_or(0) {
-            why.push(format!("Insufficient {resource}"));
+        let all = all.unwrap_or(0);
+        if *amount > 0 && world.used(subject, name, resource) + amount > all {
+            // More than the whole node has: nobody's leaving would do.
+            why.push(Reason { text: format!("Insufficient {resource}"), helped_by, is_final: *amount > all });
         }
     }
-    if !why.is_empty() {
-        return why;
-    }
+    why
+}
 
-    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-    for term in required_terms(pod, false) {
+fn affinity(subject: &Subject<'_>, node: &Node, world: &World<'_>) -> Option<Reason> {
+    let helped_by = event::PODS | event::NODE;
+    for term in &subject.near {
+        let present = || world.present().any(|h| term.selects(&h.pod, world.namespaces));
         // The first of a group that wants to be together is near itself.
-        let first =
-            term_selects(term, namespace, pod) && !world.ledger.all().any(|h| term_selects(term, namespace, &h.pod));
-        if topology(node, &term.topology_key).is_none() || !(first || world.near(term, namespace, node)) {
-            return vec!["node(s) didn't match pod affinity rules".into()];
+        let first = || term.selects(subject.pod, world.namespaces) && !present();
+        if topology(node, &term.topology_key).is_none() || !(world.near(term, node) || first()) {
+            return Some(Reason::lasting("node(s) didn't match pod affinity rules", helped_by));
         }
     }
-    if required_terms(pod, true).iter().any(|term| world.near(term, namespace, node)) {
-        return vec!["node(s) didn't match pod anti-affinity rules".into()];
+    let helped_by = event::ROOM | event::PODS | event::NODE;
+    if subject.far.iter().any(|term| world.near(term, node)) {
+        return Some(Reason::passing("node(s) didn't match pod anti-affinity rules", helped_by));
     }
-    let repelled = world.ledger.all().any(|held| {
-        let theirs = held.pod.metadata.namespace.as_deref().unwrap_or_default();
-        required_terms(&held.pod, true).iter().any(|term| {
+    let name = node.metadata.name.as_deref().unwrap_or_default();
+    let repels = |held: &Held| {
+        held.repels.iter().any(|term| {
             let at = world.nodes.iter().find(|n| n.metadata.name.as_deref() == Some(held.node.as_str()));
             let here = topology(node, &term.topology_key);
             here.is_some()
                 && at.and_then(|n| topology(n, &term.topology_key)) == here
-                && term_selects(term, theirs, pod)
+                && term.selects(subject.pod, world.namespaces)
         })
-    });
-    if repelled {
-        return vec!["node(s) didn't satisfy existing pods anti-affinity rules".into()];
-    }
-    spread(pod, node, world).into_iter().collect()
+    };
+    let others = world.ledger.repelling().filter(|h| world.stays(h)).chain(world.rivals(subject, name));
+    others
+        .into_iter()
+        .any(repels)
+        .then(|| Reason::passing("node(s) didn't satisfy existing pods anti-affinity rules", helped_by))
 }
 
 /// Topology spread constraints that must hold.
-fn spread(pod: &Pod, node: &Node, world: &World<'_>) -> Option<String> {
-    let namespace = pod.metadata.namespace.as_deref();
+fn spread(subject: &Subject<'_>, node: &Node, world: &World<'_>) -> Option<Reason> {
+    let pod = subject.pod;
+    let helped_by = event::ROOM | event::PODS | event::NODE;
     let constraints = pod.spec.as_ref()?.topology_spread_constraints.as_deref().unwrap_or_default();
-    for constraint in constraints.iter().filter(|c| c.when_unsatisfiable == "DoNotSchedule") {
+    let hard: Vec<_> = constraints.iter().filter(|c| c.when_unsatisfiable == "DoNotSchedule").collect();
+    for constraint in &hard {
         let Some(here) = topology(node, &constraint.topology_key) else {
-            return Some("node(s) didn't match pod topology spread constraints (missing required label)".into());
+            let why = "node(s) didn't match pod topology spread constraints (missing required label)";
+            return Some(Reason::lasting(why, helped_by));
         };
+        let selector =
+            terms::narrowed(constraint.label_selector.as_ref(), pod, constraint.match_label_keys.as_ref(), None);
         let mut counts: BTreeMap<&String, i32> = BTreeMap::new();
-        for other in world.nodes.iter().filter(|n| wants_node(pod, n)) {
+        for other in world.nodes {
+            let all_keys = hard.iter().all(|c| topology(other, &c.topology_key).is_some());
+            let by_affinity = constraint.node_affinity_policy.as_deref() == Some("Ignore") || wants_node(pod, other);
+            let by_taints = constraint.node_taints_policy.as_deref() != Some("Honor")
+                || untolerated(other, &subject.tolerations).is_none();
             let Some(domain) = topology(other, &constraint.topology_key) else { continue };
-            let count = counts.entry(domain).or_default();
-            let matching = world.ledger.on_node(other.metadata.name.as_deref().unwrap_or_default()).filter(|h| {
-                h.pod.metadata.namespace.as_deref() == namespace
-                    && h.pod.metadata.deletion_timestamp.is_none()
-                    && constraint
-                        .label_selector
-                        .as_ref()
-                        .is_some_and(|s| selectors::matches(s, h.pod.metadata.labels.as_ref()))
+            if !(all_keys && by_affinity && by_taints) {
+                continue;
+            }
+            let there = other.metadata.name.as_deref().unwrap_or_default();
+            let matching = world.ledger.on_node(there).filter(|h| {
+                world.stays(h)
+                    && h.pod.metadata.namespace == pod.metadata.namespace
+                    && !pods::is_deleting(&h.pod)
+                    && terms::matches(selector.as_ref(), &h.pod)
             });
-            *count += i32::try_from(matching.count()).unwrap_or(i32::MAX);
+            *counts.entry(domain).or_default() += i32::try_from(matching.count()).unwrap_or(i32::MAX);
         }
-        let least = counts.values().min().copied().unwrap_or(0);
-        let own =
-            constraint.label_selector.as_ref().is_some_and(|s| selectors::matches(s, pod.metadata.labels.as_ref()));
-        let after = counts.get(here).copied().unwrap_or(0) + i32::from(own);
+        let too_few_domains =
+            constraint.min_domains.is_some_and(|min| counts.len() < usize::try_from(min).unwrap_or(0));
+        let least = if too_few_domains { 0 } else { counts.values().min().copied().unwrap_or(0) };
+        let own = i32::from(terms::matches(selector.as_ref(), pod));
+        let after = counts.get(here).copied().unwrap_or(0) + own;
         if after - least > constraint.max_skew {
-            return Some("node(s) didn't match pod topology spread constraints".into());
+            return Some(Reason::passing("node(s) didn't match pod topology spread constraints", helped_by));
         }
     }
     None
 }
 
-/// How well a fitting node suits: preferred affinity first, then the more room.
-pub fn score(pod: &Pod, node: &Node, world: &World<'_>) -> (i64, i64) {
-    let affinity = pod.spec.as_ref().and_then(|s| s.affinity.as_ref());
-    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+/// How well a fitting node suits: preferred affinity first, then taints it had rather not meet, then the more room.
+pub fn score(subject: &Subject<'_>, node: &Node, world: &World<'_>) -> (i64, i64, i64) {
+    let affinity = subject.pod.spec.as_ref().and_then(|s| s.affinity.as_ref());
     let mut preferred = 0;
     let node_terms = affinity
         .and_then(|a| a.node_affinity.as_ref())
@@ -360,20 +479,23 @@ pub fn score(pod: &Pod, node: &Node, world: &World<'_>) -> (i64, i64) {
         .and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_deref());
     for (terms, sign) in [(near, 1), (far, -1)] {
         for term in terms.unwrap_or_default() {
-            if world.near(&term.pod_affinity_term, namespace, node) {
+            if world.near(&Term::of(&term.pod_affinity_term, subject.pod), node) {
                 preferred += sign * i64::from(term.weight);
             }
         }
     }
+    let taints = node.spec.as_ref().and_then(|s| s.taints.as_deref()).unwrap_or_default();
+    let unwelcome = taints.iter().filter(|t| t.effect == "PreferNoSchedule" && !tolerates(&subject.tolerations, t));
+    let unwelcome = i64::try_from(unwelcome.count()).unwrap_or(i64::MAX);
     let name = node.metadata.name.as_deref().unwrap_or_default();
     let allocatable = node.status.as_ref().and_then(|s| s.allocatable.as_ref());
     let free = ["cpu", "memory"]
         .iter()
         .map(|resource| {
             let total = allocatable.and_then(|a| a.get(*resource)).and_then(milli).unwrap_or(0);
-            let used: i128 = world.ledger.on_node(name).filter_map(|h| h.requests.get(*resource)).sum();
+            let used = world.used(subject, name, resource);
             if total > 0 { i64::try_from((total - used).max(0) * 100 / total).unwrap_or(0) } else { 0 }
         })
         .sum();
-    (preferred, free)
+    (preferred, -unwelcome, free)
 }

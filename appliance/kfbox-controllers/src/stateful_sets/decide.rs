@@ -1,13 +1,13 @@
 //! What a StatefulSet does next: one thing at a time when ordered. Pure.
 
-use crate::{cache, pods, revisions};
+use crate::{cache, deployments::share, pods, revisions};
 use jiff::Timestamp;
 use k8s_openapi::{
     api::{
         apps::v1::{ControllerRevision, StatefulSet, StatefulSetSpec, StatefulSetStatus},
         core::v1::{PersistentVolumeClaim, PersistentVolumeClaimVolumeSource, Pod, PodTemplateSpec, Volume},
     },
-    apimachinery::pkg::apis::meta::v1::OwnerReference,
+    apimachinery::pkg::{apis::meta::v1::OwnerReference, util::intstr::IntOrString},
 };
 use kube::api::ObjectMeta;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -166,8 +166,27 @@ pub fn decide(
         }
     }
 
-    // Then to the new template, from the last, one at a time.
+    // Then to the new template, from the last, one at a time unless more may be away.
     if on_delete {
+        return plan;
+    }
+    let one = IntOrString::Int(1);
+    let away = strategy.and_then(|s| s.rolling_update.as_ref()).and_then(|r| r.max_unavailable.as_ref());
+    let away = share(away.unwrap_or(&one), wanted, false).max(1);
+    if away > 1 {
+        let sick = (first..end).filter(|n| by_ordinal.get(n).is_none_or(|p| !healthy(p))).count();
+        let mut budget = away - i32::try_from(sick).unwrap_or(i32::MAX);
+        for n in (first + partition.max(0)..end).rev() {
+            let Some(pod) = by_ordinal.get(&n) else { continue };
+            if budget <= 0 {
+                break;
+            }
+            if revision_of(pod) != Some(update) && !pods::is_deleting(pod) {
+                // One that is away already costs nothing.
+                budget -= i32::from(healthy(pod));
+                plan.delete.push((*pod).clone());
+            }
+        }
         return plan;
     }
     for n in (first + partition.max(0)..end).rev() {

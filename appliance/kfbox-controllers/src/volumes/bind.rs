@@ -75,7 +75,8 @@ fn refers_to(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
         && reference.uid.as_ref().is_none_or(|uid| uid.is_empty() || Some(uid) == claim.metadata.uid.as_ref())
 }
 
-fn suits(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
+/// Whether the volume may be bound to the claim.
+pub fn suits(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
     let (Some(has), Some(wants)) = (&volume.spec, &claim.spec) else { return false };
     let class = |name: &Option<String>| name.clone().unwrap_or_default();
     let free = has.claim_ref.is_none()

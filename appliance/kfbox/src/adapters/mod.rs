@@ -9,3 +9,4 @@ pub mod lineage;
 pub mod metadata_access;
 pub mod namespaces;
 pub mod pod_identity;
+pub mod signing;

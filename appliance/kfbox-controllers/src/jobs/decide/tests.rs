@@ -333,3 +333,29 @@ fn a_work_queue_is_done_when_one_succeeded_and_none_runs() {
     world.look(NEVER);
     assert_eq!((world.reason().as_str(), world.status().succeeded), ("Complete: CompletionsReached", Some(3)));
 }
+
+#[test]
+fn an_index_that_failed_does_not_hold_up_the_others() {
+    let mut world = World::new(
+        json!({ "completions": 2, "parallelism": 1, "completionMode": "Indexed", "backoffLimitPerIndex": 2 }),
+    );
+    world.look(usize::MAX);
+    assert_eq!((world.pods.len(), index_of(&world.pods[0])), (1, Some(0)));
+    world.end(0, "Failed", 1);
+    world.look(usize::MAX);
+    world.look(usize::MAX);
+    assert_eq!(world.pods.len(), 2, "the next index starts at once");
+    assert_eq!(index_of(&world.pods[1]), Some(1));
+    world.end(1, "Succeeded", 0);
+    world.look(usize::MAX);
+    world.look(usize::MAX);
+    assert_eq!(world.pods.len(), 2, "the first waits for its own pause");
+    world.clock += 20;
+    assert!(tracked(&world.pods[0]), "it alone knows that the index has failed");
+    world.look(usize::MAX);
+    assert_eq!((world.pods.len(), index_of(&world.pods[2])), (3, Some(0)));
+    assert_eq!(failures_of_index(&world.pods[2]), 1);
+    world.look(usize::MAX);
+    assert!(!tracked(&world.pods[0]), "its replacement knows too");
+    assert_eq!(world.status().failed, Some(1));
+}

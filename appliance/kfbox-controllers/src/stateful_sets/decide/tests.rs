@@ -167,3 +167,20 @@ fn names_are_ordinals_only_in_their_one_form() {
         assert_eq!(ordinal(&set, &named(other)), None, "{other}");
     }
 }
+
+#[test]
+fn several_may_be_away_during_an_update() {
+    let strategy = json!({ "type": "RollingUpdate", "rollingUpdate": { "maxUnavailable": 2 } });
+    let mut world = World::new(set(4, json!({ "podManagementPolicy": "Parallel", "updateStrategy": strategy })));
+    world.run();
+    world.image("two");
+    world.look();
+    assert_eq!(std::mem::take(&mut world.log), ["-db-3", "-db-2"]);
+    world.look();
+    assert!(world.log.is_empty(), "no third before one is back");
+    world.run();
+    assert_eq!(world.images(), ["two"; 4]);
+    world.image("bad");
+    world.run();
+    assert_eq!(world.images(), ["two", "two", "bad", "bad"], "what does not come up holds the rest");
+}

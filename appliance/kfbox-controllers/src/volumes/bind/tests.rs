@@ -9,6 +9,7 @@ fn config() -> Config {
         local_path_root: "/data/volumes".into(),
         root_ca_pem: String::new(),
         cluster_name: "kfbox".into(),
+        signer: None,
     }
 }
 

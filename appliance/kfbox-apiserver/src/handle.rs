@@ -75,6 +75,9 @@ async fn answer(core: Arc<Core>, mut parts: Parts, body: Body) -> Result<Respons
             let call = call(core, &mut parts, query, target, user, local)?;
             let mut response = dispatch(&call, verb, parts, body).await?;
             let warnings = std::mem::take(&mut *call.warnings.lock());
+            for (key, value) in std::mem::take(&mut *call.annotations.lock()) {
+                tracing::debug!(key, value, "audit annotation");
+            }
             respond::add_warnings(&mut response, &warnings);
             Ok(response)
         }
@@ -118,7 +121,20 @@ fn call(
     let headers: HeaderMap = parts.headers.clone();
     let warnings = resource.custom.as_ref().and_then(|c| c.deprecation.clone());
     let warnings = Mutex::new(warnings.into_iter().collect());
-    Ok(Arc::new(Call { core, registry, resource, target, query, user, headers, accept, dry_run, local, warnings }))
+    Ok(Arc::new(Call {
+        core,
+        registry,
+        resource,
+        target,
+        query,
+        user,
+        headers,
+        accept,
+        dry_run,
+        local,
+        warnings,
+        annotations: Mutex::default(),
+    }))
 }
 
 async fn dispatch(call: &Arc<Call>, verb: &'static str, parts: Parts, body: Body) -> Result<Response, ApiError> {
@@ -173,5 +189,6 @@ pub fn own_call(core: &Arc<Core>, resource: Arc<crate::resources::Resource>, nam
         dry_run: false,
         local: true,
         warnings: Mutex::default(),
+        annotations: Mutex::default(),
     }
 }

@@ -1,11 +1,18 @@
 //! What the pod strategy fills in: phase and quality of service, and on updates what clients do not repeat.
 
 use super::pod_resources;
-use crate::schema::quantity;
+use crate::{object, schema::quantity};
 use serde_json::{Value, json};
 
 pub fn on_create(pod: &mut Value) {
     pod["status"] = json!({"phase": "Pending", "qosClass": quality(pod)});
+    if pod["spec"]["schedulingGates"].as_array().is_some_and(|gates| !gates.is_empty()) {
+        pod["status"]["conditions"] = json!([{
+            "type": "PodScheduled", "status": "False", "reason": "SchedulingGated",
+            "message": "Scheduling is blocked due to non-empty scheduling gates",
+            "lastProbeTime": null, "lastTransitionTime": object::now(),
+        }]);
+    }
 }
 
 /// A pod's identity and class are settled at creation; clients that apply the pod again do not repeat them.

@@ -136,6 +136,7 @@ pub async fn bind_object(call: &Call, binding: Value) -> Result<Response, ApiErr
         dry_run: call.dry_run,
         local: call.local,
         warnings: parking_lot::Mutex::default(),
+        annotations: parking_lot::Mutex::default(),
     };
     assign(&inner, &binding).await
 }

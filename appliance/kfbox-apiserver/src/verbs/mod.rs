@@ -44,6 +44,8 @@ pub struct Call {
     /// Whether the caller is in this process.
     pub local: bool,
     pub warnings: Mutex<Vec<String>>,
+    /// What admission has to say to the audit log.
+    pub annotations: Mutex<Vec<(String, String)>>,
 }
 
 /// How unknown fields are treated (`fieldValidation`).
@@ -70,6 +72,10 @@ impl Call {
 
     pub fn warn(&self, text: impl Into<String>) {
         self.warnings.lock().push(text.into());
+    }
+
+    pub fn annotate(&self, key: impl Into<String>, value: impl Into<String>) {
+        self.annotations.lock().push((key.into(), value.into()));
     }
 
     /// Who fields belong to: the parameter, else the client program's name.

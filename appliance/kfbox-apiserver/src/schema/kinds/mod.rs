@@ -3,7 +3,6 @@
 //! Upstream: `pkg/apis/*/validation`, whose field paths and wording are kept where clients meet them.
 
 mod config;
-mod limits;
 mod meta;
 mod names;
 mod pod;
@@ -61,8 +60,7 @@ pub fn validate_builtin(group: &str, version: &str, kind: &str, value: &Value, o
         ("policy", "PodDisruptionBudget") => policy::disruption_budget(c, value),
         ("scheduling.k8s.io", "PriorityClass") => policy::priority_class(c, value, old),
         ("coordination.k8s.io", "Lease") => policy::lease(c, value),
-        ("", "ResourceQuota") => limits::quota(c, value, old),
-        ("", "LimitRange") => limits::limit_range(c, value),
+        ("", "ResourceQuota") => policy::quota(c, value),
         ("admissionregistration.k8s.io", "MutatingWebhookConfiguration" | "ValidatingWebhookConfiguration") => {
             policy::webhooks(c, value)
         }

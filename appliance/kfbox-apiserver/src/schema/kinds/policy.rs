@@ -1,8 +1,9 @@
-//! Roles, bindings, budgets, priorities, leases, webhooks.
+//! Roles, bindings, budgets, priorities, leases, quotas, webhooks.
 
 use serde_json::Value;
 
-use super::{Check, FieldError, element, index, join, list, text};
+use super::super::quantity;
+use super::{Check, FieldError, element, entry, index, join, list, members, text};
 
 pub(super) fn role(c: &mut Check, kind: &str, value: &Value) {
     for (at, rule) in list(value, "/rules").iter().enumerate() {
@@ -120,6 +121,14 @@ pub(super) fn lease(c: &mut Check, value: &Value) {
         c.invalid("spec.leaseDurationSeconds", seconds, "must be greater than 0");
     }
     c.at_least(spec, "spec", "leaseTransitions", 0);
+}
+
+pub(super) fn quota(c: &mut Check, value: &Value) {
+    for (name, amount) in members(value, "/spec/hard") {
+        if quantity::of(amount).is_some_and(|n| n < 0) {
+            c.invalid(&entry("spec", "hard", name), amount.clone(), "must be greater than or equal to 0");
+        }
+    }
 }
 
 pub(super) fn webhooks(c: &mut Check, value: &Value) {

@@ -22,6 +22,8 @@ use kube::{
 use serde_json::{Value, json};
 use std::{fmt::Debug, path::Path, sync::Arc, time::Duration};
 
+mod quotas;
+
 const NODE: &str = "node-a";
 
 mod policy;

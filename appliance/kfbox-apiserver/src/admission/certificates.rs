@@ -73,3 +73,24 @@ fn organizations(encoded: &str) -> Result<Vec<String>, String> {
     // What is no text cannot be compared, so it is refused rather than passed over.
     subject.iter_organization().map(|o| o.as_str().map(str::to_owned).map_err(|error| error.to_string())).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_are_read_from_the_request_and_rubbish_is_none() {
+        let mut params = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap();
+        params.distinguished_name.push(rcgen::DnType::OrganizationName, "team");
+        let key = rcgen::KeyPair::generate().unwrap();
+        let pem = params.serialize_request(&key).unwrap().pem().unwrap();
+        assert_eq!(organizations(&STANDARD.encode(&pem)), Ok(vec!["team".to_owned()]));
+        let other = params.self_signed(&key).unwrap().pem();
+        let why = organizations(&STANDARD.encode(other)).unwrap_err();
+        assert_eq!(why, "PEM block type must be CERTIFICATE REQUEST");
+        let cut = pem.replace("REQUEST-----\n", "REQUEST-----\nAAAA");
+        for bad in ["", "no base64", &STANDARD.encode("x"), &STANDARD.encode(cut)] {
+            assert!(organizations(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,8 +1,7 @@
 //! What the pod strategy fills in: phase and quality of service, and on updates what clients do not repeat.
 
 use super::pod_resources;
-use crate::object;
-use crate::schema::quantity;
+use crate::{object, schema::quantity};
 use serde_json::{Value, json};
 
 pub fn on_create(pod: &mut Value) {

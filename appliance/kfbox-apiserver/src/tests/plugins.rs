@@ -157,13 +157,17 @@ async fn ingresses_get_the_default_class() {
     assert!(made["spec"]["ingressClassName"].is_null(), "{made}");
 }
 
-fn request_for(organization: &str) -> String {
+fn encoded(text: &str) -> String {
     use base64::{Engine as _, engine::general_purpose::STANDARD};
+    STANDARD.encode(text)
+}
+
+fn request_for(organization: &str) -> String {
     let mut params = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap();
     params.distinguished_name.push(rcgen::DnType::CommonName, "ann");
     params.distinguished_name.push(rcgen::DnType::OrganizationName, organization);
     let pem = params.serialize_request(&rcgen::KeyPair::generate().unwrap()).unwrap().pem().unwrap();
-    STANDARD.encode(pem)
+    encoded(&pem)
 }
 
 #[tokio::test]
@@ -219,7 +223,8 @@ async fn only_who_may_approves_and_signs_certificates() {
         )
     );
     api.patch_subresource("approval", "own", &parameters, &approve).await.unwrap();
-    let sign = Patch::Merge(json!({"status": {"certificate": "eA=="}}));
+    let certificate = rcgen::generate_simple_self_signed(Vec::<String>::new()).unwrap().cert.pem();
+    let sign = Patch::Merge(json!({"status": {"certificate": encoded(&certificate)}}));
     let kube::Error::Api(refused) = api.patch_status("own", &parameters, &sign).await.unwrap_err() else { panic!() };
     assert!(
         refused.message.ends_with("user not permitted to sign requests with signerName \"example.com/s\""),

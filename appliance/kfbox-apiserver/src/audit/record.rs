@@ -3,8 +3,9 @@
 use super::policy::{Level, Stage};
 use chrono::{DateTime, SecondsFormat, Utc};
 use kfbox_base::UserInfo;
-use serde_json::{Map, Value, json};
-use std::sync::Arc;
+use serde::Serialize;
+use serde_json::{Map, Value};
+use std::{collections::BTreeMap, sync::Arc};
 
 /// Client-made text in a record is cut here, as upstream cuts the user agent.
 const LONGEST: usize = 1024;
@@ -47,55 +48,63 @@ impl Entry {
         out.push(b'\n');
     }
 
-    fn event(&self) -> Value {
-        let facts = &self.facts;
-        let mut event = json!({
-            "kind": "Event",
-            "apiVersion": "audit.k8s.io/v1",
-            "level": facts.level.as_str(),
-            "auditID": facts.id,
-            "stage": self.stage.as_str(),
-            "requestURI": facts.uri,
-            "verb": facts.verb,
-            "user": user(&facts.user),
-            "sourceIPs": facts.source_ips,
-            "requestReceivedTimestamp": micros(facts.received),
-            "stageTimestamp": micros(self.at),
-        });
-        let mut put = |name: &str, value: Value| {
-            if let Some(members) = event.as_object_mut() {
-                members.insert(name.into(), value);
-            }
-        };
-        if let Some(assumed) = &facts.impersonated {
-            put("impersonatedUser", user(assumed));
+    fn event(&self) -> Event<'_> {
+        let facts = &*self.facts;
+        Event {
+            kind: "Event",
+            api_version: "audit.k8s.io/v1",
+            level: facts.level.as_str(),
+            audit_id: &facts.id,
+            stage: self.stage.as_str(),
+            request_uri: &facts.uri,
+            verb: &facts.verb,
+            user: &facts.user,
+            impersonated_user: facts.impersonated.as_ref(),
+            source_ips: &facts.source_ips,
+            user_agent: &facts.user_agent,
+            object_ref: (!facts.object.is_empty()).then_some(&facts.object),
+            response_status: self.status.as_ref(),
+            request_object: self.request.as_deref(),
+            response_object: self.response.as_ref(),
+            request_received_timestamp: micros(facts.received),
+            stage_timestamp: micros(self.at),
+            annotations: self.annotations.iter().map(|(k, v)| (*k, &**v)).collect(),
         }
-        if !facts.user_agent.is_empty() {
-            put("userAgent", facts.user_agent.clone().into());
-        }
-        if !facts.object.is_empty() {
-            put("objectRef", facts.object.clone().into());
-        }
-        if let Some(status) = &self.status {
-            put("responseStatus", status.clone());
-        }
-        if let Some(request) = &self.request {
-            put("requestObject", (**request).clone());
-        }
-        if let Some(response) = &self.response {
-            put("responseObject", response.clone());
-        }
-        if !self.annotations.is_empty() {
-            let annotations: Map<String, Value> =
-                self.annotations.iter().map(|(k, v)| ((*k).to_owned(), v.clone().into())).collect();
-            put("annotations", annotations.into());
-        }
-        event
     }
 }
 
-fn user(user: &UserInfo) -> Value {
-    serde_json::to_value(user).unwrap_or_default()
+/// Written as it is read, without a tree of it in between: there is one for every change of anything.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Event<'a> {
+    kind: &'a str,
+    api_version: &'a str,
+    level: &'a str,
+    #[serde(rename = "auditID")]
+    audit_id: &'a str,
+    stage: &'a str,
+    #[serde(rename = "requestURI")]
+    request_uri: &'a str,
+    verb: &'a str,
+    user: &'a UserInfo,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    impersonated_user: Option<&'a UserInfo>,
+    #[serde(rename = "sourceIPs", skip_serializing_if = "<[_]>::is_empty")]
+    source_ips: &'a [String],
+    #[serde(skip_serializing_if = "str::is_empty")]
+    user_agent: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    object_ref: Option<&'a Map<String, Value>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    response_status: Option<&'a Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request_object: Option<&'a Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    response_object: Option<&'a Value>,
+    request_received_timestamp: String,
+    stage_timestamp: String,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    annotations: BTreeMap<&'a str, &'a str>,
 }
 
 fn micros(at: DateTime<Utc>) -> String {

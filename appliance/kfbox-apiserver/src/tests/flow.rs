@@ -204,6 +204,20 @@ async fn bodies_headers_and_objects_that_are_too_large_are_refused_with_upstream
     assert_eq!(&answer, b"HTTP/1.1 431");
 }
 
+#[test]
+fn an_address_has_so_many_connections_and_takes_none_from_others() {
+    let flow = flow::Flow::new(Limits { connections: 2, ..Limits::default() });
+    let connect = |from: &str| flow.connection(from.parse().unwrap());
+    let mut held = vec![connect("10.1.2.3"), connect("10.1.2.3")];
+    assert!(held.iter().all(Option::is_some) && connect("10.1.2.3").is_none());
+    assert!(connect("10.1.2.4").is_some());
+    held.pop();
+    assert!(connect("10.1.2.3").is_some());
+    // All users of this machine have one address.
+    let local: Vec<_> = (0..10).map(|_| connect("127.0.0.1")).collect();
+    assert!(local.iter().all(Option::is_some));
+}
+
 #[tokio::test]
 async fn a_body_that_comes_a_byte_at_a_time_is_not_waited_for() {
     let world = world().await;

@@ -115,6 +115,12 @@ impl ApiError {
             .causes(errors.iter().map(|e| json!({"reason": e.reason.as_str(), "message": e.message, "field": e.field})))
     }
 
+    /// Upstream's storage refuses it, without a reason.
+    pub fn revision_on_create() -> Self {
+        let message = "resourceVersion should not be set on objects to be created";
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "", message)
+    }
+
     pub fn bad_request(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "BadRequest", message)
     }
@@ -185,6 +191,11 @@ impl ApiError {
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
             "message": message, "reason": reason, "code": code.as_u16(),
         });
+        if reason.is_empty()
+            && let Some(members) = status.as_object_mut()
+        {
+            members.remove("reason");
+        }
         if !details.is_empty() {
             status["details"] = details.clone().into();
         }

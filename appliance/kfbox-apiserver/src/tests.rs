@@ -14,8 +14,12 @@ use serde_json::{Value, json};
 use std::path::Path;
 
 mod custom;
+mod golden;
+mod manifests;
 mod objects;
+mod properties;
 mod reads;
+mod rules;
 mod wire;
 
 pub struct World {

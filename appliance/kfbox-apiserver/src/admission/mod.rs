@@ -7,14 +7,7 @@ mod services;
 
 pub use services::{Addresses, Reservation};
 
-use crate::{
-    crds,
-    effects::CRDS,
-    object::meta,
-    status::ApiError,
-    store::Key,
-    verbs::Call,
-};
+use crate::{crds, effects::CRDS, object::meta, status::ApiError, store::Key, verbs::Call};
 use serde_json::{Value, json};
 
 /// Namespaces that may not be deleted (upstream's NamespaceLifecycle).

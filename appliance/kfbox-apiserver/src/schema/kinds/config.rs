@@ -172,7 +172,8 @@ fn served_version(c: &mut Check, version: &Value, path: &str) {
             c.invalid(&field, warning, "must be <= 256 characters long");
         }
         if let Some(at) = warning.char_indices().find(|(_, ch)| ch.is_control()).map(|(at, _)| at) {
-            let why = format!("must only contain printable UTF-8 characters; non-printable character found at index {at}");
+            let why =
+                format!("must only contain printable UTF-8 characters; non-printable character found at index {at}");
             c.invalid(&field, warning, &why);
         }
     }

@@ -76,7 +76,9 @@ fn ephemeral(c: &mut Check, one: &Value, path: &str, others: &HashSet<&str>) {
     if !target.is_empty() && !others.contains(target) {
         c.push(FieldError::not_found(&join(path, "targetContainerName"), &Value::from(target)));
     }
-    for name in ["ports", "livenessProbe", "readinessProbe", "startupProbe", "lifecycle", "restartPolicy", "resizePolicy"] {
+    for name in
+        ["ports", "livenessProbe", "readinessProbe", "startupProbe", "lifecycle", "restartPolicy", "resizePolicy"]
+    {
         if one.get(name).is_some_and(|v| !v.is_null() && v != &json!([])) {
             c.forbidden(&join(path, name), WHY);
         }
@@ -565,9 +567,7 @@ fn resize_policy(c: &mut Check, one: &Value, path: &str, pod_policy: &str) {
         if !seen.insert(resource) {
             c.duplicate(&index(path, at), resource);
         }
-        for (found, known) in
-            [(resource, ["cpu", "memory"]), (restart, ["NotRequired", "RestartContainer"])]
-        {
+        for (found, known) in [(resource, ["cpu", "memory"]), (restart, ["NotRequired", "RestartContainer"])] {
             match found {
                 "" => c.required(path, ""),
                 _ if !known.contains(&found) => c.not_supported(path, &Value::from(found), &known),

@@ -247,7 +247,10 @@ pub(super) fn quota(c: &mut Check, value: &Value, old: Option<&Value>) {
         for _ in hard.iter().filter(|name| is_quota_resource(name) && !scope_fits(scope, name)) {
             c.invalid(path, value["spec"]["scopeSelector"].clone(), "unsupported scope applied to resource");
         }
-        if SCOPES.contains(&scope) && !matches!(scope, "PriorityClass" | "VolumeAttributesClass") && operator != "Exists" {
+        if SCOPES.contains(&scope)
+            && !matches!(scope, "PriorityClass" | "VolumeAttributesClass")
+            && operator != "Exists"
+        {
             c.invalid(&join(path, "operator"), operator, "must be 'Exists' when scope is any of ResourceQuotaScopeTerminating, ResourceQuotaScopeNotTerminating, ResourceQuotaScopeBestEffort, ResourceQuotaScopeNotBestEffort or ResourceQuotaScopeCrossNamespacePodAffinity");
         }
         let values = list(rule, "/values");

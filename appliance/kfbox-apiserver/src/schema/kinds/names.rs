@@ -134,8 +134,7 @@ pub(super) fn qualified_any_case(text: &str) -> Faults {
 
 /// Keys of ConfigMaps and Secrets.
 pub(super) fn config_key(text: &str) -> Faults {
-    let holds =
-        !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
+    let holds = !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
     let place = match text {
         "." | ".." => Some(format!("must not be '{text}'")),
         _ if text.starts_with("..") => Some("must not start with '..'".to_owned()),

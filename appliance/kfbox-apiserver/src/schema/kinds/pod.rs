@@ -6,7 +6,9 @@ use serde_json::{Map, Value};
 
 use super::super::quantity;
 use super::containers::{self, Surroundings};
-use super::{Check, element, entry, index, join, list, members, meta, names, pod_update, scheduling, security, text, volumes};
+use super::{
+    Check, element, entry, index, join, list, members, meta, names, pod_update, scheduling, security, text, volumes,
+};
 
 /// Deletion of pods considers this cost, a 32-bit number.
 const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";

@@ -156,9 +156,8 @@ const ONLY_OF_SIDECARS: &str = "only cpu and memory resources for sidecar contai
 /// A write to `resize`: amounts of cpu and memory, within the pod's class of service.
 pub(super) fn resize(c: &mut Check, value: &Value, old: &Value) {
     let (new_spec, old_spec) = (&value["spec"], &old["spec"]);
-    let of_pod = |spec: &Value| {
-        ["/resources/requests", "/resources/limits"].iter().any(|p| members(spec, p).next().is_some())
-    };
+    let of_pod =
+        |spec: &Value| ["/resources/requests", "/resources/limits"].iter().any(|p| members(spec, p).next().is_some());
     if of_pod(old_spec) || of_pod(new_spec) {
         return c.forbidden("", "pods with pod-level resources cannot be resized");
     }
@@ -239,8 +238,7 @@ fn container(c: &mut Check, now: &Value, was: &Value, path: &str) {
 
 /// The class of service that a pod's amounts give it.
 fn quality(spec: &Value) -> &'static str {
-    let all: Vec<&Value> =
-        ["/containers", "/initContainers"].iter().flat_map(|kind| list(spec, kind)).collect();
+    let all: Vec<&Value> = ["/containers", "/initContainers"].iter().flat_map(|kind| list(spec, kind)).collect();
     let amount = |one: &Value, kind: &str, name: &str| {
         one.pointer(&format!("/resources/{kind}/{name}")).and_then(quantity::of).filter(|n| *n > 0)
     };

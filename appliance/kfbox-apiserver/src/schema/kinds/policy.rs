@@ -204,7 +204,8 @@ pub(super) fn signing_request(c: &mut Check, value: &Value) {
         c.invalid("spec.signerName", signer, why);
     } else {
         if !names::dns_subdomain(host).is_empty() || !host.contains('.') {
-            let why = format!("validating label {host:?}: should be a domain with at least two segments separated by dots");
+            let why =
+                format!("validating label {host:?}: should be a domain with at least two segments separated by dots");
             c.invalid("spec.signerName", signer, &why);
         }
         for why in names::dns_subdomain(path) {

@@ -138,7 +138,11 @@ fn match_keys(c: &mut Check, term: &Value, path: &str) {
             let key = key.as_str().unwrap_or_default();
             c.holds(&index(&field, at), key, names::qualified);
             if !first.insert(key) && kind == "mismatchLabelKeys" {
-                c.invalid(&index(&join(path, "matchLabelKeys"), at), key, "exists in both matchLabelKeys and mismatchLabelKeys");
+                c.invalid(
+                    &index(&join(path, "matchLabelKeys"), at),
+                    key,
+                    "exists in both matchLabelKeys and mismatchLabelKeys",
+                );
             }
         }
     }

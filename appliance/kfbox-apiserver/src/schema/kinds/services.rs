@@ -45,8 +45,8 @@ pub(super) fn service(c: &mut Check, value: &Value, old: Option<&Value>) {
     c.exactly_one_of(spec, "spec", "type", &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"]);
     taken_ports(c, ports, kind);
     load_balancer(c, spec, kind, old);
-    let accessible = matches!(kind, "NodePort" | "LoadBalancer")
-        || (kind == "ClusterIP" && !list(spec, "/externalIPs").is_empty());
+    let accessible =
+        matches!(kind, "NodePort" | "LoadBalancer") || (kind == "ClusterIP" && !list(spec, "/externalIPs").is_empty());
     let policy = text(spec, "/externalTrafficPolicy");
     if accessible {
         c.exactly_one_of(spec, "spec", "externalTrafficPolicy", &["Cluster", "Local"]);
@@ -366,7 +366,8 @@ pub(super) fn ingress(c: &mut Check, value: &Value, old: Option<&Value>) {
     if let Some(class) = class {
         c.holds("spec.ingressClassName", class, names::dns_subdomain);
     }
-    let annotated = value.pointer("/metadata/annotations").and_then(|a| a.get(CLASS_ANNOTATION)).and_then(Value::as_str);
+    let annotated =
+        value.pointer("/metadata/annotations").and_then(|a| a.get(CLASS_ANNOTATION)).and_then(Value::as_str);
     if let (None, Some(class), Some(annotated)) = (old, class, annotated)
         && class != annotated
     {

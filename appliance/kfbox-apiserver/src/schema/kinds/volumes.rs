@@ -212,13 +212,8 @@ fn downward(c: &mut Check, source: &Value, path: &str) {
                 c.invalid(path, "resource", why);
             }
             (Some(field), None) => {
-                let known = [
-                    "metadata.annotations",
-                    "metadata.labels",
-                    "metadata.name",
-                    "metadata.namespace",
-                    "metadata.uid",
-                ];
+                let known =
+                    ["metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid"];
                 containers::field_ref(c, field, &join(path, "fieldRef"), &known);
             }
             (None, Some(field)) => containers::resource_field_ref(c, field, &join(path, "resourceFieldRef"), true),
@@ -237,7 +232,8 @@ fn projected(c: &mut Check, source: &Value, path: &str) {
     let mut taken: HashSet<&str> = HashSet::new();
     for (at, part) in list(source, "/sources").iter().enumerate() {
         let part_path = element(path, "sources", at);
-        let kinds = ["secret", "configMap", "downwardAPI", "serviceAccountToken", "clusterTrustBundle", "podCertificate"];
+        let kinds =
+            ["secret", "configMap", "downwardAPI", "serviceAccountToken", "clusterTrustBundle", "podCertificate"];
         let mut found = kinds.iter().filter_map(|kind| Some((*kind, part.get(*kind)?)));
         let Some((kind, inner)) = found.next() else { continue };
         let inner_path = join(&part_path, kind);

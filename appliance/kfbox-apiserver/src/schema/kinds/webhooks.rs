@@ -77,11 +77,7 @@ pub(super) fn client(c: &mut Check, config: &Value, path: &str) {
             if let Some(port) = service.get("port").and_then(Value::as_i64)
                 && !(1..=65535).contains(&port)
             {
-                c.invalid(
-                    &join(&path, "port"),
-                    port,
-                    "port is not valid: must be between 1 and 65535, inclusive",
-                );
+                c.invalid(&join(&path, "port"), port, "port is not valid: must be between 1 and 65535, inclusive");
             }
         }
         _ => c.required(path, "exactly one of url or service is required"),
@@ -183,10 +179,7 @@ fn rule(c: &mut Check, rule: &Value, path: &str) {
         if resource.is_empty() {
             c.required(&index(&field, at), "");
         }
-        if *resource != "*"
-            && !resource.contains('/')
-            && resources.contains(&"*")
-        {
+        if *resource != "*" && !resource.contains('/') && resources.contains(&"*") {
             let why = "if '*' is present, must not specify other resources without subresources";
             c.invalid(&field, rule["resources"].clone(), why);
             break;

@@ -14,6 +14,10 @@ pub const BODY_LIMIT: usize = 3 << 20;
 /// In which a body must be there: over a slow network 3 MiB take a few seconds.
 const BODY_PATIENCE: std::time::Duration = std::time::Duration::from_secs(15);
 
+/// What is stored is read again by a parser that stops at 128 levels, and the book of field owners nests some levels
+/// deeper than the object. No kind nests a third as deep.
+pub const MAX_NESTING: usize = 100;
+
 const READABLE: &str = "application/json, application/yaml, application/vnd.kubernetes.protobuf";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,13 +136,13 @@ pub fn decode(headers: &HeaderMap, body: &[u8]) -> Result<Value, ApiError> {
     match content_type(headers) {
         "" | "application/json" => json(body),
         "application/yaml" | "application/apply-patch+yaml" => yaml(body),
-        protobuf::MEDIA_TYPE => protobuf::decode(body).map_err(|error| match error {
+        protobuf::MEDIA_TYPE => protobuf::decode(body).map(shallow).map_err(|error| match error {
             protobuf::DecodeError::Kind { .. } => {
                 let message = format!("{}: {error}", ApiError::unsupported_media_type(READABLE));
                 ApiError::new(http::StatusCode::UNSUPPORTED_MEDIA_TYPE, "UnsupportedMediaType", message)
             }
             malformed => ApiError::bad_request(malformed.to_string()),
-        }),
+        })?,
         // Python's requests and curl -d name nothing better.
         "application/x-www-form-urlencoded" | "text/plain" if body.first() == Some(&b'{') => json(body),
         _ => Err(ApiError::unsupported_media_type(READABLE)),
@@ -148,6 +152,14 @@ pub fn decode(headers: &HeaderMap, body: &[u8]) -> Result<Value, ApiError> {
 pub fn json(body: &[u8]) -> Result<Value, ApiError> {
     serde_json::from_slice(body)
         .map_err(|e| ApiError::bad_request(format!("the object provided is unrecognized (must be valid JSON): {e}")))
+        .and_then(shallow)
+}
+
+fn shallow(value: Value) -> Result<Value, ApiError> {
+    match crate::object::nesting(&value) > MAX_NESTING {
+        false => Ok(value),
+        true => Err(ApiError::bad_request(format!("exceeded max depth: more than {MAX_NESTING} levels of nesting"))),
+    }
 }
 
 /// YAML is a superset of JSON; aliases expand within the limits of the parser.
@@ -155,9 +167,11 @@ pub fn yaml(body: &[u8]) -> Result<Value, ApiError> {
     if body.first() == Some(&b'{')
         && let Ok(value) = serde_json::from_slice(body)
     {
-        return Ok(value);
+        return shallow(value);
     }
-    serde_yaml::from_slice(body).map_err(|e| ApiError::bad_request(format!("error decoding YAML: {e}")))
+    serde_yaml::from_slice(body)
+        .map_err(|e| ApiError::bad_request(format!("error decoding YAML: {e}")))
+        .and_then(shallow)
 }
 
 #[cfg(test)]

@@ -146,6 +146,12 @@ impl ApiError {
             .causes(errors.iter().map(|e| json!({"reason": e.reason.as_str(), "message": e.message, "field": e.field})))
     }
 
+    /// Upstream's storage refuses it, without a reason.
+    pub fn revision_on_create() -> Self {
+        let message = "resourceVersion should not be set on objects to be created";
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "", message)
+    }
+
     pub fn bad_request(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "BadRequest", message)
     }

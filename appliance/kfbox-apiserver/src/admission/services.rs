@@ -67,6 +67,7 @@ pub fn on_create(call: &Call, object: &mut Value) -> Result<Vec<Reservation>, Ap
 
 /// What was given out stays, unless the type no longer has it.
 pub fn on_update(call: &Call, old: &Value, new: &mut Value) -> Result<Vec<Reservation>, ApiError> {
+    drop_type_dependent(old, new);
     let both_have_addresses = has_address(old) && has_address(new);
     for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
         if both_have_addresses
@@ -99,6 +100,30 @@ pub fn on_update(call: &Call, old: &Value, new: &mut Value) -> Result<Vec<Reserv
         }
     }
     assign(call, new, Some(old))
+}
+
+/// What only the old type had and the client merely sent back (`dropTypeDependentFields`).
+fn drop_type_dependent(old: &Value, new: &mut Value) {
+    let outside = |o: &Value| has_node_ports(o) || service_type(o) == "LoadBalancer" || external_addresses(o);
+    let balanced = |o: &Value| service_type(o) == "LoadBalancer";
+    let mut gone = Vec::new();
+    if outside(old) && !outside(new) {
+        gone.push("externalTrafficPolicy");
+    }
+    if balanced(old) && !balanced(new) {
+        gone.extend(["allocateLoadBalancerNodePorts", "loadBalancerClass", "healthCheckNodePort"]);
+    }
+    for field in gone {
+        if new["spec"][field] == old["spec"][field]
+            && let Some(spec) = new["spec"].as_object_mut()
+        {
+            spec.remove(field);
+        }
+    }
+}
+
+fn external_addresses(object: &Value) -> bool {
+    service_type(object) == "ClusterIP" && object["spec"]["externalIPs"].as_array().is_some_and(|a| !a.is_empty())
 }
 
 fn service_type(object: &Value) -> &str {

@@ -134,8 +134,13 @@ pub fn decode(body: &[u8]) -> Result<Value, DecodeError> {
 
 /// `core/v1.Pod`: the Go package of a group is its first label.
 fn message_name(api_version: &str, kind: &str) -> String {
-    if kind == "DeleteOptions" {
-        return "meta/v1.DeleteOptions".into();
+    // Of every group and version.
+    if matches!(
+        kind,
+        "DeleteOptions" | "CreateOptions" | "UpdateOptions" | "PatchOptions" | "GetOptions" | "ListOptions"
+    ) || (kind == "Status" && api_version == "v1")
+    {
+        return format!("meta/v1.{kind}");
     }
     let (group, version) = api_version.rsplit_once('/').unwrap_or(("core", api_version));
     format!("{}/{version}.{kind}", group.split('.').next().unwrap_or_default())

@@ -52,7 +52,8 @@ pub fn parse(text: &str) -> Option<i128> {
     } else {
         denominator = denominator.saturating_mul(power(base, exponent.unsigned_abs()));
     }
-    let amount = numerator / denominator + i128::from(numerator % denominator != 0);
+    // Larger ones than upstream can hold are that.
+    let amount = (numerator / denominator + i128::from(numerator % denominator != 0)).min(i128::from(i64::MAX) * NANO);
     Some(if negative { -amount } else { amount })
 }
 
@@ -128,6 +129,7 @@ mod tests {
             ("0.5Ki", "512"),
             ("1e3", "1e3"),
             ("-1000m", "-1"),
+            ("99999999999999999999Gi", "9223372036854775807"),
         ] {
             assert_eq!(canonical(text).as_deref(), Some(form), "{text}");
             assert_eq!(parse(form), parse(text));

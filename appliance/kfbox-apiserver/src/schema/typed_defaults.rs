@@ -24,6 +24,7 @@ pub fn default_builtin(group: &str, version: &str, kind: &str, value: &mut Value
             if let Some(spec) = child(object, "spec") {
                 pod_spec(spec);
                 set(spec, "enableServiceLinks", true);
+                host_network_ports(spec);
                 for list in ["containers", "initContainers"] {
                     for container in items(spec, list) {
                         requests_from_limits(container);
@@ -36,11 +37,13 @@ pub fn default_builtin(group: &str, version: &str, kind: &str, value: &mut Value
             with_spec(object, |spec| {
                 set(spec, "replicas", 1);
                 template(spec);
-                let labels = spec.get("template").and_then(|t| t.pointer("/metadata/labels")).cloned();
-                if let Some(labels) = labels {
-                    set(spec, "selector", labels);
+                if let Some(labels) = template_labels(spec)
+                    && spec.get("selector").and_then(Value::as_object).is_none_or(Map::is_empty)
+                {
+                    spec.insert("selector".to_owned(), Value::Object(labels));
                 }
             });
+            labels_of_template(object);
         }
         ("apps", "Deployment") => with_spec(object, deployment),
         ("apps", "ReplicaSet") => with_spec(object, |spec| {
@@ -69,7 +72,16 @@ pub fn default_builtin(group: &str, version: &str, kind: &str, value: &mut Value
                 template(inner);
             }
         }),
-        ("", "Service") => with_spec(object, service),
+        ("", "Service") => {
+            with_spec(object, service);
+            if let Some(balancer) = child(object, "status").and_then(|s| child(s, "loadBalancer")) {
+                for ingress in items(balancer, "ingress") {
+                    if ingress.get("ip").is_some_and(|ip| ip != "") {
+                        set_text(ingress, "ipMode", "VIP");
+                    }
+                }
+            }
+        }
         ("", "Endpoints") => {
             for subset in items(object, "subsets") {
                 items(subset, "ports").for_each(|port| set(port, "protocol", "TCP"));
@@ -97,10 +109,10 @@ pub fn default_builtin(group: &str, version: &str, kind: &str, value: &mut Value
         ("", "LimitRange") => with_spec(object, |spec| items(spec, "limits").for_each(limit_range_item)),
         ("", "Namespace") => namespace(object),
         ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding") => {
-            set(make(object, "roleRef"), "apiGroup", "rbac.authorization.k8s.io");
+            set_text(make(object, "roleRef"), "apiGroup", "rbac.authorization.k8s.io");
             for subject in items(object, "subjects") {
                 if matches!(subject.get("kind").and_then(Value::as_str), Some("User" | "Group")) {
-                    set(subject, "apiGroup", "rbac.authorization.k8s.io");
+                    set_text(subject, "apiGroup", "rbac.authorization.k8s.io");
                 }
             }
         }
@@ -118,6 +130,9 @@ pub fn default_builtin(group: &str, version: &str, kind: &str, value: &mut Value
                     "metrics".to_owned(),
                     json!([{"type": "Resource", "resource": {"name": "cpu", "target": target}}]),
                 );
+            }
+            if let Some(behavior) = child(spec, "behavior") {
+                scaling(behavior);
             }
         }),
         ("scheduling.k8s.io", "PriorityClass") => {
@@ -168,8 +183,13 @@ pub fn default_builtin(group: &str, version: &str, kind: &str, value: &mut Value
                 set(service, "port", 443);
             }
         }
-        ("certificates.k8s.io", "CertificateSigningRequest") => {
-            with_spec(object, |spec| set(spec, "usages", json!(["digital signature", "key encipherment"])));
+        ("", "LimitRange") => with_spec(object, |spec| items(spec, "limits").for_each(limits)),
+        ("", "Node") => {
+            if let Some(status) = child(object, "status")
+                && let Some(capacity) = status.get("capacity").cloned()
+            {
+                set(status, "allocatable", capacity);
+            }
         }
         ("authentication.k8s.io", "TokenRequest") => with_spec(object, |spec| set(spec, "expirationSeconds", 3600)),
         _ => {}
@@ -187,6 +207,13 @@ fn set(object: &mut Object, name: &str, value: impl Into<Value>) {
 /// The text field is filled where it is absent or empty: Go cannot tell these apart.
 fn set_text(object: &mut Object, name: &str, value: &str) {
     if object.get(name).is_none_or(|v| v == "") {
+        object.insert(name.to_owned(), value.into());
+    }
+}
+
+/// As [`set_text`], of numbers.
+fn set_number(object: &mut Object, name: &str, value: i64) {
+    if object.get(name).is_none_or(|v| v == 0) {
         object.insert(name.to_owned(), value.into());
     }
 }
@@ -227,7 +254,12 @@ pub(crate) fn drop_nulls(node: &Node, value: &mut Value) {
             map.retain(|name, child| {
                 let Some(inner) = node.member(name) else { return true };
                 if child.is_null() {
-                    return inner.kind == Type::Any;
+                    if node.property(name).is_some() {
+                        return inner.kind == Type::Any;
+                    }
+                    // An entry of a map is there, with its type's zero.
+                    *child = zero(inner);
+                    return true;
                 }
                 drop_nulls(inner, child);
                 true
@@ -239,6 +271,19 @@ pub(crate) fn drop_nulls(node: &Node, value: &mut Value) {
             }
         }
         _ => {}
+    }
+}
+
+/// What Go makes of null in a map; times and lists stay null.
+fn zero(node: &Node) -> Value {
+    match node.kind {
+        Type::String if node.format.as_deref() == Some("date-time") => Value::Null,
+        Type::String => "".into(),
+        Type::Integer | Type::Number | Type::IntOrString => 0.into(),
+        Type::Boolean => false.into(),
+        Type::Quantity => "0".into(),
+        Type::Object => json!({}),
+        Type::Any | Type::Array => Value::Null,
     }
 }
 
@@ -295,13 +340,26 @@ pub(super) fn pod_spec(spec: &mut Object) {
         }
         _ => {}
     }
-    let host_network = spec.get("hostNetwork") == Some(&Value::Bool(true));
     for list in ["containers", "initContainers", "ephemeralContainers"] {
-        for container in items(spec, list) {
-            container_defaults(container, host_network && list != "ephemeralContainers");
-        }
+        items(spec, list).for_each(container_defaults);
     }
     items(spec, "volumes").for_each(volume);
+}
+
+/// On the host's network a pod's ports are the host's. Templates leave this to their pods.
+fn host_network_ports(spec: &mut Object) {
+    if spec.get("hostNetwork") != Some(&Value::Bool(true)) {
+        return;
+    }
+    for list in ["containers", "initContainers"] {
+        for container in items(spec, list) {
+            for port in items(container, "ports") {
+                if let Some(number) = port.get("containerPort").and_then(Value::as_i64) {
+                    set_number(port, "hostPort", number);
+                }
+            }
+        }
+    }
 }
 
 /// The tag decides: `latest` or none is pulled always.
@@ -312,7 +370,7 @@ fn pull_policy(image: &str) -> &'static str {
     if !has_digest && matches!(tag, None | Some("latest")) { "Always" } else { "IfNotPresent" }
 }
 
-fn container_defaults(container: &mut Object, host_network: bool) {
+fn container_defaults(container: &mut Object) {
     let policy = pull_policy(container.get("image").and_then(Value::as_str).unwrap_or_default());
     set_text(container, "imagePullPolicy", policy);
     set_text(container, "terminationMessagePath", "/dev/termination-log");
@@ -320,9 +378,6 @@ fn container_defaults(container: &mut Object, host_network: bool) {
     set(container, "resources", json!({}));
     for port in items(container, "ports") {
         set_text(port, "protocol", "TCP");
-        if host_network && let Some(number) = port.get("containerPort").cloned() {
-            set(port, "hostPort", number);
-        }
     }
     for env in items(container, "env") {
         if let Some(source) = child(env, "valueFrom") {
@@ -331,10 +386,10 @@ fn container_defaults(container: &mut Object, host_network: bool) {
     }
     for name in ["livenessProbe", "readinessProbe", "startupProbe"] {
         if let Some(probe) = child(container, name) {
-            set(probe, "timeoutSeconds", 1);
-            set(probe, "periodSeconds", 10);
-            set(probe, "successThreshold", 1);
-            set(probe, "failureThreshold", 3);
+            set_number(probe, "timeoutSeconds", 1);
+            set_number(probe, "periodSeconds", 10);
+            set_number(probe, "successThreshold", 1);
+            set_number(probe, "failureThreshold", 3);
             http_get(probe);
             if let Some(grpc) = child(probe, "grpc") {
                 set(grpc, "service", "");
@@ -411,6 +466,50 @@ fn volume(volume: &mut Object) {
     }
 }
 
+/// What a container gets where it does not ask, from the bounds.
+fn limits(item: &mut Object) {
+    if item.get("type").and_then(Value::as_str) != Some("Container") {
+        return;
+    }
+    for (from, to) in [("max", "default"), ("default", "defaultRequest"), ("min", "defaultRequest")] {
+        let Some(amounts) = item.get(from).and_then(Value::as_object).filter(|a| !a.is_empty()).cloned() else {
+            continue;
+        };
+        let filled = make(item, to);
+        for (name, amount) in amounts {
+            set(filled, &name, amount);
+        }
+    }
+}
+
+/// How fast an autoscaler may act, each way.
+fn scaling(behavior: &mut Object) {
+    let percent = json!({"type": "Percent", "value": 100, "periodSeconds": 15});
+    let pods = json!({"type": "Pods", "value": 4, "periodSeconds": 15});
+    for (direction, policies) in [("scaleUp", json!([pods, percent])), ("scaleDown", json!([percent]))] {
+        let rules = make(behavior, direction);
+        if direction == "scaleUp" {
+            set(rules, "stabilizationWindowSeconds", 0);
+        }
+        set(rules, "selectPolicy", "Max");
+        set(rules, "policies", policies);
+    }
+}
+
+fn template_labels(spec: &Object) -> Option<Object> {
+    let labels = spec.get("template")?.pointer("/metadata/labels")?.as_object()?;
+    (!labels.is_empty()).then(|| labels.clone())
+}
+
+/// A controller without labels of its own takes those of its pods.
+fn labels_of_template(object: &mut Object) {
+    let Some(labels) = object.get("spec").and_then(Value::as_object).and_then(template_labels) else { return };
+    let metadata = make(object, "metadata");
+    if metadata.get("labels").and_then(Value::as_object).is_none_or(Map::is_empty) {
+        metadata.insert("labels".to_owned(), Value::Object(labels));
+    }
+}
+
 fn claim(object: &mut Object) {
     with_spec(object, |spec| set_text(spec, "volumeMode", "Filesystem"));
 }
@@ -479,7 +578,13 @@ fn job(object: &mut Object) {
             }
         }
         template(spec);
+        if let Some(policy) = child(spec, "podFailurePolicy") {
+            for rule in items(policy, "rules") {
+                items(rule, "onPodConditions").for_each(|condition| set_text(condition, "status", "True"));
+            }
+        }
     });
+    labels_of_template(object);
 }
 
 fn service(spec: &mut Object) {
@@ -489,6 +594,9 @@ fn service(spec: &mut Object) {
     if spec.get("sessionAffinity").and_then(Value::as_str) == Some("ClientIP") {
         set(make(make(spec, "sessionAffinityConfig"), "clientIP"), "timeoutSeconds", 10_800);
     }
+    if spec.get("sessionAffinity").and_then(Value::as_str) == Some("None") {
+        spec.remove("sessionAffinityConfig");
+    }
     for port in items(spec, "ports") {
         set_text(port, "protocol", "TCP");
         if port.get("targetPort").is_none_or(|t| t == 0 || t == "")
@@ -497,7 +605,8 @@ fn service(spec: &mut Object) {
             port.insert("targetPort".to_owned(), number);
         }
     }
-    if matches!(kind.as_str(), "NodePort" | "LoadBalancer") {
+    let outside = spec.get("externalIPs").and_then(Value::as_array).is_some_and(|a| !a.is_empty());
+    if matches!(kind.as_str(), "NodePort" | "LoadBalancer") || (kind == "ClusterIP" && outside) {
         set_text(spec, "externalTrafficPolicy", "Cluster");
     }
     if kind == "LoadBalancer" {

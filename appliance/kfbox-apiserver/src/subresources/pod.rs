@@ -144,9 +144,17 @@ pub async fn bind_object(call: &Call, binding: Value) -> Result<Response, ApiErr
 /// Gives a pod to a node, once (`BindingREST`).
 async fn assign(call: &Call, binding: &Value) -> Result<Response, ApiError> {
     let node = binding["target"]["name"].as_str().unwrap_or_default();
+    let kind = binding["target"]["kind"].as_str().unwrap_or_default();
+    let mut errors = Vec::new();
+    if !matches!(kind, "" | "Node") {
+        let known = ["Node", "<empty>"];
+        errors.push(crate::schema::FieldError::not_supported("target.kind", &kind.into(), &known));
+    }
     if node.is_empty() {
-        let error = crate::schema::FieldError::required("target.name", "");
-        return Err(ApiError::invalid("", "Binding", &call.target.name, &[error]));
+        errors.push(crate::schema::FieldError::required("target.name", ""));
+    }
+    if !errors.is_empty() {
+        return Err(ApiError::invalid("", "Binding", &call.target.name, &errors));
     }
     let how = Modification { subresource: "binding", track: true, replace: false };
     let conflict = |why: String| ApiError::conflict("", "pods/binding", &call.target.name, why);

@@ -20,6 +20,7 @@ const NAME_ATTEMPTS: usize = 8;
 const GENERATED_PREFIX: usize = 58;
 
 pub async fn create(call: &Call, body: Body) -> Result<Response, ApiError> {
+    call.check_options("CreateOptions")?;
     let body = read_body(body).await?;
     let mut object = decode(&call.headers, &body)?;
     call.check_type(&mut object)?;
@@ -52,6 +53,7 @@ async fn create_named(call: &Call, mut object: Value, track: bool) -> Result<Arc
         let prefix: String = meta(&object, "generateName").chars().take(GENERATED_PREFIX).collect();
         set_meta(&mut object, "name", format!("{prefix}{}", object::random_suffix(5)));
     }
+    let has_revision = !matches!(meta(&object, "resourceVersion"), "" | "0");
     let metadata = metadata_mut(&mut object);
     for server_owned in ["selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "resourceVersion", "generation"]
     {
@@ -90,6 +92,9 @@ async fn create_named(call: &Call, mut object: Value, track: bool) -> Result<Arc
             ));
         }
         return conversion::read(call, Arc::new(encoded.preview(key, None))).await.map_err(plain);
+    }
+    if has_revision {
+        return Err(plain(ApiError::revision_on_create()));
     }
     let name = key.name.to_string();
     let written = call.core.store.put(&resource.collection, key, Expect::Absent, encoded).await;

@@ -20,6 +20,7 @@ use crate::{
     negotiate::Accept,
     request::{Query, Target},
     resources::{Registry, Resource},
+    schema::FieldError,
     server::Core,
     status::ApiError,
     store::Key,
@@ -29,6 +30,10 @@ use kfbox_base::UserInfo;
 use parking_lot::Mutex;
 use serde_json::Value;
 use std::sync::Arc;
+
+/// As upstream bounds the name of a field manager.
+const MAX_MANAGER: usize = 128;
+const FIELD_VALIDATION: &[&str] = &["", "Ignore", "Strict", "Warn"];
 
 /// Everything a verb needs to know.
 pub struct Call {
@@ -92,9 +97,27 @@ impl Call {
         }
     }
 
+    /// `fieldManager` and `fieldValidation` as `ValidateCreateOptions` and its siblings judge them.
+    pub fn check_options(&self, kind: &str) -> Result<(), ApiError> {
+        let mut errors = Vec::new();
+        if let Some(manager) = self.query.get("fieldManager") {
+            if manager.len() > MAX_MANAGER {
+                errors.push(FieldError::too_long("fieldManager", MAX_MANAGER));
+            }
+            for (at, c) in manager.char_indices().filter(|(_, c)| c.is_control()) {
+                let why = format!("invalid character U+{:04X} (at position {at})", u32::from(c));
+                errors.push(FieldError::invalid("fieldManager", &manager.into(), &why));
+            }
+        }
+        if let Some(other) = self.query.get("fieldValidation").filter(|v| !FIELD_VALIDATION.contains(v)) {
+            errors.push(FieldError::not_supported("fieldValidation", &other.into(), FIELD_VALIDATION));
+        }
+        if errors.is_empty() { Ok(()) } else { Err(ApiError::invalid("meta.k8s.io", kind, "", &errors)) }
+    }
+
     pub fn field_validation(&self) -> Result<FieldValidation, ApiError> {
         match self.query.get("fieldValidation") {
-            None | Some("Warn") => Ok(FieldValidation::Warn),
+            None | Some("" | "Warn") => Ok(FieldValidation::Warn),
             Some("Ignore") => Ok(FieldValidation::Ignore),
             Some("Strict") => Ok(FieldValidation::Strict),
             Some(other) => Err(ApiError::bad_request(format!(

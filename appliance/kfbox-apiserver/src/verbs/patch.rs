@@ -6,6 +6,7 @@ use crate::{
     negotiate::{content_type, json, read_body, yaml},
     object::{meta, set_meta},
     patch::{self as patches, PatchError},
+    schema::FieldError,
     status::ApiError,
 };
 use axum::{body::Body, response::Response};
@@ -56,14 +57,13 @@ pub fn refuse(error: &PatchError) -> ApiError {
 }
 
 pub async fn patch(call: &Call, body: Body) -> Result<Response, ApiError> {
+    call.check_options("PatchOptions")?;
     let body = read_body(body).await?;
     if content_type(&call.headers) == "application/apply-patch+yaml" {
         return apply(call, &body).await;
     }
-    if call.query.flag("force") {
-        return Err(ApiError::bad_request(
-            "PatchOptions.meta.k8s.io \"\" is invalid: force: Forbidden: may not be specified for non-apply patch",
-        ));
+    if call.query.get("force").is_some() {
+        return Err(bad_options(FieldError::forbidden("force", "may not be specified for non-apply patch")));
     }
     let patch = Patch::read(call, &body)?;
     let how = Modification { subresource: &call.target.subresource, track: true, replace: false };
@@ -75,6 +75,10 @@ pub async fn patch(call: &Call, body: Body) -> Result<Response, ApiError> {
     })
     .await?;
     Ok(object_response(call, StatusCode::OK, &modified))
+}
+
+fn bad_options(error: FieldError) -> ApiError {
+    ApiError::invalid("meta.k8s.io", "PatchOptions", "", &[error])
 }
 
 /// The patched object still carries the revision it was read at; only another one is a demand.
@@ -104,10 +108,8 @@ fn check_identity(old: &Value, new: &Value) -> Result<(), ApiError> {
 }
 
 async fn apply(call: &Call, body: &[u8]) -> Result<Response, ApiError> {
-    let Some(manager) = call.query.get("fieldManager") else {
-        return Err(ApiError::bad_request(
-            "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch",
-        ));
+    let Some(manager) = call.query.get("fieldManager").filter(|m| !m.is_empty()) else {
+        return Err(bad_options(FieldError::required("fieldManager", "is required for apply patch")));
     };
     let mut applied = yaml(body)?;
     call.check_type(&mut applied)?;

@@ -30,6 +30,7 @@ pub struct Modification<'a> {
 }
 
 pub async fn update(call: &Call, body: Body) -> Result<Response, ApiError> {
+    call.check_options("UpdateOptions")?;
     let body = read_body(body).await?;
     let mut new = decode(&call.headers, &body)?;
     call.check_type(&mut new)?;

@@ -27,7 +27,9 @@ fn traces(world: &World) -> BTreeMap<&'static str, BTreeSet<String>> {
         let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };
         let cgroups = lines(&format!("/proc/{pid}/cgroup"));
         let arguments = lines(&format!("/proc/{pid}/cmdline"));
-        if pid != std::process::id() && (cgroups.contains(&format!("/{}/", world.config.instance)) || arguments.contains(&own)) {
+        if pid != std::process::id()
+            && (cgroups.contains(&format!("/{}/", world.config.instance)) || arguments.contains(&own))
+        {
             processes.insert(format!("{pid} {arguments}"));
         }
     }
@@ -115,7 +117,10 @@ async fn come_and_go(world: &World, n: usize) {
     let now = DeleteParams { grace_period_seconds: (n % 3 == 0).then_some(0), ..DeleteParams::default() };
     world.pods().delete(&name, &now).await.unwrap();
     let gone = |pod: Option<&k8s_openapi::api::core::v1::Pod>| pod.is_none();
-    tokio::time::timeout(PATIENCE, kube::runtime::wait::await_condition(world.pods(), &name, gone)).await.unwrap().unwrap();
+    tokio::time::timeout(PATIENCE, kube::runtime::wait::await_condition(world.pods(), &name, gone))
+        .await
+        .unwrap()
+        .unwrap();
     let folder = world.config.data_dir.join("pods").join(uid);
     eventually("its folder is gone", || !folder.exists()).await;
 }

@@ -21,8 +21,9 @@ fn is_empty(selector: &Value) -> bool {
 
 fn selected(c: &mut Check, spec: &Value) {
     let labels = spec.pointer("/template/metadata/labels");
-    let Some(selector) = spec.get("selector").filter(|s| !is_empty(s)) else { return };
-    if !selects(selector, labels) {
+    // An absent selector selects nothing, an empty one everything.
+    let fits = spec.get("selector").is_some_and(|selector| is_empty(selector) || selects(selector, labels));
+    if !fits {
         c.invalid(
             "spec.template.metadata.labels",
             labels.cloned().unwrap_or_default(),
@@ -133,12 +134,8 @@ pub(super) fn daemon_set(c: &mut Check, value: &Value, old: Option<&Value>) {
         c.selector(Some(selector), "spec.selector");
     }
     selected(c, spec);
-    match spec.get("selector") {
-        Some(selector) if !is_empty(selector) => {}
-        found => {
-            let shown = found.cloned().unwrap_or_default();
-            c.invalid("spec.selector", shown, "empty selector is invalid for daemonset");
-        }
+    if let Some(selector) = spec.get("selector").filter(|s| is_empty(s)) {
+        c.invalid("spec.selector", selector.clone(), "empty selector is invalid for daemonset");
     }
     pod::template(c, spec.get("template"), "spec.template");
     if let Some(template) = spec.get("template") {

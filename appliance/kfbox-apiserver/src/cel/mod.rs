@@ -95,9 +95,12 @@ impl Expression {
     pub fn compile(source: &str, scope: &Scope<'_>) -> Result<Self, String> {
         let source = source.trim();
         check_size(source)?;
-        let parsed = guarded(|| kube_cel::cel::Program::compile(source).map_err(|error| error.to_string()))
-            .unwrap_or_else(|| Err("the expression cannot be parsed".to_owned()))?;
-        let (root, slots, uses) = lower::lower(parsed.expression(), scope)?;
+        let parse = || {
+            let parser = kube_cel::cel::parser::Parser::default().enable_optional_syntax(true);
+            parser.parse(source).map_err(|error| error.to_string())
+        };
+        let parsed = guarded(parse).unwrap_or_else(|| Err("the expression cannot be parsed".to_owned()))?;
+        let (root, slots, uses) = lower::lower(&parsed, scope)?;
         Ok(Self { source: source.into(), root: Arc::new(root), slots, uses: uses.into() })
     }
 

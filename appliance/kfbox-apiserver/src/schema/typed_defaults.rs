@@ -183,7 +183,6 @@ pub fn default_builtin(group: &str, version: &str, kind: &str, value: &mut Value
                 set(service, "port", 443);
             }
         }
-        ("", "LimitRange") => with_spec(object, |spec| items(spec, "limits").for_each(limits)),
         ("", "Node") => {
             if let Some(status) = child(object, "status")
                 && let Some(capacity) = status.get("capacity").cloned()
@@ -463,22 +462,6 @@ fn volume(volume: &mut Object) {
     }
     if let Some(template) = child(volume, "ephemeral").and_then(|e| child(e, "volumeClaimTemplate")) {
         claim(template);
-    }
-}
-
-/// What a container gets where it does not ask, from the bounds.
-fn limits(item: &mut Object) {
-    if item.get("type").and_then(Value::as_str) != Some("Container") {
-        return;
-    }
-    for (from, to) in [("max", "default"), ("default", "defaultRequest"), ("min", "defaultRequest")] {
-        let Some(amounts) = item.get(from).and_then(Value::as_object).filter(|a| !a.is_empty()).cloned() else {
-            continue;
-        };
-        let filled = make(item, to);
-        for (name, amount) in amounts {
-            set(filled, &name, amount);
-        }
     }
 }
 

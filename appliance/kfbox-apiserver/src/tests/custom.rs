@@ -148,3 +148,33 @@ async fn watches_end_with_the_definition_and_a_new_one_is_seen_at_once() {
     assert_eq!(*kind, json!({"group": "example.com", "version": "v1", "kind": "Widget"}));
     assert_eq!(world.get("/openapi/v3/apis/example.com/v1").await.0, 200);
 }
+
+/// Rules over what an object holds are paid for, and end when the budget does.
+#[tokio::test]
+async fn rules_of_a_hostile_definition_end_in_an_error() {
+    let world = world().await;
+    let mut hostile = definition();
+    hostile["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"] = json!({
+        "type": "object",
+        "properties": {"list": {"type": "array", "items": {"type": "integer"}}, "size": {"type": "integer"}},
+        "x-kubernetes-validations": [
+            {"rule": "!has(self.list) || self.list.all(a, self.list.all(b, self.list.all(c, a + b + c >= 0)))"},
+            {"rule": "self.?size.orValue(0) < 10", "message": "too big"}]});
+    let (code, body) = world.post(CRDS, hostile).await;
+    assert_eq!(code, 201, "{body}");
+    let started = std::time::Instant::now();
+    let (code, body) =
+        world.post(WIDGETS, widget("a", json!({"list": (0..20_000).collect::<Vec<u32>>(), "size": 99}))).await;
+    assert_eq!(code, 422);
+    let message = body["message"].as_str().unwrap();
+    assert!(
+        message.contains("no further validation rules will be run due to call cost exceeds limit for rule"),
+        "{message}"
+    );
+    assert!(!message.contains("too big"), "nothing is evaluated after that");
+    assert!(started.elapsed() < std::time::Duration::from_secs(20), "{:?}", started.elapsed());
+    let (code, body) = world.post(WIDGETS, widget("a", json!({"list": [1, 2, 3], "size": 99}))).await;
+    assert_eq!(code, 422);
+    assert!(body["message"].as_str().unwrap().ends_with("too big"), "{body}");
+    assert_eq!(world.post(WIDGETS, widget("a", json!({"list": [1, 2, 3]}))).await.0, 201);
+}

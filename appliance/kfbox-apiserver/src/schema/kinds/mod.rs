@@ -3,6 +3,7 @@
 //! Upstream: `pkg/apis/*/validation`, whose field paths and wording are kept where clients meet them.
 
 mod config;
+mod flow;
 mod meta;
 mod names;
 mod pod;
@@ -64,6 +65,7 @@ pub fn validate_builtin(group: &str, version: &str, kind: &str, value: &Value, o
         ("admissionregistration.k8s.io", "MutatingWebhookConfiguration" | "ValidatingWebhookConfiguration") => {
             policy::webhooks(c, value)
         }
+        ("flowcontrol.apiserver.k8s.io" | "resource.k8s.io", _) => flow::check(c, kind, value),
         ("apiextensions.k8s.io", "CustomResourceDefinition") => config::definition(c, value, old),
         _ => {}
     }

@@ -133,11 +133,9 @@ async fn ensure_flow(core: &Arc<Core>, wanted: &Value) -> Result<(), ApiError> {
         return Ok(());
     }
     let how = Modification { subresource: "", track: true, replace: false };
-    verbs::modify(&call, &how, |stored| {
-        Ok(flowcontrol::reconcile(stored, wanted).unwrap_or_else(|| stored.clone()))
-    })
-    .await
-    .map(drop)
+    verbs::modify(&call, &how, |stored| Ok(flowcontrol::reconcile(stored, wanted).unwrap_or_else(|| stored.clone())))
+        .await
+        .map(drop)
 }
 
 /// Which FlowSchemas name a level that is not there.

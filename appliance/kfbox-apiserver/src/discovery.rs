@@ -187,13 +187,7 @@ fn resources(registry: &Registry, group: &str, version: &str) -> Result<Value, A
 }
 
 /// One document for all groups; clients revalidate it by its ETag.
-fn aggregated(
-    core: &Core,
-    served: &[GroupView<'_>],
-    version: &'static str,
-    legacy: bool,
-    parts: &Parts,
-) -> Response {
+fn aggregated(core: &Core, served: &[GroupView<'_>], version: &'static str, legacy: bool, parts: &Parts) -> Response {
     let items: Vec<Value> = served
         .iter()
         .filter(|g| g.name.is_empty() == legacy)

@@ -38,8 +38,8 @@ mod subresources;
 mod verbs;
 
 pub use kubelet::{
-    ContainerUsage, Duplex, ExecSession, Exit, Kubelet, KubeletError, LogOptions, LogStream, NodeUsage, PodUsage, Streams,
-    TerminalSize,
+    ContainerUsage, Duplex, ExecSession, Exit, Kubelet, KubeletError, LogOptions, LogStream, NodeUsage, PodUsage,
+    Streams, TerminalSize,
 };
 pub use server::{ApiServer, Config, OpenError};
 pub use status::ApiError;

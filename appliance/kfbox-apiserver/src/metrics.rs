@@ -52,9 +52,7 @@ pub async fn answer(call: &Call) -> Result<Response, ApiError> {
 fn missing(call: &Call) -> ApiError {
     let target = &call.target;
     match call.resource.namespaced {
-        true => {
-            ApiError::not_found("metrics.k8s.io", "podmetrics", &format!("{}/{}", target.namespace, target.name))
-        }
+        true => ApiError::not_found("metrics.k8s.io", "podmetrics", &format!("{}/{}", target.namespace, target.name)),
         false => ApiError::not_found("metrics.k8s.io", "nodemetrics", &target.name),
     }
 }
@@ -146,9 +144,14 @@ mod tests {
 
     #[test]
     fn amounts_are_canonical() {
-        assert_eq!((cpu(0), cpu(12), cpu(1_500_000), cpu(2_000_000_000)), ("0".into(), "12n".into(), "1500u".into(), "2".into()));
+        assert_eq!(
+            (cpu(0), cpu(12), cpu(1_500_000), cpu(2_000_000_000)),
+            ("0".into(), "12n".into(), "1500u".into(), "2".into())
+        );
         assert_eq!((memory(4096), memory(3 << 20), memory(1025)), ("4Ki".into(), "3Mi".into(), "1025".into()));
-        for (seconds, text) in [(0.0, "0s"), (0.25, "250ms"), (15.0, "15s"), (10.062, "10.062s"), (60.0, "1m0s"), (3661.5, "1h1m1.5s")] {
+        for (seconds, text) in
+            [(0.0, "0s"), (0.25, "250ms"), (15.0, "15s"), (10.062, "10.062s"), (60.0, "1m0s"), (3661.5, "1h1m1.5s")]
+        {
             assert_eq!(duration(seconds), text);
         }
     }

@@ -66,8 +66,7 @@ impl ClientTls {
             }
             builder.with_root_certificates(roots)
         };
-        let issued =
-            front_proxy.issue_client::<&str>(FRONT_PROXY, &[], CERTIFICATE_DAYS).map_err(|e| text(&e))?;
+        let issued = front_proxy.issue_client::<&str>(FRONT_PROXY, &[], CERTIFICATE_DAYS).map_err(|e| text(&e))?;
         let chain = CertificateDer::pem_slice_iter(issued.cert_pem.as_bytes())
             .collect::<Result<Vec<_>, _>>()
             .map_err(|e| text(&e))?;
@@ -175,8 +174,9 @@ pub fn place(core: &Core, remote: &Remote) -> Result<Place, Unreachable> {
         }
     }
     if addresses.is_empty() {
-        let message =
-            format!("endpointslices for service/{name} in {namespace:?} have no addresses with port name {port_name:?}");
+        let message = format!(
+            "endpointslices for service/{name} in {namespace:?} have no addresses with port name {port_name:?}"
+        );
         return refused("MissingEndpoints", message);
     }
     Ok(Place::Addresses(addresses))

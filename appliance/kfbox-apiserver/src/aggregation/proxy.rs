@@ -1,7 +1,12 @@
 //! A request's way to an extension server and back, upgrades included (kube-aggregator `handler_proxy.go`).
 
 use super::{Remote, connect, unavailable};
-use crate::{auth, server::Core, status::ApiError, subresources::proxy::{HOP, join_upgrades}};
+use crate::{
+    auth,
+    server::Core,
+    status::ApiError,
+    subresources::proxy::{HOP, join_upgrades},
+};
 use axum::{body::Body, response::Response};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, Uri, header, request::Parts};
 use hyper_util::rt::TokioIo;
@@ -16,8 +21,25 @@ const ANSWER: Duration = Duration::from_secs(60);
 
 /// What a header's name may not hold (Go's `headerKeyEscape`).
 const NOT_IN_A_NAME: &AsciiSet = &CONTROLS
-    .add(b' ').add(b'"').add(b'(').add(b')').add(b',').add(b'/').add(b':').add(b';').add(b'<').add(b'=').add(b'>')
-    .add(b'?').add(b'@').add(b'[').add(b'\\').add(b']').add(b'{').add(b'}').add(b'%');
+    .add(b' ')
+    .add(b'"')
+    .add(b'(')
+    .add(b')')
+    .add(b',')
+    .add(b'/')
+    .add(b':')
+    .add(b';')
+    .add(b'<')
+    .add(b'=')
+    .add(b'>')
+    .add(b'?')
+    .add(b'@')
+    .add(b'[')
+    .add(b'\\')
+    .add(b']')
+    .add(b'{')
+    .add(b'}')
+    .add(b'%');
 
 /// Sends the request on as it came, with who sent it in headers instead of their credentials.
 pub async fn forward(
@@ -145,7 +167,8 @@ pub fn identify(headers: &mut HeaderMap, user: &UserInfo) -> Result<(), ApiError
 /// An extension server's resources as aggregated discovery shows them (apiserver `ConvertGroupVersionIntoToDiscovery`).
 pub fn resource_list(resources: &[Value]) -> Vec<Value> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let kind = |r: &Value| json!({"group": text(&r["group"]), "version": text(&r["version"]), "kind": text(&r["kind"])});
+    let kind =
+        |r: &Value| json!({"group": text(&r["group"]), "version": text(&r["version"]), "kind": text(&r["kind"])});
     let mut out: Vec<Value> = Vec::new();
     for resource in resources.iter().filter(|r| !text(&r["name"]).contains('/')) {
         let mut entry = json!({
@@ -202,7 +225,12 @@ mod tests {
         names.sort_unstable();
         assert_eq!(
             names,
-            ["accept", "x-remote-extra-authentication.kubernetes.io%2fcredential-id", "x-remote-group", "x-remote-user"]
+            [
+                "accept",
+                "x-remote-extra-authentication.kubernetes.io%2fcredential-id",
+                "x-remote-group",
+                "x-remote-user"
+            ]
         );
         assert!(carried(&given, &UserInfo::new("a\nb", [])).is_err());
     }

@@ -103,9 +103,9 @@ impl Events {
                     if by_label { change.object.label("kubernetes.io/service-name") } else { Some(&*key.name) };
                 match collection {
                     COLLECTION => change.deleted,
-                    _ => remotes.iter().any(|r| {
-                        *r.service.namespace == *key.namespace && service == Some(r.service.name.as_str())
-                    }),
+                    _ => remotes
+                        .iter()
+                        .any(|r| *r.service.namespace == *key.namespace && service == Some(r.service.name.as_str())),
                 }
             });
             if concerns {

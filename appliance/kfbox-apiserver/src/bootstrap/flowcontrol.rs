@@ -11,7 +11,8 @@ const AUTO_UPDATE: &str = "apf.kubernetes.io/autoupdate-spec";
 const MANDATORY: [&str; 2] = ["exempt", "catch-all"];
 
 /// Name, shares, percent lendable, and of queuing ones queues and hand size.
-const LEVELS: [(&str, i64, i64, Option<(i64, i64)>); 7] = [
+type Level = (&'static str, i64, i64, Option<(i64, i64)>);
+const LEVELS: [Level; 7] = [
     ("catch-all", 5, 0, None),
     ("system", 30, 33, Some((64, 6))),
     ("node-high", 40, 25, Some((64, 6))),
@@ -85,8 +86,7 @@ pub fn default_objects() -> Vec<Value> {
             json!({"nominalConcurrencyShares": shares, "lendablePercent": lendable, "limitResponse": response});
         level(name, json!({"type": "Limited", "limited": limited}))
     }));
-    let kube_system =
-        || json!({"kind": "ServiceAccount", "serviceAccount": {"name": "*", "namespace": "kube-system"}});
+    let kube_system = || json!({"kind": "ServiceAccount", "serviceAccount": {"name": "*", "namespace": "kube-system"}});
     let leases = |verbs: &[&str]| resources(verbs, &["coordination.k8s.io"], &["leases"], false);
     let mut electors = users(&["system:kube-controller-manager", "system:kube-scheduler"]);
     electors.push(kube_system());
@@ -158,8 +158,11 @@ pub fn reconcile(stored: &Value, wanted: &Value) -> Option<Value> {
 /// A FlowSchema with the condition that tells whether its level is there, if that is news.
 pub fn with_dangling(schema: &Value, level_exists: impl Fn(&str) -> bool) -> Option<Value> {
     let level = schema["spec"]["priorityLevelConfiguration"]["name"].as_str().unwrap_or_default();
-    let (status, reason, tail) =
-        if level_exists(level) { ("False", "Found", "it exists") } else { ("True", "NotFound", "there is no such object") };
+    let (status, reason, tail) = if level_exists(level) {
+        ("False", "Found", "it exists")
+    } else {
+        ("True", "NotFound", "there is no such object")
+    };
     let joint = if status == "False" { "and" } else { "but" };
     let message =
         format!("This FlowSchema references the PriorityLevelConfiguration object named {level:?} {joint} {tail}");
@@ -189,7 +192,9 @@ mod tests {
         let objects = default_objects();
         assert_eq!(objects.iter().filter(|o| o["kind"] == "FlowSchema").count(), 11);
         assert_eq!(objects.iter().filter(|o| o["kind"] == "PriorityLevelConfiguration").count(), 8);
-        let find = |kind: &str, name: &str| objects.iter().find(|o| o["kind"] == kind && o["metadata"]["name"] == name).unwrap();
+        let find = |kind: &str, name: &str| {
+            objects.iter().find(|o| o["kind"] == kind && o["metadata"]["name"] == name).unwrap()
+        };
         let catch_all = find("FlowSchema", "catch-all");
         let mut stored = catch_all.clone();
         stored["spec"]["matchingPrecedence"] = 5.into();

@@ -29,11 +29,13 @@ pub fn to_v1(value: &mut Value) {
         let percent = target["resource"]["target"]["averageUtilization"].clone();
         set(value, "spec", "targetCPUUtilizationPercentage", percent);
     }
-    let in_use = list(&current).into_iter().filter(is_cpu).find_map(|m| m["resource"]["current"]["averageUtilization"].as_i64());
+    let in_use =
+        list(&current).into_iter().filter(is_cpu).find_map(|m| m["resource"]["current"]["averageUtilization"].as_i64());
     if let Some(percent) = in_use {
         set(value, "status", "currentCPUUtilizationPercentage", percent.into());
     }
-    let old = |metrics: &[Value], status| Value::from(metrics.iter().map(|m| metric_to_v1(m, status)).collect::<Vec<_>>());
+    let old =
+        |metrics: &[Value], status| Value::from(metrics.iter().map(|m| metric_to_v1(m, status)).collect::<Vec<_>>());
     let kept = [
         (METRICS, (!others.is_empty()).then(|| old(&others, false))),
         (CURRENT, Some(list(&current)).filter(|l| !l.is_empty()).map(|l| old(&l, true))),

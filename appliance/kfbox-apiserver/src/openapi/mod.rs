@@ -123,12 +123,15 @@ fn served_builtin(group: &str, version: &str) -> Vec<Served<'static>> {
 fn add_custom_paths(custom: &CustomKind<'_>, paths: &mut Paths) {
     let own_type = custom_type(custom.group, custom.version, custom.kind);
     let own_kind = (custom.group, custom.version, custom.kind);
-    let mut add =
-        |name: &str, verbs: &[&str], kind: (&str, &str, &str), list_type: Option<String>, object_type: String| {
-            let (group, version, namespaced, owner) = (custom.group, custom.version, custom.namespaced, custom.kind);
-            let builtin = false;
-            paths.add(&Served { group, version, name, namespaced, verbs, kind, owner, list_type, object_type, builtin });
-        };
+    let mut add = |name: &str,
+                   verbs: &[&str],
+                   kind: (&str, &str, &str),
+                   list_type: Option<String>,
+                   object_type: String| {
+        let (group, version, namespaced, owner) = (custom.group, custom.version, custom.namespaced, custom.kind);
+        let builtin = false;
+        paths.add(&Served { group, version, name, namespaced, verbs, kind, owner, list_type, object_type, builtin });
+    };
     let list_type = custom_type(custom.group, custom.version, custom.list_kind);
     add(custom.plural, ALL_VERBS, own_kind, Some(list_type), own_type.clone());
     if custom.status {
@@ -194,7 +197,8 @@ fn security() -> Value {
 /// definitions of other servers.
 pub fn v2_document(groups: &[(&str, &str)], custom: &[CustomKind<'_>], foreign: &[Arc<Value>]) -> Value {
     let (writer, mut paths) = (Writer::new(Format::V2), Paths::new(Format::V2));
-    let mut roots: Vec<u32> = meta_types(&["APIGroup", "APIGroupList", "APIVersions", "ListMeta", "ObjectMeta"]).collect();
+    let mut roots: Vec<u32> =
+        meta_types(&["APIGroup", "APIGroupList", "APIVersions", "ListMeta", "ObjectMeta"]).collect();
     roots.extend(type_index(VERSION_INFO));
     for (group, version) in groups {
         roots.extend(builtin_roots(group, version));

@@ -175,7 +175,14 @@ impl Paths {
     }
 
     /// `/api/`, `/apis/`, `/version/`: what is served beside resources.
-    pub(super) fn add_fixed(&mut self, path: &str, id: &str, tag: &str, answer: Option<&str>, produces: &'static [&'static str]) {
+    pub(super) fn add_fixed(
+        &mut self,
+        path: &str,
+        id: &str,
+        tag: &str,
+        answer: Option<&str>,
+        produces: &'static [&'static str],
+    ) {
         self.put(
             path.to_owned(),
             Operation {

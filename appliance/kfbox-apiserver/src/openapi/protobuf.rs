@@ -166,7 +166,9 @@ fn operation(out: &mut Message, value: &Value) {
 }
 
 fn path_item(out: &mut Message, value: &Value) {
-    for (method, field) in [("get", 2), ("put", 3), ("post", 4), ("delete", 5), ("options", 6), ("head", 7), ("patch", 8)] {
+    for (method, field) in
+        [("get", 2), ("put", 3), ("post", 4), ("delete", 5), ("options", 6), ("head", 7), ("patch", 8)]
+    {
         if let Some(found) = value.get(method) {
             out.message(field, |o| operation(o, found));
         }

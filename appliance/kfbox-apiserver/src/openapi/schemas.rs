@@ -3,10 +3,10 @@
 use serde_json::{Map, Value, json};
 
 use super::{CustomKind, Format, META, descriptions::Descriptions};
-use std::{collections::HashMap, sync::Arc};
 use crate::schema::{
     Additional, Link, ListType, MERGE, Node, Property, REPLACE, RETAIN_KEYS, Type, builtin_node, type_kinds, type_name,
 };
+use std::{collections::HashMap, sync::Arc};
 
 type Object = Map<String, Value>;
 
@@ -63,9 +63,9 @@ impl Writer {
             match (own.get(field), field) {
                 (Some(text), _) => Some(text.clone()),
                 // The one type whose texts are not at hand.
-                (None, "object") if kind == "WatchEvent" => {
-                    Some("The object after the change, as it was before its deletion, or a Status for an error.".to_owned())
-                }
+                (None, "object") if kind == "WatchEvent" => Some(
+                    "The object after the change, as it was before its deletion, or a Status for an error.".to_owned(),
+                ),
                 (None, "") if !shared.is_empty() => Some(format!("{kind} is a list of {items} objects.")),
                 (None, "items") if !shared.is_empty() => Some(format!("The {items} objects.")),
                 (None, "metadata") if !shared.is_empty() => Some("Standard list metadata.".to_owned()),

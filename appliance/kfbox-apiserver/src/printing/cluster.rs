@@ -23,11 +23,7 @@ pub(super) fn of(group: &str, kind: &str) -> (&'static [Column], RowOf) {
         ("storage.k8s.io", "CSIDriver") => (CSI_DRIVER, csi_driver),
         ("storage.k8s.io", "CSIStorageCapacity") => {
             (&[("Name", S, 0), ("StorageClassName", S, 0), ("Capacity", S, 0)], |o, _| {
-                vec![
-                    name(o),
-                    Value::from(text_at(o, "/storageClassName")),
-                    or(text_at(o, "/capacity"), "<unset>"),
-                ]
+                vec![name(o), Value::from(text_at(o, "/storageClassName")), or(text_at(o, "/capacity"), "<unset>")]
             })
         }
         ("storage.k8s.io", "VolumeAttributesClass") => {

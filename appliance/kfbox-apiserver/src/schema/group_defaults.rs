@@ -8,11 +8,9 @@ type Object = Map<String, Value>;
 pub(super) fn fill(kind: &str, object: &mut Object) {
     let Some(spec) = child(object, "spec") else { return };
     match kind {
-        "FlowSchema" => {
-            // Not set and zero are the same there.
-            if spec.get("matchingPrecedence").is_none_or(|p| p == 0) {
-                spec.insert("matchingPrecedence".into(), 1000.into());
-            }
+        // Not set and zero are the same there.
+        "FlowSchema" if spec.get("matchingPrecedence").is_none_or(|p| p == 0) => {
+            spec.insert("matchingPrecedence".into(), 1000.into());
         }
         "PriorityLevelConfiguration" => priority_level(spec),
         "ResourceClaim" => claim(spec),

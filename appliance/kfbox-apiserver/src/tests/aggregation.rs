@@ -29,7 +29,9 @@ async fn until(world: &World, name: &str, wished: impl Fn(&Value) -> bool) -> Va
     let seen = tokio::time::timeout(std::time::Duration::from_secs(60), wait).await;
     match seen {
         Ok(seen) => seen,
-        Err(_) => panic!("{name} did not become what it should: {}", world.get(&format!("{APISERVICES}/{name}")).await.1),
+        Err(_) => {
+            panic!("{name} did not become what it should: {}", world.get(&format!("{APISERVICES}/{name}")).await.1)
+        }
     }
 }
 
@@ -42,14 +44,18 @@ fn available(object: &Value) -> (String, String) {
 async fn every_group_and_version_has_its_apiservice() {
     let world = world().await;
     let (_, list) = world.get(APISERVICES).await;
-    let names: Vec<&str> = list["items"].as_array().unwrap().iter().map(|i| i["metadata"]["name"].as_str().unwrap()).collect();
+    let names: Vec<&str> =
+        list["items"].as_array().unwrap().iter().map(|i| i["metadata"]["name"].as_str().unwrap()).collect();
     for name in ["v1.", "v1.apps", "v1.autoscaling", "v2.autoscaling", "v1.resource.k8s.io", "v1beta1.metrics.k8s.io"] {
         assert!(names.contains(&name), "{name} in {names:?}");
     }
     assert!(!names.contains(&"v1.apiregistration.k8s.io"), "upstream has none for itself");
     let (_, apps) = world.get(&format!("{APISERVICES}/v1.apps")).await;
     assert_eq!(apps["metadata"]["labels"]["kube-aggregator.kubernetes.io/automanaged"], "onstart");
-    assert_eq!(apps["spec"], json!({"group": "apps", "version": "v1", "groupPriorityMinimum": 17800, "versionPriority": 15}));
+    assert_eq!(
+        apps["spec"],
+        json!({"group": "apps", "version": "v1", "groupPriorityMinimum": 17800, "versionPriority": 15})
+    );
     assert_eq!(apps["status"]["conditions"][0]["message"], "Local APIServices are always available");
     let table = [("accept", "application/json;as=Table;v=v1;g=meta.k8s.io")];
     let (_, _, table) = world.request("GET", &format!("{APISERVICES}/v1.apps"), &table, Value::Null).await;
@@ -161,7 +167,9 @@ fn extension_answer(request: &Request<hyper::body::Incoming>) -> Response<Full<b
                 {"name": "things/status", "singularName": "", "namespaced": true, "kind": "Thing", "verbs": ["get"]},
             ],
         }),
-        "/openapi/v3" => json!({"paths": {"apis/ext.example.com/v1": {"serverRelativeURL": format!("{DOCUMENT}?hash=1")}}}),
+        "/openapi/v3" => {
+            json!({"paths": {"apis/ext.example.com/v1": {"serverRelativeURL": format!("{DOCUMENT}?hash=1")}}})
+        }
         DOCUMENT => json!({"openapi": "3.0.0", "components": {"schemas": {"Thing": {"type": "object"}}}}),
         "/openapi/v2" => json!({
             "swagger": "2.0", "definitions": {"com.example.ext.v1.Thing": {"type": "object"}},
@@ -204,7 +212,8 @@ async fn a_group_of_another_server_is_served_as_if_it_were_here() {
     let things = "/apis/ext.example.com/v1/namespaces/default/things";
     assert_eq!(world.get(things).await.0, 404);
 
-    let (code, made) = world.post(APISERVICES, apiservice(extension.port, json!({"caBundle": encoded(&extension.ca)}))).await;
+    let (code, made) =
+        world.post(APISERVICES, apiservice(extension.port, json!({"caBundle": encoded(&extension.ca)}))).await;
     assert_eq!(code, 201, "{made}");
     let seen = until(&world, NAME, |o| available(o).1 == "ServiceNotFound").await;
     assert_eq!(seen["status"]["conditions"][0]["message"], "service/ext in \"default\" is not present");
@@ -255,7 +264,8 @@ async fn a_group_of_another_server_is_served_as_if_it_were_here() {
 
     // It stops: told at the next probe, which a change of its Service brings on.
     extension.stop.cancel();
-    let (code, _) = world.merge("/api/v1/namespaces/default/services/ext", json!({"metadata": {"labels": {"a": "b"}}})).await;
+    let (code, _) =
+        world.merge("/api/v1/namespaces/default/services/ext", json!({"metadata": {"labels": {"a": "b"}}})).await;
     assert_eq!(code, 200);
     let seen = until(&world, NAME, |o| available(o).0 == "False").await;
     assert_eq!(available(&seen).1, "FailedDiscoveryCheck", "{seen}");

@@ -127,7 +127,8 @@ async fn watches_end_with_the_definition_and_a_new_one_is_seen_at_once() {
 
     // A version that is no longer served ends the watches of that version alone.
     let versions = definition()["spec"]["versions"].as_array().unwrap()[..1].to_vec();
-    let (code, body) = world.merge(&format!("{CRDS}/widgets.example.com"), json!({"spec": {"versions": versions}})).await;
+    let (code, body) =
+        world.merge(&format!("{CRDS}/widgets.example.com"), json!({"spec": {"versions": versions}})).await;
     assert_eq!(code, 200, "{body}");
     assert!(next_line(&mut old, &mut old_bytes).await.is_none());
     world.merge(&format!("{WIDGETS}/a"), json!({"spec": {"size": 3}})).await;

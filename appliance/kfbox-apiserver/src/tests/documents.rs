@@ -125,7 +125,10 @@ async fn discovery_is_upstreams() {
     let (_, ours) = world.get("/apis").await;
     let theirs = sample("discovery/apis.json").unwrap();
     let (our_groups, their_groups) = (groups_of(&ours), groups_of(&theirs));
-    their_groups.iter().filter(|g| !our_groups.contains(g)).for_each(|g| report.say(format!("group {g}: alone upstream")));
+    their_groups
+        .iter()
+        .filter(|g| !our_groups.contains(g))
+        .for_each(|g| report.say(format!("group {g}: alone upstream")));
     our_groups.iter().filter(|g| !their_groups.contains(g)).for_each(|g| report.say(format!("group {g}: alone here")));
     let shared: Vec<&String> = our_groups.iter().filter(|g| their_groups.contains(g)).collect();
     let expected: Vec<&String> = their_groups.iter().filter(|g| our_groups.contains(g)).collect();
@@ -137,7 +140,11 @@ async fn discovery_is_upstreams() {
             let versions = |group: &Value| -> Vec<String> {
                 by(&group["versions"], "version").iter().map(|(v, _)| (*v).to_owned()).collect()
             };
-            report.compare(&format!("/apis/{name} preferredVersion"), &ours["preferredVersion"], &theirs["preferredVersion"]);
+            report.compare(
+                &format!("/apis/{name} preferredVersion"),
+                &ours["preferredVersion"],
+                &theirs["preferredVersion"],
+            );
             let (our_versions, their_versions) = (versions(ours), versions(theirs));
             their_versions
                 .iter()
@@ -227,7 +234,8 @@ fn compare_openapi(report: &mut Report, at: &str, ours: &Value, theirs: &Value, 
             }
         }
     }
-    for part in ["/paths", "/definitions", "/components/schemas", "/components/securitySchemes", "/securityDefinitions"] {
+    for part in ["/paths", "/definitions", "/components/schemas", "/components/securitySchemes", "/securityDefinitions"]
+    {
         let (Some(ours), Some(theirs)) = (ours.pointer(part), theirs.pointer(part)) else { continue };
         let (ours, theirs) = (ours.as_object().unwrap(), theirs.as_object().unwrap());
         for (name, ours) in ours {

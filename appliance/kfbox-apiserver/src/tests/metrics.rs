@@ -90,7 +90,10 @@ async fn usage_of_the_node_and_its_pods_is_told() {
     assert_eq!((&node["timestamp"], &node["window"]), (&json!("2026-01-02T03:04:05Z"), &json!("15.5s")));
     assert_eq!((&node["metadata"]["name"], &node["metadata"]["labels"]), (&json!("box"), &json!({"disk": "ssd"})));
     assert_eq!(world.get(&format!("{METRICS}/nodes/box")).await.1["kind"], "NodeMetrics");
-    assert_eq!(world.get(&format!("{METRICS}/nodes/other")).await.1["message"], "nodemetrics.metrics.k8s.io \"other\" not found");
+    assert_eq!(
+        world.get(&format!("{METRICS}/nodes/other")).await.1["message"],
+        "nodemetrics.metrics.k8s.io \"other\" not found"
+    );
 
     // Only pods that the cluster knows and the node has measured.
     let (_, all) = world.get(&format!("{METRICS}/pods")).await;
@@ -103,7 +106,10 @@ async fn usage_of_the_node_and_its_pods_is_told() {
     let (_, one) = world.get(&format!("{METRICS}/namespaces/default/pods/a")).await;
     assert_eq!(one["containers"][0], json!({"name": "main", "usage": {"cpu": "250000001n", "memory": "5Mi"}}));
     let (code, missing) = world.get(&format!("{METRICS}/namespaces/default/pods/new")).await;
-    assert_eq!((code.as_u16(), &missing["message"]), (404, &json!("podmetrics.metrics.k8s.io \"default/new\" not found")));
+    assert_eq!(
+        (code.as_u16(), &missing["message"]),
+        (404, &json!("podmetrics.metrics.k8s.io \"default/new\" not found"))
+    );
     let accept = [("accept", "application/json;as=Table;v=v1;g=meta.k8s.io")];
     let (_, _, table) = world.request("GET", &format!("{METRICS}/pods"), &accept, Value::Null).await;
     assert_eq!(table["rows"][0]["cells"], json!(["a", "251000001n", "5124Ki", "15.5s"]));

@@ -11,7 +11,8 @@ const AUTO_UPDATE: &str = "apf.kubernetes.io/autoupdate-spec";
 const MANDATORY: [&str; 2] = ["exempt", "catch-all"];
 
 /// Name, shares, percent lendable, and of queuing ones queues and hand size.
-const LEVELS: [(&str, i64, i64, Option<(i64, i64)>); 7] = [
+type Level = (&'static str, i64, i64, Option<(i64, i64)>);
+const LEVELS: [Level; 7] = [
     ("catch-all", 5, 0, None),
     ("system", 30, 33, Some((64, 6))),
     ("node-high", 40, 25, Some((64, 6))),

@@ -13,7 +13,7 @@ import sys
 API = [
     "core/v1", "apps/v1", "batch/v1", "autoscaling/v1", "autoscaling/v2", "rbac/v1", "networking/v1", "policy/v1",
     "storage/v1", "scheduling/v1", "coordination/v1", "discovery/v1", "events/v1", "node/v1", "certificates/v1",
-    "authentication/v1", "authorization/v1", "admissionregistration/v1",
+    "authentication/v1", "authorization/v1", "admissionregistration/v1", "flowcontrol/v1",
 ]
 SPECIAL = {
     "Time": "time", "MicroTime": "microtime", "Quantity": "quantity", "IntOrString": "intorstring",

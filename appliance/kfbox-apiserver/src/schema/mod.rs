@@ -11,6 +11,7 @@ mod crd;
 mod default;
 mod field;
 mod formats;
+mod group_defaults;
 mod kinds;
 mod prune;
 pub(crate) mod quantity;

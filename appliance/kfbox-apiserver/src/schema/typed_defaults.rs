@@ -178,6 +178,7 @@ pub fn default_builtin(group: &str, version: &str, kind: &str, value: &mut Value
             }
             set(make(spec, "conversion"), "strategy", "None");
         }),
+        ("flowcontrol.apiserver.k8s.io" | "resource.k8s.io", _) => super::group_defaults::fill(kind, object),
         ("apiregistration.k8s.io", "APIService") => {
             if let Some(service) = child(object, "spec").and_then(|s| child(s, "service")) {
                 set(service, "port", 443);

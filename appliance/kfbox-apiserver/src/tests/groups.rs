@@ -84,6 +84,30 @@ async fn the_default_priorities_are_there_and_come_back() {
     let mine = json!({"metadata": {"name": "mine"}, "spec": {"priorityLevelConfiguration": {"name": "nowhere"}, "matchingPrecedence": 500,
         "rules": [{"subjects": [{"kind": "User", "user": {"name": "ada"}}], "nonResourceRules": [{"verbs": ["*"], "nonResourceURLs": ["*"]}]}]}});
     assert_eq!(world.post(&format!("{flow}/flowschemas"), mine).await.0, 201);
+    for (kind, spec, field) in [
+        (
+            "flowschemas",
+            json!({"priorityLevelConfiguration": {"name": "x"}, "matchingPrecedence": 1}),
+            "spec.matchingPrecedence",
+        ),
+        (
+            "flowschemas",
+            json!({"priorityLevelConfiguration": {"name": "x"}, "rules": [{"subjects": [{"kind": "Robot"}], "nonResourceRules": []}]}),
+            "spec.rules[0]",
+        ),
+        ("flowschemas", json!({"priorityLevelConfiguration": {"name": ""}}), "spec.priorityLevelConfiguration.name"),
+        ("prioritylevelconfigurations", json!({"type": "Limited"}), "spec.limited"),
+        ("prioritylevelconfigurations", json!({"type": "Odd"}), "spec.type"),
+        (
+            "prioritylevelconfigurations",
+            json!({"type": "Limited", "limited": {"limitResponse": {"type": "Queue", "queuing": {"queues": 2, "handSize": 3}}}}),
+            "spec.limited.limitResponse.queuing.handSize",
+        ),
+    ] {
+        let (code, body) =
+            world.post(&format!("{flow}/{kind}"), json!({"metadata": {"name": "odd"}, "spec": spec})).await;
+        assert_eq!((code.as_u16(), &body["details"]["causes"][0]["field"]), (422, &json!(field)), "{body}");
+    }
     crate::bootstrap::ensure(world.server.core()).await.unwrap();
     assert_eq!(world.get(&format!("{flow}/flowschemas/exempt")).await.1["spec"]["matchingPrecedence"], 1);
     assert_eq!(
@@ -105,6 +129,15 @@ async fn device_claims_are_stored_and_printed() {
     let claim = json!({"metadata": {"name": "c"}, "spec": {"devices": {"requests": [{"name": "gpu", "exactly": {"deviceClassName": "gpu"}}]}}});
     let (code, made) = world.post(&format!("{resource}/namespaces/default/resourceclaims"), claim).await;
     assert_eq!(code, 201, "{made}");
+    let request = &made["spec"]["devices"]["requests"][0]["exactly"];
+    assert_eq!((&request["allocationMode"], &request["count"]), (&json!("ExactCount"), &json!(1)));
+    let odd = json!({"metadata": {"name": "o"}, "spec": {"devices": {"requests": [{"name": "gpu"}]}}});
+    let (code, body) = world.post(&format!("{resource}/namespaces/default/resourceclaims"), odd).await;
+    assert_eq!(
+        (code.as_u16(), &body["details"]["causes"][0]["field"]),
+        (422, &json!("spec.devices.requests[0]")),
+        "{body}"
+    );
     let accept = [("accept", "application/json;as=Table;v=v1;g=meta.k8s.io")];
     let table = async || {
         world.request("GET", &format!("{resource}/namespaces/default/resourceclaims"), &accept, Value::Null).await.2

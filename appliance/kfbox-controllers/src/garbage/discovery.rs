@@ -26,7 +26,8 @@ impl Resource {
 /// The kinds whose objects can be listed, watched and deleted, each in its preferred version, without the cluster's diary:
 /// events own nothing, are owned by nothing and come by the thousand.
 pub async fn discover(client: &Client) -> Result<Vec<Resource>, kube::Error> {
-    let discovery = Discovery::new(client.clone()).run().await?;
+    // One document for all groups: a group of another server that does not answer leaves a gap instead of an error.
+    let discovery = Discovery::new(client.clone()).run_aggregated().await?;
     let mut all = Vec::new();
     for group in discovery.groups() {
         for (api, capabilities) in group.recommended_resources() {

@@ -8,6 +8,7 @@ mod autoscaling;
 mod batch;
 mod config;
 mod containers;
+mod flow;
 mod limits;
 mod meta;
 mod names;
@@ -119,6 +120,7 @@ fn kind_rules(c: &mut Check, group: &str, version: &str, kind: &str, value: &Val
         ("admissionregistration.k8s.io", "MutatingWebhookConfiguration" | "ValidatingWebhookConfiguration") => {
             webhooks::configuration(c, kind, value)
         }
+        ("flowcontrol.apiserver.k8s.io" | "resource.k8s.io", _) => flow::check(c, kind, value),
         ("apiextensions.k8s.io", "CustomResourceDefinition") => config::definition(c, value, old),
         _ => {}
     }

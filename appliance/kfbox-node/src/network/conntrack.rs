@@ -86,8 +86,7 @@ pub fn forget_udp(stale: impl Fn(&Flow) -> bool) -> io::Result<usize> {
 }
 
 fn open() -> io::Result<OwnedFd> {
-    let socket =
-        socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkNetFilter)?;
+    let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkNetFilter)?;
     connect(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
     setsockopt(&socket, ReceiveTimeout, &nix::sys::time::TimeVal::new(PATIENCE_SECONDS, 0))?;
     Ok(socket)
@@ -200,7 +199,8 @@ mod tests {
 
     fn tuple_of(kind: u16, from: [u8; 4], to: [u8; 4], ports: (u16, u16), protocol: u8) -> Vec<u8> {
         let ip = [attribute(1, &from), attribute(2, &to)].concat();
-        let ports = [attribute(1, &[protocol]), attribute(2, &ports.0.to_be_bytes()), attribute(3, &ports.1.to_be_bytes())];
+        let ports =
+            [attribute(1, &[protocol]), attribute(2, &ports.0.to_be_bytes()), attribute(3, &ports.1.to_be_bytes())];
         // Nested attributes carry a flag in their type.
         let nested = [attribute(1 | 0x8000, &ip), attribute(2 | 0x8000, &ports.concat())].concat();
         attribute(kind | 0x8000, &nested)

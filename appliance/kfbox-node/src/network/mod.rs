@@ -201,7 +201,9 @@ impl Network {
             }
         });
         let mtu = if config.mtu == 0 { smallest_mtu() } else { config.mtu };
-        let network = Self { inner: Arc::new(Inner { mtu, ipam: Mutex::new(ipam), exposed: Default::default(), handle, config }) };
+        let network = Self {
+            inner: Arc::new(Inner { mtu, ipam: Mutex::new(ipam), exposed: Default::default(), handle, config }),
+        };
         network.bridge().await?;
         network.rules().await?;
         Ok(network)

@@ -155,7 +155,12 @@ impl Rounds {
     /// Frees what nobody needs; if that is not enough, one pod goes.
     async fn relieve(&mut self, shortage: &Shortage) {
         let resource = shortage.signal.resource();
-        tracing::warn!(resource, available = shortage.available, threshold = shortage.threshold, "the machine runs short");
+        tracing::warn!(
+            resource,
+            available = shortage.available,
+            threshold = shortage.threshold,
+            "the machine runs short"
+        );
         let text = format!("Attempting to reclaim {resource}");
         self.node.ctx.events.node(&self.node.config.node_name, Level::Warning, "EvictionThresholdMet", text);
         if matches!(shortage.signal, Signal::Disk | Signal::Inodes) {
@@ -205,7 +210,9 @@ impl Rounds {
             // Nothing can be asked for of these.
             Signal::Inodes | Signal::Pids => "",
         };
-        let amount = |container: &Container| resources::request(container, name).and_then(|n| u64::try_from(n).ok()).unwrap_or(0);
+        let amount = |container: &Container| {
+            resources::request(container, name).and_then(|n| u64::try_from(n).ok()).unwrap_or(0)
+        };
         let disk = match signal {
             Signal::Disk | Signal::Inodes => Some(self.disk(pod, spec).await),
             Signal::Memory | Signal::Pids => None,
@@ -290,7 +297,8 @@ impl Rounds {
         let used = self.note_images();
         let store = self.node.ctx.images.clone();
         let folder = self.node.config.data_dir.join("images");
-        let mut unused: Vec<_> = store.list().into_iter().filter(|i| store.is_pulled(i) && !used.contains(&i.digest)).collect();
+        let mut unused: Vec<_> =
+            store.list().into_iter().filter(|i| store.is_pulled(i) && !used.contains(&i.digest)).collect();
         unused.sort_by_key(|image| self.images.get(&image.digest).copied());
         let before = Disk::of(&folder).free;
         let freed = || Disk::of(&folder).free.saturating_sub(before);
@@ -319,7 +327,11 @@ impl Rounds {
 fn to_free(disk: &Disk, config: &ImageGcConfig) -> u64 {
     let used = disk.total.saturating_sub(disk.free);
     let share = |percent: u64| u64::try_from(u128::from(disk.total) * u128::from(percent) / 100).unwrap_or(u64::MAX);
-    if disk.total == 0 || used < share(config.high_percent) { 0 } else { used.saturating_sub(share(config.low_percent)) }
+    if disk.total == 0 || used < share(config.high_percent) {
+        0
+    } else {
+        used.saturating_sub(share(config.low_percent))
+    }
 }
 
 #[cfg(test)]

@@ -37,9 +37,7 @@ impl Node {
 
     fn all_pods(&self) -> Vec<Arc<Pod>> {
         let mut pods: Vec<Arc<Pod>> = self.pods.lock().values().cloned().collect();
-        pods.sort_by(|a, b| {
-            (&a.metadata.namespace, &a.metadata.name).cmp(&(&b.metadata.namespace, &b.metadata.name))
-        });
+        pods.sort_by(|a, b| (&a.metadata.namespace, &a.metadata.name).cmp(&(&b.metadata.namespace, &b.metadata.name)));
         pods
     }
 
@@ -112,7 +110,11 @@ impl Node {
         text.family("kubelet_running_pods", "gauge", "Number of pods that have a running pod sandbox.");
         text.sample("kubelet_running_pods", &[], count(running));
         text.family("kubelet_running_containers", "gauge", "Number of containers currently running.");
-        text.sample("kubelet_running_containers", &[("container_state", "running")], count(self.ctx.handles.lock().len()));
+        text.sample(
+            "kubelet_running_containers",
+            &[("container_state", "running")],
+            count(self.ctx.handles.lock().len()),
+        );
         text.out
     }
 
@@ -153,7 +155,11 @@ impl Node {
                 text.sample(name, &labels, pick(figures));
             }
         }
-        text.family("container_start_time_seconds", "gauge", "Start time of the container since unix epoch in seconds.");
+        text.family(
+            "container_start_time_seconds",
+            "gauge",
+            "Start time of the container since unix epoch in seconds.",
+        );
         for pod in &usage.pods {
             for c in &pod.containers {
                 let labels = row(&c.name, &c.cgroup, &c.image, &c.id, &pod.namespace, &pod.name);
@@ -182,16 +188,15 @@ impl Node {
     }
 }
 
-fn row(
-    container: &str,
-    id: &str,
-    image: &str,
-    name: &str,
-    namespace: &str,
-    pod: &str,
-) -> Vec<(&'static str, String)> {
-    let pairs =
-        [("container", container), ("id", id), ("image", image), ("name", name), ("namespace", namespace), ("pod", pod)];
+fn row(container: &str, id: &str, image: &str, name: &str, namespace: &str, pod: &str) -> Vec<(&'static str, String)> {
+    let pairs = [
+        ("container", container),
+        ("id", id),
+        ("image", image),
+        ("name", name),
+        ("namespace", namespace),
+        ("pod", pod),
+    ];
     pairs.into_iter().map(|(key, value)| (key, value.to_owned())).collect()
 }
 
@@ -254,7 +259,11 @@ fn pod_summary(time: &str, pod: &PodUsage) -> Value {
 /// What metrics-server reads.
 fn resource_metrics(usage: &NodeUsage) -> String {
     let mut text = Text::default();
-    text.family("container_cpu_usage_seconds_total", "counter", "Cumulative cpu time consumed by the container in core-seconds");
+    text.family(
+        "container_cpu_usage_seconds_total",
+        "counter",
+        "Cumulative cpu time consumed by the container in core-seconds",
+    );
     text.each_container(usage, "container_cpu_usage_seconds_total", |c| seconds(c.used.cpu_nanoseconds));
     text.family("container_memory_working_set_bytes", "gauge", "Current working set of the container in bytes");
     text.each_container(usage, "container_memory_working_set_bytes", |c| bytes(c.used.memory_working_set_bytes));
@@ -274,7 +283,11 @@ fn resource_metrics(usage: &NodeUsage) -> String {
         let labels = [("namespace", pod.namespace.as_str()), ("pod", &pod.name)];
         text.sample("pod_memory_working_set_bytes", &labels, bytes(pod.used.memory_working_set_bytes));
     }
-    text.family("resource_scrape_error", "gauge", "1 if there was an error while getting container metrics, 0 otherwise");
+    text.family(
+        "resource_scrape_error",
+        "gauge",
+        "1 if there was an error while getting container metrics, 0 otherwise",
+    );
     text.sample("resource_scrape_error", &[], 0.0);
     text.out
 }
@@ -321,7 +334,12 @@ mod tests {
     use std::time::Duration;
 
     fn usage() -> NodeUsage {
-        let used = Figures { cpu_nanocores: 5, cpu_nanoseconds: 1_500_000_000, memory_working_set_bytes: 42, ..Figures::default() };
+        let used = Figures {
+            cpu_nanocores: 5,
+            cpu_nanoseconds: 1_500_000_000,
+            memory_working_set_bytes: 42,
+            ..Figures::default()
+        };
         let container = ContainerUsage {
             name: "c".into(),
             id: "64".into(),

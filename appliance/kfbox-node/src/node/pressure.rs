@@ -91,9 +91,8 @@ pub fn observe(data_dir: &Path) -> Observed {
 
 /// What runs short, memory first.
 pub fn shortages(config: &EvictionConfig, now: &Observed) -> Vec<Shortage> {
-    let share = |total: u64, percent: u64| {
-        u64::try_from(u128::from(total) * u128::from(percent) / 100).unwrap_or(u64::MAX)
-    };
+    let share =
+        |total: u64, percent: u64| u64::try_from(u128::from(total) * u128::from(percent) / 100).unwrap_or(u64::MAX);
     let inodes = |disk: &Disk| (disk.inodes_free, share(disk.inodes, config.inodes_percent));
     let of = |signal, (available, threshold): (u64, u64)| Shortage { signal, available, threshold };
     let all = [
@@ -123,7 +122,13 @@ pub struct Seen {
 
 impl Seen {
     /// The conditions that hold: those seen now, and those seen a while ago.
-    pub fn conditions(&mut self, short: &[Shortage], now: Instant, transition: Duration, before: Conditions) -> Conditions {
+    pub fn conditions(
+        &mut self,
+        short: &[Shortage],
+        now: Instant,
+        transition: Duration,
+        before: Conditions,
+    ) -> Conditions {
         for shortage in short {
             match shortage.signal {
                 Signal::Memory => self.memory = Some(now),
@@ -213,7 +218,11 @@ mod tests {
         now = plenty();
         now.memory_available = 100 << 20;
         assert_eq!(shortages(&config, &now), [], "at the threshold is not below it");
-        assert_eq!(shortages(&config, &Observed { memory_available: GIB, ..Observed::default() }), [], "no disk is no shortage");
+        assert_eq!(
+            shortages(&config, &Observed { memory_available: GIB, ..Observed::default() }),
+            [],
+            "no disk is no shortage"
+        );
     }
 
     #[test]

@@ -23,7 +23,9 @@ impl Node {
         let pod_name = pod.metadata.name.clone().unwrap_or_default();
         let spec = pod.spec.as_ref();
         let found = spec.and_then(|s| record::find(s, name));
-        found.map(std::borrow::Cow::into_owned).ok_or_else(|| NodeError::NoContainer { container: name.into(), pod: pod_name })
+        found
+            .map(std::borrow::Cow::into_owned)
+            .ok_or_else(|| NodeError::NoContainer { container: name.into(), pod: pod_name })
     }
 
     fn running(&self, pod: &Pod, container: &str) -> Result<Handle, NodeError> {

@@ -92,11 +92,8 @@ fn sysctls(spec: &PodSpec) -> Result<(), Refusal> {
         if !SAFE_SYSCTLS.contains(&name.as_str()) {
             return refuse("SysctlForbidden", format!("forbidden sysctl: {name:?} not allowlisted"));
         }
-        let (space, shared) = if name.starts_with("net.") {
-            ("Net", spec.host_network)
-        } else {
-            ("IPC", spec.host_ipc)
-        };
+        let (space, shared) =
+            if name.starts_with("net.") { ("Net", spec.host_network) } else { ("IPC", spec.host_ipc) };
         if shared == Some(true) {
             let message = format!("forbidden sysctl: {name:?} not allowed with host {space} enabled");
             return refuse("SysctlForbidden", message);
@@ -187,7 +184,8 @@ mod tests {
         assert_eq!(reason(on_pod.clone(), Conditions::default()).as_deref(), Some("AppArmor"));
         let enabled = Conditions { app_armor: true, ..Conditions::default() };
         assert_eq!(reason(on_pod, enabled).as_deref(), Some("AppArmor"), "there is no default profile");
-        let named = json!({ "securityContext": { "appArmorProfile": { "type": "Localhost", "localhostProfile": "x" } } });
+        let named =
+            json!({ "securityContext": { "appArmorProfile": { "type": "Localhost", "localhostProfile": "x" } } });
         assert_eq!(reason(named, enabled), None);
         let overridden = json!({
             "securityContext": { "appArmorProfile": { "type": "RuntimeDefault" } },

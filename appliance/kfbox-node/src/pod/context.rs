@@ -2,7 +2,6 @@
 
 use super::{admit::Conditions, events::Events, resize::Share};
 use crate::{
-    usage::Meter,
     images::ImageStore,
     network::Network,
     oci::capabilities::Available,
@@ -10,6 +9,7 @@ use crate::{
     runtime::{Handle, Runtime},
     sandbox::DnsConfig,
     services::Directory,
+    usage::Meter,
     volumes::PodDirs,
 };
 use k8s_openapi::api::core::v1::Service;

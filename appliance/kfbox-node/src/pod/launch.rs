@@ -425,7 +425,8 @@ fn write_and_start(ctx: &Context, launch: &Launch, variables: &Variables) -> Res
     let rootfs = dir.join("rootfs");
     let privileged = container.security_context.as_ref().and_then(|c| c.privileged).unwrap_or(false);
     let host_devices = if privileged { host_devices() } else { Vec::new() };
-    let namespaces = PodNamespaces { pid: process_namespace(ctx, pod, spec, &container.name)?, ..prepared.namespaces.clone() };
+    let namespaces =
+        PodNamespaces { pid: process_namespace(ctx, pod, spec, &container.name)?, ..prepared.namespaces.clone() };
     let specification = oci::spec(&oci::Input {
         pod: spec,
         container,
@@ -490,7 +491,8 @@ fn process_namespace(
     let handle = ctx.handles.lock().get(&(uid(pod).to_owned(), target.to_owned())).cloned();
     let Some(Stage::Running(started)) = handle.map(|handle| handle.stage()) else { return Err(missing()) };
     let kept = ctx.dirs(uid(pod)).run.join("ns").join(format!("pid.{container}"));
-    sandbox::keep(Path::new(&format!("/proc/{}/ns/pid", started.init.pid)), &kept).map_err(|e| LaunchFailure::create(&e))?;
+    sandbox::keep(Path::new(&format!("/proc/{}/ns/pid", started.init.pid)), &kept)
+        .map_err(|e| LaunchFailure::create(&e))?;
     // Looked at last: what is kept is the container's only if it still had the number then.
     if started.init.runs() {
         Ok(Some(kept))

@@ -104,8 +104,7 @@ pub fn plan(spec: &PodSpec, records: &[Record], back_off: &BackOff, now: Instant
     }
 
     let mains: Vec<&Record> = records.iter().filter(|r| r.kind == Kind::Main).collect();
-    let done =
-        |record: &&Record| record.latest_end().is_some_and(|end| !restarts(spec, &record.name, end.exit.code));
+    let done = |record: &&Record| record.latest_end().is_some_and(|end| !restarts(spec, &record.name, end.exit.code));
     let work_done = !mains.is_empty() && mains.iter().all(done);
     let ephemeral = || records.iter().filter(|r| r.kind == Kind::Ephemeral);
     if init_failed || work_done {

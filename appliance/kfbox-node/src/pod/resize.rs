@@ -46,7 +46,8 @@ pub fn room(wanted: Share, others: Share, capacity: Share) -> Result<(), (&'stat
     ];
     for (name, wanted, _, capacity) in each {
         if wanted > capacity {
-            let message = format!("Node didn't have enough capacity: {name}, requested: {wanted}, capacity: {capacity}");
+            let message =
+                format!("Node didn't have enough capacity: {name}, requested: {wanted}, capacity: {capacity}");
             return Err(("Infeasible", message));
         }
     }
@@ -84,14 +85,16 @@ pub enum Change {
 /// What differs between what a container has and what it is to have. None: nothing that can change.
 pub fn change(container: &Container, has: Option<&ResourceRequirements>) -> Option<Change> {
     let with = Container { resources: has.cloned(), ..Container::default() };
-    let differs = |name: &str| limit(&with, name) != limit(container, name) || request(&with, name) != request(container, name);
+    let differs =
+        |name: &str| limit(&with, name) != limit(container, name) || request(&with, name) != request(container, name);
     let changed: Vec<&str> = ["cpu", "memory"].into_iter().filter(|name| differs(name)).collect();
     if changed.is_empty() {
         return None;
     }
-    let restarts = container.resize_policy.iter().flatten().any(|policy| {
-        policy.restart_policy == "RestartContainer" && changed.contains(&policy.resource_name.as_str())
-    });
+    let restarts =
+        container.resize_policy.iter().flatten().any(|policy| {
+            policy.restart_policy == "RestartContainer" && changed.contains(&policy.resource_name.as_str())
+        });
     Some(if restarts { Change::Restart } else { Change::InPlace })
 }
 
@@ -162,7 +165,10 @@ mod tests {
         assert_eq!(room(share(500, 10), share(1500, 90), share(2000, 100)), Ok(()));
         assert_eq!(
             room(share(501, 10), share(1500, 90), share(2000, 100)),
-            Err(("Deferred", "Node didn't have enough resource: cpu, requested: 501, used: 1500, capacity: 2000".into()))
+            Err((
+                "Deferred",
+                "Node didn't have enough resource: cpu, requested: 501, used: 1500, capacity: 2000".into()
+            ))
         );
         assert_eq!(
             room(share(1, 101), share(9999, 0), share(2000, 100)),

@@ -4,14 +4,14 @@
 use super::{
     downward::Surroundings,
     plan::failed_for_good,
-    resize,
     record::{self, Ended, Kind, Record, State, restarts},
+    resize,
 };
 use crate::oci::resources;
 use k8s_openapi::{
     api::core::v1::{
-        Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
-        HostIP, Pod, PodCondition, PodIP, PodSpec, PodStatus, VolumeMountStatus,
+        Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
+        ContainerStatus, HostIP, Pod, PodCondition, PodIP, PodSpec, PodStatus, VolumeMountStatus,
     },
     apimachinery::pkg::apis::meta::v1::Time,
     jiff::Timestamp,
@@ -167,9 +167,7 @@ fn conditions(
         .filter_map(|gate| match of(pod.status.as_ref(), gate) {
             None => Some(format!("corresponding condition of pod readiness gate {gate:?} does not exist.")),
             Some(c) if c.status == "True" => None,
-            Some(c) => {
-                Some(format!("the status of pod readiness gate {gate:?} is not \"True\", but {}", c.status))
-            }
+            Some(c) => Some(format!("the status of pod readiness gate {gate:?} is not \"True\", but {}", c.status)),
         })
         .collect();
     let (ready_reason, ready_message) = if containers_ready && !open_gates.is_empty() {
@@ -428,7 +426,8 @@ mod tests {
             (Some("False"), "False", Some("the status of pod readiness gate \"g\" is not \"True\", but False")),
             (Some("True"), "True", None),
         ] {
-            let gate = gate.map(|status| PodCondition { type_: "g".into(), status: status.into(), ..PodCondition::default() });
+            let gate =
+                gate.map(|status| PodCondition { type_: "g".into(), status: status.into(), ..PodCondition::default() });
             pod.status = Some(PodStatus { conditions: Some(gate.into_iter().collect()), ..PodStatus::default() });
             let status = show(&pod, &records, &Outcome::default());
             let found = condition(&status, "Ready");

@@ -1,11 +1,11 @@
 //! What the packet filter should do, decided from Services and endpoints alone. Source: the Kubernetes "Virtual IPs and
 //! Service Proxies" reference; which endpoints count is kube-proxy's rule.
 
+use crate::network::conntrack::Flow;
 use k8s_openapi::api::{
     core::v1::Service,
     discovery::v1::{Endpoint, EndpointSlice},
 };
-use crate::network::conntrack::Flow;
 use kube::ResourceExt;
 use sha2::{Digest, Sha256};
 use std::{
@@ -79,9 +79,10 @@ impl Rules {
     /// The port that a UDP flow was addressed to. One to a node port shows by having been sent elsewhere.
     fn of_flow(&self, flow: &Flow) -> Option<&Port> {
         let redirected = flow.answering != flow.destination;
-        let id = self.addresses.get(&(flow.destination, Protocol::Udp, flow.port)).or_else(|| {
-            self.node_ports.get(&(Protocol::Udp, flow.port)).filter(|_| redirected)
-        })?;
+        let id = self
+            .addresses
+            .get(&(flow.destination, Protocol::Udp, flow.port))
+            .or_else(|| self.node_ports.get(&(Protocol::Udp, flow.port)).filter(|_| redirected))?;
         self.ports.get(id)
     }
 }

@@ -95,15 +95,26 @@ fn become_pause(root: &Path) -> Result<std::convert::Infallible, ShimError> {
     let program = root.join("pause");
     // Not readable for its own user: the kernel then hides the process's memory and files from other processes.
     let mode = 0o511;
-    let mut file = File::options().write(true).create_new(true).mode(mode).open(&program).map_err(|source| {
-        ShimError::File { what: "cannot create", path: program.clone(), source }
+    let mut file = File::options()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(&program)
+        .map_err(|source| ShimError::File { what: "cannot create", path: program.clone(), source })?;
+    std::io::Write::write_all(&mut file, &program_bytes()).map_err(|source| ShimError::File {
+        what: "cannot write",
+        path: program.clone(),
+        source,
     })?;
-    std::io::Write::write_all(&mut file, &program_bytes())
-        .map_err(|source| ShimError::File { what: "cannot write", path: program.clone(), source })?;
     // A program that is open for writing cannot be run.
     drop(file);
-    nix::sys::stat::fchmodat(nix::fcntl::AT_FDCWD, &program, Mode::from_bits_truncate(mode), nix::sys::stat::FchmodatFlags::FollowSymlink)
-        .map_err(step("cannot protect the program"))?;
+    nix::sys::stat::fchmodat(
+        nix::fcntl::AT_FDCWD,
+        &program,
+        Mode::from_bits_truncate(mode),
+        nix::sys::stat::FchmodatFlags::FollowSymlink,
+    )
+    .map_err(step("cannot protect the program"))?;
     mount(None::<&str>, root, None::<&str>, flags | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, None::<&str>)
         .map_err(step("cannot protect the root"))?;
     chdir(root).map_err(step("cannot enter the root"))?;
@@ -123,7 +134,7 @@ fn become_pause(root: &Path) -> Result<std::convert::Infallible, ShimError> {
     setresgid(gid, gid, gid).map_err(step("setresgid"))?;
     setresuid(uid, uid, uid).map_err(step("setresuid"))?;
     let name = CString::new("/pause").unwrap_or_default();
-    execve(&name, &[name.clone()], &[] as &[CString]).map_err(step("cannot run the pause program"))
+    execve(&name, std::slice::from_ref(&name), &[] as &[CString]).map_err(step("cannot run the pause program"))
 }
 
 /// Where the program is in memory; page sizes up to 64 KiB divide it.

@@ -2,7 +2,7 @@
 
 use crate::world::{PATIENCE, World, is_ready};
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
-use kfbox_node::Outcome;
+use kfbox_node::{NodeError, Outcome};
 use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -28,9 +28,20 @@ impl World {
 
     async fn output(&self, pod: &str, container: &str, command: &str) -> String {
         let args = ["sh", "-c", command].map(str::to_owned).to_vec();
-        let mut session = self.node().exec("default", pod, container, args, false, false).await.unwrap();
+        let deadline = std::time::Instant::now() + PATIENCE;
+        let mut session = loop {
+            match self.node().exec("default", pod, container, args.clone(), false, false).await {
+                Ok(session) => break session,
+                // A daemon that has just come back does not know its pods yet.
+                Err(NodeError::NoPod(_) | NodeError::NotRunning { .. }) if std::time::Instant::now() < deadline => {
+                    tokio::task::yield_now().await;
+                }
+                Err(error) => panic!("{command}: {error}"),
+            }
+        };
         let (mut out, mut err) = (String::new(), String::new());
-        let (read, errors) = tokio::join!(session.stdout.read_to_string(&mut out), session.stderr.read_to_string(&mut err));
+        let (read, errors) =
+            tokio::join!(session.stdout.read_to_string(&mut out), session.stderr.read_to_string(&mut err));
         read.and(errors).unwrap();
         assert_eq!(session.exit.await.unwrap(), Outcome::Exited(0), "{command}: {out}{err}");
         out
@@ -113,7 +124,10 @@ async fn containers_share_processes_where_the_pod_says_so() {
         let script = format!("{command} 2>/dev/null && exit 1; exit 0");
         assert_eq!(world.output("shared", "main", &script).await, "", "{command}");
     }
-    assert_eq!(world.output("shared", "main", "kill -9 1; grep -c State:.Z /proc/[0-9]*/status | grep -v :0; true").await, "");
+    assert_eq!(
+        world.output("shared", "main", "kill -9 1; grep -c State:.Z /proc/[0-9]*/status | grep -v :0; true").await,
+        ""
+    );
     world.output("shared", "main", &format!("kill -0 {own}")).await;
 
     // It outlives the daemon.
@@ -132,7 +146,7 @@ async fn a_pod_may_look_at_the_whole_host() {
     let mark = world.dir.path().join("mark");
     std::fs::write(&mark, "of the host").unwrap();
     world
-        .run("node-debugger", &format!("cat /host{} 2>&1; readlink /proc/1/ns/ipc 2>&1", mark.display()), |pod| {
+        .run("node-debugger", &format!("cat /host{} 2>&1; readlink /proc/self/ns/ipc 2>&1", mark.display()), |pod| {
             for field in ["hostNetwork", "hostPID", "hostIPC"] {
                 pod["spec"][field] = json!(true);
             }
@@ -143,9 +157,11 @@ async fn a_pod_may_look_at_the_whole_host() {
             main["securityContext"] = json!({ "privileged": true });
         })
         .await;
-    let over = |pod: &Pod| pod.status.as_ref().and_then(|s| s.phase.as_deref()).is_some_and(|p| p != "Running" && p != "Pending");
+    let over = |pod: &Pod| {
+        pod.status.as_ref().and_then(|s| s.phase.as_deref()).is_some_and(|p| p != "Running" && p != "Pending")
+    };
     let pod = world.until("node-debugger", "it ended", over).await;
-    let ipc = std::fs::read_link("/proc/1/ns/ipc").unwrap();
+    let ipc = std::fs::read_link("/proc/self/ns/ipc").unwrap();
     let log = world.logs("node-debugger", "main").await;
     assert_eq!(log, format!("of the host{}\n", ipc.display()), "{pod:?}");
     world.stop().await;
@@ -172,7 +188,9 @@ async fn use_is_measured_when_somebody_asks() {
     assert_eq!(summary["node"]["nodeName"], json!(world.config.node_name));
     assert!(summary["pods"].as_array().unwrap().iter().any(|p| p["podRef"]["name"] == "busy"));
     let metrics = world.node().http("/metrics/resource").await.unwrap().1;
-    assert!(metrics.contains("container_memory_working_set_bytes{container=\"main\",namespace=\"default\",pod=\"idle\"}"));
+    assert!(
+        metrics.contains("container_memory_working_set_bytes{container=\"main\",namespace=\"default\",pod=\"idle\"}")
+    );
     let metrics = world.node().http("/metrics/cadvisor").await.unwrap().1;
     assert!(metrics.contains("container_cpu_usage_seconds_total{container=\"main\",cpu=\"total\",id=\"/"), "{metrics}");
     let pods: Value = serde_json::from_str(&world.node().http("/pods").await.unwrap().1).unwrap();
@@ -230,7 +248,11 @@ async fn a_running_container_is_given_more_without_a_restart() {
     let resize = async |cpu: &str, memory: &str| {
         let patch = json!({ "spec": { "containers": [{ "name": "main", "resources": {
             "requests": { "cpu": cpu, "memory": memory }, "limits": { "cpu": cpu, "memory": memory } } }] } });
-        world.pods().patch_subresource("resize", "grows", &PatchParams::default(), &Patch::Strategic(patch)).await.unwrap();
+        world
+            .pods()
+            .patch_subresource("resize", "grows", &PatchParams::default(), &Patch::Strategic(patch))
+            .await
+            .unwrap();
     };
     let has = |pod: &Pod, name: &str, amount: &str| {
         let resources = crate::world::main_status(pod).resources.clone();
@@ -242,13 +264,19 @@ async fn a_running_container_is_given_more_without_a_restart() {
     assert_eq!((status.container_id.clone(), status.restart_count), (id.clone(), 0));
     assert_eq!(status.allocated_resources.as_ref().unwrap()["cpu"].0, "200m");
     let limit = world
-        .output("grows", "main", "cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null; true")
+        .output(
+            "grows",
+            "main",
+            "cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null; true",
+        )
         .await;
     assert_eq!(limit.trim(), (64 << 20).to_string());
 
     // More than the machine has is never given, and the container goes on with what it has.
     resize("200m", "900Ti").await;
-    let pending = |pod: &Pod| pod.status.as_ref().unwrap().conditions.iter().flatten().find(|c| c.type_ == "PodResizePending").cloned();
+    let pending = |pod: &Pod| {
+        pod.status.as_ref().unwrap().conditions.iter().flatten().find(|c| c.type_ == "PodResizePending").cloned()
+    };
     let pod = world.until("grows", "it is told", |pod| pending(pod).is_some()).await;
     assert_eq!(pending(&pod).unwrap().reason.as_deref(), Some("Infeasible"));
     assert!(has(&pod, "memory", "64Mi"));

@@ -27,7 +27,9 @@ fn traces(world: &World) -> BTreeMap<&'static str, BTreeSet<String>> {
         let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };
         let cgroups = lines(&format!("/proc/{pid}/cgroup"));
         let arguments = lines(&format!("/proc/{pid}/cmdline"));
-        if pid != std::process::id() && (cgroups.contains(&format!("/{}/", world.config.instance)) || arguments.contains(&own)) {
+        if pid != std::process::id()
+            && (cgroups.contains(&format!("/{}/", world.config.instance)) || arguments.contains(&own))
+        {
             processes.insert(format!("{pid} {arguments}"));
         }
     }
@@ -90,12 +92,12 @@ async fn come_and_go(world: &World, n: usize) {
             { "name": "memory", "mountPath": "/memory" },
             { "name": "map", "mountPath": "/map" },
         ]);
-        if n % 5 == 0 {
+        if n.is_multiple_of(5) {
             pod["spec"]["shareProcessNamespace"] = json!(true);
         }
-        if n % 10 == 0 {
+        if n.is_multiple_of(10) {
             pod["spec"]["containers"][0]["ports"] = json!([{
-                "containerPort": 80, "hostPort": 40_000 + n % 20_000, "protocol": if n % 20 == 0 { "UDP" } else { "TCP" },
+                "containerPort": 80, "hostPort": 40_000 + n % 20_000, "protocol": if n.is_multiple_of(20) { "UDP" } else { "TCP" },
             }]);
         }
     });
@@ -112,10 +114,13 @@ async fn come_and_go(world: &World, n: usize) {
         // Deleted in whatever state it is.
         _ => {}
     }
-    let now = DeleteParams { grace_period_seconds: (n % 3 == 0).then_some(0), ..DeleteParams::default() };
+    let now = DeleteParams { grace_period_seconds: (n.is_multiple_of(3)).then_some(0), ..DeleteParams::default() };
     world.pods().delete(&name, &now).await.unwrap();
     let gone = |pod: Option<&k8s_openapi::api::core::v1::Pod>| pod.is_none();
-    tokio::time::timeout(PATIENCE, kube::runtime::wait::await_condition(world.pods(), &name, gone)).await.unwrap().unwrap();
+    tokio::time::timeout(PATIENCE, kube::runtime::wait::await_condition(world.pods(), &name, gone))
+        .await
+        .unwrap()
+        .unwrap();
     let folder = world.config.data_dir.join("pods").join(uid);
     eventually("its folder is gone", || !folder.exists()).await;
 }

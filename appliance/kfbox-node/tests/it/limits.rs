@@ -25,10 +25,7 @@ async fn a_pod_that_this_node_cannot_run_is_refused_with_the_reason() {
     let sysctls = json!({ "sysctls": [{ "name": "kernel.msgmax", "value": "65536" }] });
     assert_eq!(
         refused("unsafe", "securityContext", sysctls).await,
-        (
-            "SysctlForbidden".into(),
-            "Pod was rejected: forbidden sysctl: \"kernel.msgmax\" not allowlisted".to_owned()
-        )
+        ("SysctlForbidden".into(), "Pod was rejected: forbidden sysctl: \"kernel.msgmax\" not allowlisted".to_owned())
     );
     assert_eq!(refused("users", "hostUsers", json!(false)).await.0, "UserNamespacesNotSupported");
     if !std::path::Path::new("/sys/module/apparmor").exists() {
@@ -132,14 +129,13 @@ async fn a_machine_short_of_memory_evicts_who_took_most_and_says_so() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pod_has_no_more_processes_than_the_node_allows() {
     let world = World::start_with(|config| config.pod_pids_limit = Some(20)).await;
-    world
-        .run("forks", "i=0; while [ $i -lt 40 ]; do sleep 1000 & i=$((i+1)); done; echo all", |_| {})
+    world.run("forks", "i=0; while [ $i -lt 40 ]; do sleep 1000 & i=$((i+1)); done; echo all", |_| {}).await;
+    let pod = world
+        .until("forks", "it ended or was stopped", |pod| {
+            let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
+            matches!(phase, Some("Failed" | "Succeeded" | "Running"))
+        })
         .await;
-    let pod = world.until("forks", "it ended or was stopped", |pod| {
-        let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
-        matches!(phase, Some("Failed" | "Succeeded" | "Running"))
-    })
-    .await;
     let uid = pod.metadata.uid.unwrap();
     eventually("the shell could not fork", || {
         let log = world.config.data_dir.join("pods").join(&uid).join("logs/main/0.log");

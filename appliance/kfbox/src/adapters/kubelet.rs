@@ -3,8 +3,8 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 use kfbox_apiserver::{
-    ContainerUsage, Duplex, ExecSession, Exit, Kubelet, KubeletError, LogOptions, LogStream, NodeUsage, PodUsage, Streams,
-    TerminalSize, kubelet::HttpAnswer,
+    ContainerUsage, Duplex, ExecSession, Exit, Kubelet, KubeletError, LogOptions, LogStream, NodeUsage, PodUsage,
+    Streams, TerminalSize, kubelet::HttpAnswer,
 };
 use kfbox_base::Tasks;
 use kfbox_node::{Node, NodeError, Outcome};

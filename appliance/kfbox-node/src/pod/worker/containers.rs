@@ -90,7 +90,9 @@ impl Worker {
         );
         let key = (uid(&self.pod).to_owned(), name.to_owned());
         // A new container's cgroup is as old as it is; what one that was found has used before is read.
-        self.ctx.meter.began(&handle.cgroup, if fresh { None } else { self.ctx.runtime.hierarchies.usage(&handle.cgroup) });
+        self.ctx
+            .meter
+            .began(&handle.cgroup, if fresh { None } else { self.ctx.runtime.hierarchies.usage(&handle.cgroup) });
         self.ctx.handles.lock().insert(key, handle.clone());
         self.live.insert(name.into(), Live { handle, since: Instant::now(), probing, stopping: None });
         match post_start {

@@ -92,8 +92,8 @@ impl Worker {
             self.outcome.finished = true;
             self.outcome.reason = self.pod.status.as_ref().and_then(|s| s.reason.clone());
             self.outcome.message = self.pod.status.as_ref().and_then(|s| s.message.clone());
-            self.outcome.refused =
-                self.outcome.reason.is_some() && self.pod.status.iter().flat_map(status::container_statuses).next().is_none();
+            self.outcome.refused = self.outcome.reason.is_some()
+                && self.pod.status.iter().flat_map(status::container_statuses).next().is_none();
         } else if found.running.is_empty() && self.attempts.values().all(|next| *next == 0) && !self.outcome.sandboxed {
             self.admit();
         }

@@ -75,6 +75,8 @@ impl Worker {
         if let Some(limit) = limits.memory_bytes.filter(|limit| *limit < used) {
             return Err(format!("attempting to set container memory limit ({limit}) below current usage ({used})"));
         }
-        hierarchies.limit(cgroup, &limits).map_err(|error| format!("cannot change the limits of {}: {error}", container.name))
+        hierarchies
+            .limit(cgroup, &limits)
+            .map_err(|error| format!("cannot change the limits of {}: {error}", container.name))
     }
 }

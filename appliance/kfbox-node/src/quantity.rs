@@ -21,7 +21,7 @@ pub fn binary(bytes: u64) -> String {
     let mut number = bytes;
     let mut unit = "";
     for next in ["Ki", "Mi", "Gi", "Ti", "Pi", "Ei"] {
-        if number == 0 || number % 1024 != 0 {
+        if number == 0 || !number.is_multiple_of(1024) {
             break;
         }
         number /= 1024;

@@ -124,6 +124,7 @@ async fn every_change_between_states_is_one_that_nft_takes() {
 }
 
 #[tokio::test]
+#[expect(clippy::disallowed_methods, reason = "the test itself is the owner, and waits for all of them")]
 async fn everyone_who_waits_for_the_directory_is_woken() {
     let (services, mut services_writer) = reflector::store();
     let (slices, mut slices_writer) = reflector::store();

@@ -134,7 +134,7 @@ fn become_pause(root: &Path) -> Result<std::convert::Infallible, ShimError> {
     setresgid(gid, gid, gid).map_err(step("setresgid"))?;
     setresuid(uid, uid, uid).map_err(step("setresuid"))?;
     let name = CString::new("/pause").unwrap_or_default();
-    execve(&name, &[name.clone()], &[] as &[CString]).map_err(step("cannot run the pause program"))
+    execve(&name, std::slice::from_ref(&name), &[] as &[CString]).map_err(step("cannot run the pause program"))
 }
 
 /// Where the program is in memory; page sizes up to 64 KiB divide it.

@@ -2,7 +2,7 @@
 
 use crate::world::{PATIENCE, World, is_ready};
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
-use kfbox_node::Outcome;
+use kfbox_node::{NodeError, Outcome};
 use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -28,7 +28,17 @@ impl World {
 
     async fn output(&self, pod: &str, container: &str, command: &str) -> String {
         let args = ["sh", "-c", command].map(str::to_owned).to_vec();
-        let mut session = self.node().exec("default", pod, container, args, false, false).await.unwrap();
+        let deadline = std::time::Instant::now() + PATIENCE;
+        let mut session = loop {
+            match self.node().exec("default", pod, container, args.clone(), false, false).await {
+                Ok(session) => break session,
+                // A daemon that has just come back does not know its pods yet.
+                Err(NodeError::NoPod(_) | NodeError::NotRunning { .. }) if std::time::Instant::now() < deadline => {
+                    tokio::task::yield_now().await;
+                }
+                Err(error) => panic!("{command}: {error}"),
+            }
+        };
         let (mut out, mut err) = (String::new(), String::new());
         let (read, errors) =
             tokio::join!(session.stdout.read_to_string(&mut out), session.stderr.read_to_string(&mut err));
@@ -136,7 +146,7 @@ async fn a_pod_may_look_at_the_whole_host() {
     let mark = world.dir.path().join("mark");
     std::fs::write(&mark, "of the host").unwrap();
     world
-        .run("node-debugger", &format!("cat /host{} 2>&1; readlink /proc/1/ns/ipc 2>&1", mark.display()), |pod| {
+        .run("node-debugger", &format!("cat /host{} 2>&1; readlink /proc/self/ns/ipc 2>&1", mark.display()), |pod| {
             for field in ["hostNetwork", "hostPID", "hostIPC"] {
                 pod["spec"][field] = json!(true);
             }
@@ -151,7 +161,7 @@ async fn a_pod_may_look_at_the_whole_host() {
         pod.status.as_ref().and_then(|s| s.phase.as_deref()).is_some_and(|p| p != "Running" && p != "Pending")
     };
     let pod = world.until("node-debugger", "it ended", over).await;
-    let ipc = std::fs::read_link("/proc/1/ns/ipc").unwrap();
+    let ipc = std::fs::read_link("/proc/self/ns/ipc").unwrap();
     let log = world.logs("node-debugger", "main").await;
     assert_eq!(log, format!("of the host{}\n", ipc.display()), "{pod:?}");
     world.stop().await;

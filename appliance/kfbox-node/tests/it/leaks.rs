@@ -92,12 +92,12 @@ async fn come_and_go(world: &World, n: usize) {
             { "name": "memory", "mountPath": "/memory" },
             { "name": "map", "mountPath": "/map" },
         ]);
-        if n % 5 == 0 {
+        if n.is_multiple_of(5) {
             pod["spec"]["shareProcessNamespace"] = json!(true);
         }
-        if n % 10 == 0 {
+        if n.is_multiple_of(10) {
             pod["spec"]["containers"][0]["ports"] = json!([{
-                "containerPort": 80, "hostPort": 40_000 + n % 20_000, "protocol": if n % 20 == 0 { "UDP" } else { "TCP" },
+                "containerPort": 80, "hostPort": 40_000 + n % 20_000, "protocol": if n.is_multiple_of(20) { "UDP" } else { "TCP" },
             }]);
         }
     });
@@ -114,7 +114,7 @@ async fn come_and_go(world: &World, n: usize) {
         // Deleted in whatever state it is.
         _ => {}
     }
-    let now = DeleteParams { grace_period_seconds: (n % 3 == 0).then_some(0), ..DeleteParams::default() };
+    let now = DeleteParams { grace_period_seconds: (n.is_multiple_of(3)).then_some(0), ..DeleteParams::default() };
     world.pods().delete(&name, &now).await.unwrap();
     let gone = |pod: Option<&k8s_openapi::api::core::v1::Pod>| pod.is_none();
     tokio::time::timeout(PATIENCE, kube::runtime::wait::await_condition(world.pods(), &name, gone))

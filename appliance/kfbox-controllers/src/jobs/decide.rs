@@ -165,7 +165,9 @@ pub fn noted(job: &Job, own: &[Arc<Pod>]) -> Vec<Arc<Pod>> {
                 && succeeded(pod)
                 && index_of(pod).is_none_or(|i| completed.contains(&i) || !(0..bound).contains(&i));
             let ignored = failed(spec, pod) && policy::judge(job, pod) == Verdict::Ignore;
-            tracked(pod) && !remembers(job, spec, own, pod) && (good.contains(&uid) || bad.contains(&uid) || by_index || ignored)
+            tracked(pod)
+                && !remembers(job, spec, own, pod)
+                && (good.contains(&uid) || bad.contains(&uid) || by_index || ignored)
         })
         .cloned()
         .collect()
@@ -173,7 +175,8 @@ pub fn noted(job: &Job, own: &[Arc<Pod>]) -> Vec<Arc<Pod>> {
 
 /// Whether the pod alone remembers how often its index has failed: it must not go before its replacement has come.
 fn remembers(job: &Job, spec: &JobSpec, own: &[Arc<Pod>], pod: &Pod) -> bool {
-    let over = ["FailureTarget", "SuccessCriteriaMet", "Complete", "Failed"].iter().any(|c| condition(job, c).is_some());
+    let over =
+        ["FailureTarget", "SuccessCriteriaMet", "Complete", "Failed"].iter().any(|c| condition(job, c).is_some());
     let Some(index) = index_of(pod).filter(|_| spec.backoff_limit_per_index.is_some() && !over) else { return false };
     if job.metadata.deletion_timestamp.is_some() || !failed(spec, pod) || policy::judge(job, pod) == Verdict::Ignore {
         return false;

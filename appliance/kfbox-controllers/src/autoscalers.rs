@@ -49,7 +49,8 @@ const COMPONENT: &str = "horizontal-pod-autoscaler";
 const WORKERS: usize = 4;
 /// `--horizontal-pod-autoscaler-sync-period`.
 const PERIOD: Duration = Duration::from_secs(15);
-const UNKNOWN_KIND: Duration = Duration::from_secs(2);
+/// After what passes by itself: a kind that is new, a target that was written to meanwhile.
+const SOON: Duration = Duration::from_secs(2);
 /// `--horizontal-pod-autoscaler-tolerance`.
 const TOLERANCE: f64 = 0.1;
 
@@ -101,9 +102,7 @@ async fn reconcile(context: Arc<Context>, memories: Memories, key: Key) -> Resul
     let old = hpa.status.clone().unwrap_or_default();
     let mut status = old.clone();
     let kind = target_kind(&context, spec);
-    // A kind may be new, and this process too.
-    let again = if kind.is_ok() { PERIOD } else { UNKNOWN_KIND };
-    look(&context, &memories, &key, &hpa, kind, &mut status).await;
+    let again = look(&context, &memories, &key, &hpa, kind, &mut status).await;
     write::status_of(&context.client, &caches.autoscalers, &*hpa, &old, &status).await?;
     Ok(Outcome::Again(again))
 }
@@ -139,7 +138,7 @@ fn target_kind(context: &Context, spec: &HorizontalPodAutoscalerSpec) -> Result<
     })
 }
 
-/// One round: reads, decides, scales, and says so in `status`.
+/// One round: reads, decides, scales, and says so in `status`. In how long to look again.
 async fn look(
     context: &Context,
     memories: &Memories,
@@ -147,8 +146,9 @@ async fn look(
     hpa: &HorizontalPodAutoscaler,
     kind: Result<Arc<Resource>, String>,
     status: &mut HorizontalPodAutoscalerStatus,
-) {
+) -> Duration {
     let spec = &hpa.spec;
+    let is_known = kind.is_ok();
     let events = &context.events;
     let name = spec.scale_target_ref.name.as_str();
     let read = async {
@@ -162,7 +162,8 @@ async fn look(
         Err(why) => {
             events.warning(hpa, COMPONENT, "FailedGetScale", why.clone());
             let message = format!("the HPA controller was unable to get the target's current scale: {why}");
-            return set(status, "AbleToScale", false, "FailedGetScale", &message);
+            set(status, "AbleToScale", false, "FailedGetScale", &message);
+            return if is_known { PERIOD } else { SOON };
         }
     };
     set(
@@ -199,7 +200,7 @@ async fn look(
                 }
                 events.warning(hpa, COMPONENT, "FailedComputeMetricsReplicas", unable.error);
                 status.current_replicas = Some(held);
-                return;
+                return PERIOD;
             }
             Ok(found) => {
                 let message = format!("the HPA was able to successfully calculate a replica count from {}", found.name);
@@ -228,7 +229,7 @@ async fn look(
             let message = format!("the HPA controller was unable to update the target scale: {error}");
             set(status, "AbleToScale", false, "FailedUpdateScale", &message);
             status.current_replicas = Some(held);
-            return;
+            return if write::is_conflict(&error) { SOON } else { PERIOD };
         }
         let message = format!("the HPA controller was able to update the target scale to {desired}");
         set(status, "AbleToScale", true, "SucceededRescale", &message);
@@ -240,6 +241,7 @@ async fn look(
     status.current_replicas = Some(held);
     status.desired_replicas = desired;
     status.current_metrics = current_metrics;
+    PERIOD
 }
 
 /// Why no number came of the metrics.

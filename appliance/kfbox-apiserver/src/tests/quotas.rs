@@ -34,7 +34,7 @@ async fn a_hundred_racing_creates_get_exactly_what_is_allowed() {
     let maps: Api<ConfigMap> = Api::namespaced(world.client.clone(), "default");
     let create = |n: usize| {
         let (pods, maps) = (pods.clone(), maps.clone());
-        tokio::spawn(async move {
+        world.tasks.spawn("create", async move {
             let (object, map) = (pod(&format!("p{n}")), config_map(&format!("m{n}"), "v"));
             let parameters = PostParams::default();
             let (one, other) = tokio::join!(pods.create(&parameters, &object), maps.create(&parameters, &map));

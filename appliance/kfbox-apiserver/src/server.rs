@@ -1,7 +1,7 @@
 //! [`ApiServer`]: opening it, and the two ways in: TLS, and clients inside this process.
 
 use crate::{
-    admission::{self, Addresses},
+    admission::Addresses,
     auth::{
         Authenticator, Authority, BoundKind, ObjectFacts, ObjectLookup, PkiError, Rbac, RbacAuthorizer,
         ServiceAccountTokens, TokenAuthenticator, TokenError,
@@ -106,7 +106,7 @@ pub struct Core {
     pub authenticator: Authenticator,
     pub kubelet: RwLock<Option<Arc<dyn Kubelet>>>,
     pub addresses: Arc<Addresses>,
-    pub quotas: Arc<admission::quota::Quotas>,
+    pub quotas: Arc<crate::admission::quota::Quotas>,
     pub documents: Documents,
     /// Held while what follows from a write, such as a served CRD, is brought up to date.
     pub effects: parking_lot::Mutex<()>,
@@ -191,7 +191,7 @@ impl ApiServer {
         bootstrap::ensure(&core).await.map_err(OpenError::Bootstrap)?;
         crate::crds::resume(&core);
         housekeeping::start(&core);
-        admission::quota::start(&core);
+        crate::admission::quota::start(&core);
         Ok(Self { core })
     }
 

@@ -102,11 +102,11 @@ pub struct Core {
     pub store: Store,
     pub resources: Resources,
     pub rbac: Arc<Rbac>,
+    pub quotas: Arc<crate::admission::quota::Quotas>,
     pub authority: Arc<Authority>,
     pub authenticator: Authenticator,
     pub kubelet: RwLock<Option<Arc<dyn Kubelet>>>,
     pub addresses: Arc<Addresses>,
-    pub quotas: Arc<crate::admission::quota::Quotas>,
     pub documents: Documents,
     /// Held while what follows from a write, such as a served CRD, is brought up to date.
     pub effects: parking_lot::Mutex<()>,
@@ -178,10 +178,10 @@ impl ApiServer {
             store,
             resources: Resources::new(),
             rbac,
+            quotas: Arc::default(),
             authority,
             kubelet: RwLock::default(),
             addresses: Arc::new(addresses),
-            quotas: Arc::default(),
             documents: Documents::default(),
             effects: parking_lot::Mutex::default(),
             tasks: tasks.clone(),
@@ -189,9 +189,9 @@ impl ApiServer {
         });
         effects::load(&core);
         bootstrap::ensure(&core).await.map_err(OpenError::Bootstrap)?;
+        crate::admission::quota::start(&core);
         crate::crds::resume(&core);
         housekeeping::start(&core);
-        crate::admission::quota::start(&core);
         Ok(Self { core })
     }
 

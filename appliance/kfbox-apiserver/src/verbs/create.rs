@@ -69,13 +69,13 @@ async fn create_named(call: &Call, mut object: Value, track: bool) -> Result<Arc
     }
 
     call.default(&mut object);
-    let mut reservations = admission::on_create(call, &mut object).await.map_err(plain)?;
+    let reservations = admission::on_create(call, &mut object).await.map_err(plain)?;
     call.validate(&object, None).map_err(plain)?;
     admission::validate(call, &object, None).map_err(plain)?;
     if track {
         crate::ownership::track(call, None, &mut object, "");
     }
-    reservations.extend(admission::charge(call, &object, None).map_err(plain)?);
+    let _charge = admission::charge(call, &object, None).map_err(plain)?;
 
     let key = Key::new(call.namespace(), meta(&object, "name"));
     convert::to_storage(resource, &mut object);

@@ -1,7 +1,7 @@
 //! [`ApiServer`]: opening it, and the two ways in: TLS, and clients inside this process.
 
 use crate::{
-    admission::{self, Addresses},
+    admission::Addresses,
     aggregation::{self, Aggregation},
     audit::{self, Audit, AuditConfig, AuditError},
     auth::{
@@ -125,11 +125,11 @@ pub struct Core {
     pub store: Store,
     pub resources: Resources,
     pub rbac: Arc<Rbac>,
+    pub quotas: Arc<crate::admission::quota::Quotas>,
     pub authority: Arc<Authority>,
     pub authenticator: Authenticator,
     pub kubelet: RwLock<Option<Arc<dyn Kubelet>>>,
     pub addresses: Arc<Addresses>,
-    pub quotas: Arc<admission::quota::Quotas>,
     /// Webhooks and policies.
     pub dynamic: crate::admission::dynamic::Dynamic,
     pub aggregation: Aggregation,
@@ -209,10 +209,10 @@ impl ApiServer {
             store,
             resources: Resources::new(),
             rbac,
+            quotas: Arc::default(),
             authority,
             kubelet: RwLock::default(),
             addresses: Arc::new(addresses),
-            quotas: Arc::default(),
             dynamic: crate::admission::dynamic::Dynamic::default(),
             aggregation,
             documents: Documents::default(),
@@ -225,6 +225,7 @@ impl ApiServer {
         effects::load(&core);
         bootstrap::ensure(&core).await.map_err(OpenError::Bootstrap)?;
         aggregation::start(&core).await.map_err(OpenError::Bootstrap)?;
+        crate::admission::quota::start(&core);
         crate::crds::resume(&core);
         housekeeping::start(&core);
         if let Some(audit) = core.audit.clone() {
@@ -234,7 +235,6 @@ impl ApiServer {
                 audit.flush().await;
             });
         }
-        admission::quota::start(&core);
         Ok(Self { core })
     }
 

@@ -81,8 +81,10 @@ async fn mutate(request: &Request<'_>, object: &mut Value) -> Result<(), ApiErro
     default_classes::ingress(request, object)
 }
 
+type Validate = fn(&Request, &Value) -> Result<(), ApiError>;
+
 /// The plugins that judge objects as they would be stored.
-const VALIDATING: [fn(&Request, &Value) -> Result<(), ApiError>; 6] = [
+const VALIDATING: [Validate; 6] = [
     limit_ranger::validate,
     pod_security::validate,
     priority::validate,

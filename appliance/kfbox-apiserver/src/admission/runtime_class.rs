@@ -117,9 +117,9 @@ mod tests {
         let brief = json!({"key": "a", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 10});
         let long = json!({"key": "a", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 20});
         let all = json!({"operator": "Exists"});
-        assert_eq!(merged(vec![&gpu_one, &gpu]), [gpu.clone()]);
-        assert_eq!(merged(vec![&gpu, &gpu_one, &gpu]), [gpu.clone()]);
-        assert_eq!(merged(vec![&brief, &long]), [long.clone()]);
+        assert_eq!(merged(vec![&gpu_one, &gpu]), std::slice::from_ref(&gpu));
+        assert_eq!(merged(vec![&gpu, &gpu_one, &gpu]), std::slice::from_ref(&gpu));
+        assert_eq!(merged(vec![&brief, &long]), std::slice::from_ref(&long));
         assert_eq!(merged(vec![&gpu, &brief, &all, &gpu_one]), [all]);
         assert_eq!(merged(vec![&gpu, &brief]), [gpu, brief]);
     }

@@ -34,7 +34,7 @@ async fn a_hundred_racing_creates_get_exactly_what_is_allowed() {
     let maps: Api<ConfigMap> = Api::namespaced(world.client.clone(), "default");
     let create = |n: usize| {
         let (pods, maps) = (pods.clone(), maps.clone());
-        tokio::spawn(async move {
+        world.tasks.spawn("create", async move {
             let (object, map) = (pod(&format!("p{n}")), config_map(&format!("m{n}"), "v"));
             let parameters = PostParams::default();
             let (one, other) = tokio::join!(pods.create(&parameters, &object), maps.create(&parameters, &map));
@@ -275,4 +275,79 @@ async fn statuses_are_right_again_after_a_restart_and_cannot_be_bent() {
     let quota = settled(again.core(), "default", "q").await;
     assert_eq!(quota["status"]["used"]["pods"], "1");
     assert_eq!(again.core().store.revision(), revision, "nothing to write");
+}
+
+/// Four workers create, resize and delete as they please, over the same few names. The log of what was stored is then
+/// replayed: at no revision do the pods that were there ask for more than the quota gives.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn at_no_moment_is_a_quota_exceeded() {
+    const NAMES: u64 = 12;
+    const MILLIS: i64 = 2000;
+    let world = world().await;
+    world.default_account().await;
+    quota(&world, "cores", json!({"hard": {"requests.cpu": "2"}})).await;
+    let store = world.server.core().store.clone();
+    let mut log = store.watch("pods", store.revision()).unwrap();
+    let pods: Api<Pod> = Api::namespaced(world.client.clone(), "default");
+    let resources = |millis: u64| json!({"requests": {"cpu": format!("{millis}m")}});
+    let worker = |seed: u64| {
+        let pods = pods.clone();
+        world.tasks.spawn("worker", async move {
+            let mut state = seed;
+            let mut roll = move |sides: u64| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (state >> 33) % sides
+            };
+            let mut results = Vec::new();
+            for _ in 0..60 {
+                let name = format!("p{}", roll(NAMES));
+                let wanted = resources(100 * (1 + roll(8)));
+                let result = match roll(5) {
+                    0 => pods.delete(&name, &DeleteParams::default()).await.map(drop),
+                    1 => {
+                        let resize = json!({"spec": {"containers": [{"name": "c", "resources": wanted}]}});
+                        let parameters = PatchParams::default();
+                        pods.patch_subresource("resize", &name, &parameters, &Patch::Strategic(resize)).await.map(drop)
+                    }
+                    _ => {
+                        let pod = asking(&name, wanted["requests"].clone(), json!({}));
+                        pods.create(&PostParams::default(), &serde_json::from_value(pod).unwrap()).await.map(drop)
+                    }
+                };
+                results.push(match result {
+                    Ok(()) => 200,
+                    Err(kube::Error::Api(status)) => status.code,
+                    Err(error) => panic!("{error}"),
+                });
+            }
+            results
+        })
+    };
+    let results = futures::future::join_all((1..=4).map(worker)).await;
+    let results: Vec<u16> = results.into_iter().flat_map(Result::unwrap).collect();
+    let count = |code: u16| results.iter().filter(|c| **c == code).count();
+    assert!(count(200) > 20 && count(403) > 10, "{results:?}");
+    assert!(results.iter().all(|code| matches!(code, 200 | 403 | 404 | 409)), "{results:?}");
+
+    assert_eq!(world.delete(PODS, Value::Null).await.0, 200);
+    assert_eq!(world.post(PODS, asking("last", json!({"cpu": "1m"}), json!({}))).await.0, 201);
+    let mut there = std::collections::BTreeMap::new();
+    let (mut changes, mut most) = (0, 0);
+    while !there.contains_key("last") {
+        for change in log.next().await.unwrap() {
+            let name = change.object.key.name.to_string();
+            if change.deleted {
+                there.remove(&name);
+            } else {
+                let pod = change.object.value();
+                let asked = &pod["spec"]["containers"][0]["resources"]["requests"]["cpu"];
+                there.insert(name, crate::schema::quantity::of(asked).unwrap() / 1_000_000);
+            }
+            let sum: i128 = there.values().sum();
+            assert!(sum <= i128::from(MILLIS), "{there:?} at revision {}", change.revision);
+            changes += 1;
+            most = most.max(sum);
+        }
+    }
+    assert!(changes > 20 && most >= 1500, "{changes} changes, {most} millicores at most");
 }

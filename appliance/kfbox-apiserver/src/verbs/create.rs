@@ -71,7 +71,7 @@ async fn create_named(call: &Call, mut object: Value, track: bool) -> Result<Arc
     }
 
     call.default(&mut object);
-    let mut reservations = admission::on_create(call, &mut object).await.map_err(plain)?;
+    let reservations = admission::on_create(call, &mut object).await.map_err(plain)?;
     admission::dynamic::mutate(call, "", &mut object, None).await.map_err(plain)?;
     call.validate(&object, None).map_err(plain)?;
     admission::validate(call, &object, None).map_err(plain)?;
@@ -79,7 +79,7 @@ async fn create_named(call: &Call, mut object: Value, track: bool) -> Result<Arc
     if track {
         crate::ownership::track(call, None, &mut object, "");
     }
-    reservations.extend(admission::charge(call, &object, None).map_err(plain)?);
+    let _charge = admission::charge(call, &object, None).map_err(plain)?;
 
     let key = Key::new(call.namespace(), meta(&object, "name"));
     conversion::write(&call.core, resource, &mut object).await.map_err(plain)?;

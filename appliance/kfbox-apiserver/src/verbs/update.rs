@@ -175,7 +175,7 @@ async fn prepare(
         }
     }
     call.default(new);
-    let mut reservations = admission::on_update(call, how.subresource, old, new).await?;
+    let reservations = admission::on_update(call, how.subresource, old, new).await?;
     admission::dynamic::mutate(call, how.subresource, new, Some(old)).await?;
     if (resource.generation || resource.custom.is_some()) && !matches!(how.subresource, "status" | "approval") {
         let generation = old["metadata"]["generation"].as_i64().unwrap_or(0);
@@ -188,8 +188,7 @@ async fn prepare(
     if how.track {
         crate::ownership::track(call, Some(old), new, how.subresource);
     }
-    reservations.extend(admission::charge(call, new, Some(old))?);
-    Ok(reservations)
+    Ok(reservations.into_iter().chain(admission::charge(call, new, Some(old))?).collect())
 }
 
 fn keep_server_owned(old: &Value, new: &mut Value) {

@@ -29,10 +29,10 @@ const IGNORED: &str = "events";
 
 /// Whether a write of this kind can cost anything.
 fn can_cost(tracks: &Tracks, request: &Request) -> bool {
-    match (tracks, request.subresource, request.old) {
-        (_, "", None) | (Tracks::Services | Tracks::Claims, "", Some(_)) | (Tracks::Pods, "resize", Some(_)) => true,
-        _ => false,
-    }
+    matches!(
+        (tracks, request.subresource, request.old),
+        (_, "", None) | (Tracks::Services | Tracks::Claims, "", Some(_)) | (Tracks::Pods, "resize", Some(_))
+    )
 }
 
 /// Takes what the object costs from every quota that means it. The charge must be held until the write is answered.

@@ -2,9 +2,7 @@
 //! as the client takes them, so that a list costs memory for one piece however long it is. What must be made for the
 //! answer (Tables, metadata, compression) is made in turns, so that others are served between them.
 
-use crate::{
-    convert, negotiate::Form, resources::Resource, respond, status::ApiError, store::Object, verbs::Call,
-};
+use crate::{convert, negotiate::Form, resources::Resource, respond, status::ApiError, store::Object, verbs::Call};
 use axum::{body::Body, response::Response};
 use bytes::Bytes;
 use flate2::{Compression, write::GzEncoder};

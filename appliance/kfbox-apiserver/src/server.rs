@@ -27,7 +27,13 @@ use kfbox_base::{Tasks, UserInfo};
 use parking_lot::RwLock;
 use rustls_pki_types::CertificateDer;
 use serde_json::{Value, json};
-use std::{convert::Infallible, net::{IpAddr, Ipv4Addr}, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::sync::CancellationToken;
 

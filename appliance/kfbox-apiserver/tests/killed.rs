@@ -325,8 +325,13 @@ impl World {
         self.resolve(&objects);
 
         // All watchers but one that sleeps for many lives; an object that tells them apart from what comes later.
-        let awake: Vec<_> =
-            self.views.iter().enumerate().filter(|(n, _)| *n > 0 || number.is_multiple_of(12)).map(|(_, v)| v.clone()).collect();
+        let awake: Vec<_> = self
+            .views
+            .iter()
+            .enumerate()
+            .filter(|(n, _)| *n > 0 || number.is_multiple_of(12))
+            .map(|(_, v)| v.clone())
+            .collect();
         let mut followers = JoinSet::new();
         let mut reached = Vec::new();
         for view in &awake {

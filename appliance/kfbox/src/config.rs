@@ -353,7 +353,8 @@ mod tests {
         assert!(audit.max_bytes * audit.files as u64 <= 32 << 20);
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("c.toml");
-        std::fs::write(&file, "[kubernetes]\naddress = \"127.0.0.1:1\"\n[kubernetes.audit]\nenabled = false\n").unwrap();
+        std::fs::write(&file, "[kubernetes]\naddress = \"127.0.0.1:1\"\n[kubernetes.audit]\nenabled = false\n")
+            .unwrap();
         let config = Config::resolve(&options(Some(&file)), &UpOptions::default()).unwrap();
         assert_eq!((config.kubernetes.address.port(), config.audit()), (1, None));
         std::fs::write(&file, "[kubernetes.audit]\npolicy = \"/etc/kfbox/audit.yaml\"\nfiles = 2\n").unwrap();

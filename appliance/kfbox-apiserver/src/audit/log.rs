@@ -285,7 +285,10 @@ mod tests {
 
     #[test]
     fn a_queue_that_is_full_loses_records_and_holds_nobody_up() {
-        use super::super::{policy::{Level, Stage}, record::Facts};
+        use super::super::{
+            policy::{Level, Stage},
+            record::Facts,
+        };
         // A writer that stands still: nobody takes from the queue.
         let (sender, receiver) = sync_channel(2);
         let log = AuditLog { sender, lost: Arc::default() };

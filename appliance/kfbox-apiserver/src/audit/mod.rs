@@ -113,7 +113,14 @@ impl Trail {
     }
 
     /// Who asks for what is known now. `caller`: who impersonates `user`.
-    pub fn asked(&mut self, caller: Option<&UserInfo>, user: &UserInfo, subject: Subject<'_>, version: &str, parts: &Parts) {
+    pub fn asked(
+        &mut self,
+        caller: Option<&UserInfo>,
+        user: &UserInfo,
+        subject: Subject<'_>,
+        version: &str,
+        parts: &Parts,
+    ) {
         let Some(audit) = &self.audit else { return };
         let decided = audit.policy.decide(caller.unwrap_or(user), subject);
         if decided.level == Level::None {
@@ -153,13 +160,8 @@ impl Trail {
             object,
             received: self.received,
         };
-        self.open = Some(Open {
-            facts: Arc::new(facts),
-            decided,
-            annotations: Vec::new(),
-            request: None,
-            status: None,
-        });
+        self.open =
+            Some(Open { facts: Arc::new(facts), decided, annotations: Vec::new(), request: None, status: None });
         self.stage(Stage::RequestReceived, None);
     }
 
@@ -268,9 +270,9 @@ impl Drop for Trail {
     fn drop(&mut self) {
         if let Some(open) = &mut self.open {
             // What upstream says of a client that did not wait.
-            open.status.get_or_insert_with(|| {
-                json!({"metadata": {}, "status": "Success", "message": "Connection closed early", "code": 200})
-            });
+            open.status.get_or_insert_with(
+                || json!({"metadata": {}, "status": "Success", "message": "Connection closed early", "code": 200}),
+            );
             self.stage(Stage::ResponseComplete, None);
         }
     }

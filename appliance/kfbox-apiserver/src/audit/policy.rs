@@ -141,7 +141,8 @@ impl Policy {
             return Err(PolicyError::Empty);
         }
         for (n, rule) in policy.rules.iter().enumerate() {
-            if !rule.paths.is_empty() && !(rule.resources.is_empty() && rule.namespaces.is_empty()) {
+            let resources = !rule.resources.is_empty() || !rule.namespaces.is_empty();
+            if resources && !rule.paths.is_empty() {
                 return Err(PolicyError::Both(n));
             }
             if rule.resources.iter().any(|r| r.resources.is_empty() && !r.resource_names.is_empty()) {
@@ -238,7 +239,10 @@ mod tests {
 
     fn asked(verb: &str, group: &str, resource: &str, namespace: &str) -> ResourceAttributes {
         let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
-        ResourceAttributes { subresource: subresource.into(), ..ResourceAttributes::namespaced(verb, group, resource, namespace) }
+        ResourceAttributes {
+            subresource: subresource.into(),
+            ..ResourceAttributes::namespaced(verb, group, resource, namespace)
+        }
     }
 
     fn level(policy: &Policy, user: &str, verb: &str, group: &str, resource: &str) -> Level {
@@ -303,7 +307,10 @@ rules:
         let decided = policy.decide(&ada, Subject::Resource(&one));
         assert_eq!((decided.level, decided.omit_managed_fields), (Level::Request, false));
         let decided = policy.decide(&ada, Subject::Path { verb: "get", path: "/apis/x" });
-        assert_eq!((decided.level, &*decided.omit), (Level::Metadata, &[Stage::RequestReceived, Stage::ResponseStarted][..]));
+        assert_eq!(
+            (decided.level, &*decided.omit),
+            (Level::Metadata, &[Stage::RequestReceived, Stage::ResponseStarted][..])
+        );
         let nodes = asked("get", "", "nodes", "");
         assert_eq!(policy.decide(&ada, Subject::Resource(&nodes)).level, Level::Metadata);
         assert_eq!(policy.decide(&ada, Subject::Resource(&asked("get", "", "x", "b"))).level, Level::None);

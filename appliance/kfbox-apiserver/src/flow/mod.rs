@@ -142,7 +142,8 @@ impl Flow {
         }
         let place = Counts::take(&self.watches, user.username.clone(), self.limits.watches);
         place.map(|held| Place(Some(held))).ok_or_else(|| {
-            let message = format!("user {:?} has {} watches open, as many as one may", user.username, self.limits.watches);
+            let message =
+                format!("user {:?} has {} watches open, as many as one may", user.username, self.limits.watches);
             ApiError::too_many_requests(message, 30)
         })
     }

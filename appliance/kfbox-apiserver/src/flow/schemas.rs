@@ -159,9 +159,7 @@ impl PathRule {
             && self.paths.iter().any(|pattern| {
                 let prefix = pattern.strip_suffix('*').unwrap_or(pattern);
                 let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
-                pattern == "*"
-                    || pattern == path
-                    || path.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('/'))
+                pattern == "*" || pattern == path || path.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('/'))
             })
     }
 }
@@ -286,9 +284,8 @@ pub fn defaults() -> (Vec<Value>, Vec<Value>) {
     let groups = |names: &[&str]| -> Vec<Value> {
         names.iter().map(|n| json!({"kind": "Group", "group": {"name": n}})).collect()
     };
-    let users = |names: &[&str]| -> Vec<Value> {
-        names.iter().map(|n| json!({"kind": "User", "user": {"name": n}})).collect()
-    };
+    let users =
+        |names: &[&str]| -> Vec<Value> { names.iter().map(|n| json!({"kind": "User", "user": {"name": n}})).collect() };
     let system_accounts =
         || vec![json!({"kind": "ServiceAccount", "serviceAccount": {"namespace": "kube-system", "name": "*"}})];
     let resources = |verbs: &[&str], groups: &[&str], resources: &[&str], cluster: bool| {
@@ -348,8 +345,7 @@ pub fn defaults() -> (Vec<Value>, Vec<Value>) {
         object("PriorityLevelConfiguration", name, json!({"type": "Limited", "limited": limited}))
     };
     let exempt = json!({"type": "Exempt", "exempt": {"nominalConcurrencyShares": 0, "lendablePercent": 0}});
-    let limited =
-        json!({"nominalConcurrencyShares": 5, "lendablePercent": 0, "limitResponse": {"type": "Reject"}});
+    let limited = json!({"nominalConcurrencyShares": 5, "lendablePercent": 0, "limitResponse": {"type": "Reject"}});
     let levels = vec![
         object("PriorityLevelConfiguration", EXEMPT, exempt),
         object("PriorityLevelConfiguration", CATCH_ALL, json!({"type": "Limited", "limited": limited})),

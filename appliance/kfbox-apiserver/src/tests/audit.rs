@@ -54,12 +54,17 @@ async fn a_secret_is_created_read_and_watched_on_record_without_its_content() {
     );
     assert_eq!(created["objectRef"], json!({"resource": "secrets", "namespace": "default", "apiVersion": "v1"}));
     assert_eq!((&created["userAgent"], &created["requestURI"]), (&json!("kubectl/v1.37.0"), &json!(SECRETS)));
-    assert_eq!(created["annotations"], json!({
-        "authorization.k8s.io/decision": "allow", "authorization.k8s.io/reason": "",
-    }));
+    assert_eq!(
+        created["annotations"],
+        json!({
+            "authorization.k8s.io/decision": "allow", "authorization.k8s.io/reason": "",
+        })
+    );
     for name in ["requestReceivedTimestamp", "stageTimestamp"] {
         let text = created[name].as_str().unwrap();
-        assert!(chrono::DateTime::parse_from_rfc3339(text).is_ok() && text.len() == "2026-01-01T00:00:00.000000Z".len());
+        assert!(
+            chrono::DateTime::parse_from_rfc3339(text).is_ok() && text.len() == "2026-01-01T00:00:00.000000Z".len()
+        );
     }
     let reads = all.iter().filter(|r| r["objectRef"]["resource"] == "configmaps" && r["verb"] == "list");
     assert_eq!(reads.count(), 0, "reading what is no secret is nobody's business");
@@ -158,7 +163,10 @@ async fn one_seat_world() -> World {
 fn a_policy_that_cannot_be_read_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let open = |policy: std::path::PathBuf| {
-        Audit::open(dir.path(), &AuditConfig { policy: Some(policy), ..AuditConfig::default() }).err().unwrap().to_string()
+        Audit::open(dir.path(), &AuditConfig { policy: Some(policy), ..AuditConfig::default() })
+            .err()
+            .unwrap()
+            .to_string()
     };
     assert!(open("/nowhere/policy.yaml".into()).contains("/nowhere/policy.yaml"));
     let wrong = dir.path().join("policy.yaml");

@@ -173,9 +173,7 @@ async fn bodies_headers_and_objects_that_are_too_large_are_refused_with_upstream
         }]},
     });
     assert_eq!(world.post("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", definition).await.0, 201);
-    let thing = |size: usize| {
-        json!({"apiVersion": "x.io/v1", "kind": "Thing", "metadata": {"name": "t"}, "text": "x".repeat(size)})
-    };
+    let thing = |size: usize| json!({"apiVersion": "x.io/v1", "kind": "Thing", "metadata": {"name": "t"}, "text": "x".repeat(size)});
     let (code, answer) = world.post("/apis/x.io/v1/things", thing(1_600_000)).await;
     assert_eq!((code.as_u16(), answer["message"].as_str().unwrap()), (413, "etcdserver: request is too large"));
     assert_eq!(answer["reason"], "RequestEntityTooLarge");

@@ -195,8 +195,7 @@ async fn what_leaves_a_selection_is_told_as_it_was_last_seen_at_the_revision_of_
     let world = world().await;
     world.config_map("c", "v").await;
     let path = "/api/v1/namespaces/default/configmaps";
-    let mut request =
-        Request::get(format!("{path}?watch=1&labelSelector=app%3Dc")).body(Body::empty()).unwrap();
+    let mut request = Request::get(format!("{path}?watch=1&labelSelector=app%3Dc")).body(Body::empty()).unwrap();
     request.extensions_mut().insert(server::Local);
     request.extensions_mut().insert(UserInfo::new("admin", [UserInfo::MASTERS.to_owned()]));
     let mut stream = world.server.call(request).await;

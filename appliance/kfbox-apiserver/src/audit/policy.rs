@@ -141,7 +141,8 @@ impl Policy {
             return Err(PolicyError::Empty);
         }
         for (n, rule) in policy.rules.iter().enumerate() {
-            if !rule.paths.is_empty() && !(rule.resources.is_empty() && rule.namespaces.is_empty()) {
+            let resources = !rule.resources.is_empty() || !rule.namespaces.is_empty();
+            if resources && !rule.paths.is_empty() {
                 return Err(PolicyError::Both(n));
             }
             if rule.resources.iter().any(|r| r.resources.is_empty() && !r.resource_names.is_empty()) {

@@ -181,6 +181,10 @@ async fn assign(call: &Call, binding: &Value) -> Result<Response, ApiError> {
 pub async fn evict(call: &Call, body: Body) -> Result<Response, ApiError> {
     let body = read_body(body).await?;
     let mut eviction = decode(&call.headers, &body)?;
+    // The same object; clients before 1.22 send it under this version, which lives on here only.
+    if eviction["apiVersion"] == "policy/v1beta1" {
+        eviction["apiVersion"] = "policy/v1".into();
+    }
     call.check_type_as(&mut eviction, "policy/v1", "Eviction")?;
     let name = meta(&eviction, "name");
     if !name.is_empty() && name != call.target.name {

@@ -6,9 +6,13 @@
 //! asks for the shared box gets one of its own.
 
 mod clients;
+mod conversation;
 mod slot;
+mod space;
 
 pub use clients::{Output, Python, cache_dir, run, run_with_input};
+pub use conversation::Conversation;
+pub use space::Space;
 
 use anyhow::{Context, bail};
 use serde_json::Value;

@@ -3,6 +3,8 @@
 mod bad_input;
 mod browser;
 mod cli;
+mod helm;
+mod kubectl;
 mod kubernetes;
 mod layering;
 mod people;

@@ -42,6 +42,22 @@ pub fn set_meta(object: &mut Value, field: &str, value: impl Into<Value>) {
     }
 }
 
+/// Empty lists and maps of the metadata are left out, as they are of every object that upstream encodes.
+pub fn drop_empty_metadata(object: &mut Value) {
+    let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) else { return };
+    for field in ["annotations", "finalizers", "labels", "ownerReferences"] {
+        let empty = match metadata.get(field) {
+            Some(Value::Array(list)) => list.is_empty(),
+            Some(Value::Object(map)) => map.is_empty(),
+            Some(value) => value.is_null(),
+            None => false,
+        };
+        if empty {
+            metadata.remove(field);
+        }
+    }
+}
+
 pub fn finalizers(object: &Value) -> Vec<String> {
     object["metadata"]["finalizers"]
         .as_array()

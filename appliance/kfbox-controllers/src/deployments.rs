@@ -122,6 +122,7 @@ async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, WriteErro
                 let name = set.metadata.name.clone().unwrap_or_default();
                 let replicas = set.spec.as_ref().and_then(|s| s.replicas).unwrap_or(0);
                 match write::create(client, &caches.replica_sets, &*set, Some(uid)).await {
+                    Ok(true) if replicas == 0 => {}
                     Ok(true) => {
                         let message = format!("Scaled up replica set {name} from 0 to {replicas}");
                         context.events.normal(&*deployment, COMPONENT, "ScalingReplicaSet", message);

@@ -4,6 +4,7 @@
 //! only with `force`; a field that its only owner no longer applies goes.
 //! Upstream: <https://kubernetes.io/docs/reference/using-api/server-side-apply/>.
 
+mod last_applied;
 mod managed;
 mod set;
 mod walk;
@@ -115,6 +116,29 @@ fn empty_object() -> Value {
 
 /// The object after the apply, `managedFields` included.
 pub fn apply(request: ApplyRequest<'_>) -> Result<Value, ApplyError> {
+    let result = merge(request);
+    if request.manager != last_applied::KUBECTL {
+        return result;
+    }
+    let result = match (result, request.live) {
+        (Err(ApplyError::Conflicts(mut conflicts)), Some(live)) => {
+            let own = last_applied::still_so(request.schema, live).paths();
+            conflicts.retain(|conflict| !own.contains(&conflict.field));
+            if conflicts.is_empty() {
+                merge(ApplyRequest { force: true, ..request })
+            } else {
+                Err(ApplyError::Conflicts(conflicts))
+            }
+        }
+        (result, _) => result,
+    };
+    result.map(|mut merged| {
+        last_applied::follow(request.applied, &mut merged);
+        merged
+    })
+}
+
+fn merge(request: ApplyRequest<'_>) -> Result<Value, ApplyError> {
     let ApplyRequest { schema, live, applied, manager, force, subresource, api_version, now } = request;
     if !applied.is_object() {
         return Err(ApplyError::Invalid("the applied configuration must be an object".to_owned()));

@@ -435,3 +435,36 @@ mod properties {
         }
     }
 }
+
+#[test]
+fn kubectl_takes_over_from_its_own_client_side_apply() {
+    let schema = builtin("", "v1", "ConfigMap").unwrap();
+    let said = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c", "namespace": "n"}, "data": {"a": "1", "b": "2", "c": "3"}});
+    let annotation = "kubectl.kubernetes.io/last-applied-configuration";
+    let mut live = said.clone();
+    live["metadata"]["annotations"] = json!({annotation: said.to_string()});
+    let track = |old: Option<&Value>, new: &mut Value, manager: &str| {
+        let (subresource, api_version) = ("", "v1");
+        track_update(TrackRequest { schema: &schema, old, new, manager, subresource, api_version, now: now(0) });
+    };
+    track(None, &mut live, "kubectl-client-side-apply");
+    // Another has changed `c` since: that is no longer what kubectl said.
+    let before = live.clone();
+    live["data"]["c"] = "theirs".into();
+    track(Some(&before), &mut live, "other");
+
+    let changed = |fields: Value| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c", "namespace": "n"}, "data": fields});
+    let own = changed(json!({"a": "9", "b": "2"}));
+    let merged = with(&schema, Some(&live), "kubectl", &own, false, 1).unwrap();
+    assert_eq!(merged["data"], json!({"a": "9", "b": "2", "c": "theirs"}));
+    let follows: Value = serde_json::from_str(merged["metadata"]["annotations"][annotation].as_str().unwrap()).unwrap();
+    assert_eq!(follows, own);
+    let Err(ApplyError::Conflicts(conflicts)) =
+        with(&schema, Some(&live), "kubectl", &changed(json!({"a": "9", "c": "mine"})), false, 1)
+    else {
+        panic!("another's field was taken")
+    };
+    assert_eq!(conflicts.iter().map(|c| c.field.as_str()).collect::<Vec<_>>(), [".data.c"]);
+    // Only kubectl's own name takes over.
+    assert!(with(&schema, Some(&live), "gitops", &own, false, 1).is_err());
+}

@@ -1,8 +1,9 @@
 //! Port-forward without SPDY, as kube-rs and the Python client do it: one WebSocket, two channels a port (data, error),
-//! each opened by the server with the port's number (upstream's `v4.channel.k8s.io` for port-forward).
+//! each opened by the server with the port's number. Source: `k8s.io/kubelet/pkg/cri/streaming/portforward/websocket.go`.
 
 use crate::kubelet::{Duplex, Kubelet};
 use axum::extract::ws::{Message, WebSocket};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use futures::{SinkExt as _, StreamExt as _};
 use std::sync::Arc;
@@ -19,14 +20,50 @@ const QUEUE: usize = 64;
 
 const CHUNK: usize = 32 << 10;
 
-fn frame(channel: usize, data: &[u8]) -> Message {
-    let mut frame = Vec::with_capacity(1 + data.len());
-    frame.push(u8::try_from(channel).unwrap_or(u8::MAX));
-    frame.extend_from_slice(data);
-    Message::binary(frame)
+/// The subprotocols; a client that names none speaks the first.
+pub const PROTOCOLS: [&str; 2] = ["v4.channel.k8s.io", BASE64];
+
+/// Text frames: the channel as a digit, then the data in base64.
+const BASE64: &str = "v4.base64.channel.k8s.io";
+
+#[derive(Clone, Copy)]
+struct Dialect {
+    base64: bool,
 }
 
-pub async fn serve(socket: WebSocket, kubelet: Arc<dyn Kubelet>, namespace: String, pod: String, ports: Vec<u16>) {
+impl Dialect {
+    fn frame(self, channel: usize, data: &[u8]) -> Message {
+        let channel = u8::try_from(channel).unwrap_or(u8::MAX);
+        if self.base64 {
+            return Message::text(format!("{}{}", char::from(channel.wrapping_add(b'0')), STANDARD.encode(data)));
+        }
+        let mut frame = Vec::with_capacity(1 + data.len());
+        frame.push(channel);
+        frame.extend_from_slice(data);
+        Message::binary(frame)
+    }
+
+    fn read(self, message: Message) -> Option<(u8, Bytes)> {
+        match message {
+            Message::Binary(data) if !self.base64 => Some((*data.first()?, data.slice(1..))),
+            Message::Text(text) if self.base64 => {
+                let (channel, data) = text.as_bytes().split_first()?;
+                Some((channel.wrapping_sub(b'0'), STANDARD.decode(data).ok()?.into()))
+            }
+            _ => None,
+        }
+    }
+}
+
+pub async fn serve(
+    socket: WebSocket,
+    protocol: &str,
+    kubelet: Arc<dyn Kubelet>,
+    namespace: String,
+    pod: String,
+    ports: Vec<u16>,
+) {
+    let dialect = Dialect { base64: protocol == BASE64 };
     let (mut sink, mut source) = socket.split();
     let (out, mut outgoing) = mpsc::channel::<Message>(QUEUE);
     let mut inputs = Vec::new();
@@ -34,23 +71,21 @@ pub async fn serve(socket: WebSocket, kubelet: Arc<dyn Kubelet>, namespace: Stri
     for (index, port) in ports.into_iter().enumerate() {
         let (input, queue) = mpsc::channel::<Bytes>(QUEUE);
         inputs.push(input);
-        forwards.push(forward(kubelet.clone(), namespace.clone(), pod.clone(), port, index, queue, out.clone()));
+        let to = Port { number: port, index, dialect };
+        forwards.push(forward(kubelet.clone(), namespace.clone(), pod.clone(), to, queue, out.clone()));
     }
     drop(out);
     let reading = async {
         while let Some(Ok(message)) = source.next().await {
-            match message {
-                Message::Binary(data) => {
-                    let Some((channel, _)) = data.split_first() else { continue };
-                    // Nothing is read from error channels.
-                    if channel % 2 == 0
-                        && let Some(input) = inputs.get(usize::from(channel / 2))
-                    {
-                        drop(input.send(data.slice(1..)).await);
-                    }
-                }
-                Message::Close(_) => break,
-                _ => {}
+            if matches!(message, Message::Close(_)) {
+                break;
+            }
+            let Some((channel, data)) = dialect.read(message) else { continue };
+            // Nothing is read from error channels.
+            if channel % 2 == 0
+                && let Some(input) = inputs.get(usize::from(channel / 2))
+            {
+                drop(input.send(data).await);
             }
         }
     };
@@ -74,26 +109,34 @@ pub async fn serve(socket: WebSocket, kubelet: Arc<dyn Kubelet>, namespace: Stri
     }
 }
 
+/// A port of the pod and its place among those asked for.
+#[derive(Clone, Copy)]
+struct Port {
+    number: u16,
+    index: usize,
+    dialect: Dialect,
+}
+
 async fn forward(
     kubelet: Arc<dyn Kubelet>,
     namespace: String,
     pod: String,
-    port: u16,
-    index: usize,
+    to: Port,
     queue: mpsc::Receiver<Bytes>,
     out: mpsc::Sender<Message>,
 ) {
+    let Port { number: port, index, dialect } = to;
     let (data, error) = (index * 2, index * 2 + 1);
     for channel in [data, error] {
-        if out.send(frame(channel, &port.to_le_bytes())).await.is_err() {
+        if out.send(dialect.frame(channel, &port.to_le_bytes())).await.is_err() {
             return;
         }
     }
     match kubelet.port_forward(&namespace, &pod, port).await {
-        Ok(connection) => copy(connection, queue, &out, data).await,
+        Ok(connection) => copy(connection, queue, &out, data, dialect).await,
         Err(why) => {
             let why = format!("error forwarding port {port} to pod {pod}: {why}");
-            drop(out.send(frame(error, why.as_bytes())).await);
+            drop(out.send(dialect.frame(error, why.as_bytes())).await);
         }
     }
 }
@@ -103,6 +146,7 @@ async fn copy(
     mut queue: mpsc::Receiver<Bytes>,
     out: &mpsc::Sender<Message>,
     channel: usize,
+    dialect: Dialect,
 ) {
     let (mut from_pod, mut to_pod) = tokio::io::split(connection);
     let up = async {
@@ -117,7 +161,7 @@ async fn copy(
     let down = async {
         let mut chunk = vec![0; CHUNK];
         while let Ok(read) = from_pod.read(&mut chunk).await {
-            if read == 0 || out.send(frame(channel, &chunk[..read])).await.is_err() {
+            if read == 0 || out.send(dialect.frame(channel, &chunk[..read])).await.is_err() {
                 break;
             }
         }

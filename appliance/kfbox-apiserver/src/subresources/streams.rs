@@ -1,6 +1,6 @@
-//! exec, attach and port-forward over WebSocket (KEP-4006). Guarantees: the remote command's exit reaches the client
-//! as a Status on the error channel before the socket closes. Assumptions: the client speaks one of the `channel.k8s.io`
-//! subprotocols; SPDY itself, which clients before 1.29 use, is refused with a hint.
+//! exec, attach and port-forward: over WebSocket (KEP-4006), or over SPDY for clients older than that. Guarantees: the
+//! remote command's exit reaches the client as a Status on the error channel before the connection closes. Assumption:
+//! the client speaks one of the `channel.k8s.io` protocols.
 
 use super::{forward, pod, spdy};
 use crate::{
@@ -15,11 +15,12 @@ use axum::{
         FromRequestParts as _,
         ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade},
     },
-    response::Response,
+    response::{IntoResponse as _, Response},
 };
 use bytes::Bytes;
 use futures::{SinkExt as _, StreamExt as _, stream::SplitSink};
-use http::{header, request::Parts};
+use http::{HeaderName, HeaderValue, StatusCode, header, request::Parts};
+use hyper::upgrade::OnUpgrade;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -42,28 +43,31 @@ const PROTOCOLS: [&str; 6] = [
     "base64.channel.k8s.io",
 ];
 
+/// The other protocol to upgrade to.
+const SPDY: &str = "SPDY/3.1";
+
 /// A frame from the client; kubectl sends 32 KiB at most.
 const FRAME_LIMIT: usize = 1 << 20;
 
-pub fn upgrade_required(parts: &Parts) -> Result<(), ApiError> {
+/// What port-forward speaks over SPDY.
+const PORT_FORWARD: [&str; 1] = ["portforward.k8s.io"];
+
+/// In SPDY the client lists its protocols here, one a header or separated by commas.
+const PROTOCOL_HEADER: HeaderName = HeaderName::from_static("x-stream-protocol-version");
+const ACCEPTED_HEADER: HeaderName = HeaderName::from_static("x-accepted-stream-protocol-versions");
+
+fn asks_for(parts: &Parts, protocol: &str) -> bool {
     let upgrade = parts.headers.get(header::UPGRADE).and_then(|v| v.to_str().ok()).unwrap_or_default();
-    if upgrade.eq_ignore_ascii_case("websocket") {
-        return Ok(());
-    }
-    if upgrade.to_ascii_lowercase().starts_with("spdy/") {
-        return Err(ApiError::bad_request(
-            "SPDY streams are not served, WebSockets are: use kubectl 1.30 or newer (exec, attach) or 1.31 or newer \
-             (port-forward)",
-        ));
-    }
-    Err(ApiError::bad_request("Upgrade request required"))
+    upgrade.eq_ignore_ascii_case(protocol)
 }
 
 pub async fn upgrade(
     mut parts: Parts,
     protocols: &[&'static str],
 ) -> Result<(WebSocketUpgrade, Option<String>), ApiError> {
-    upgrade_required(&parts)?;
+    if !asks_for(&parts, "websocket") {
+        return Err(ApiError::bad_request("Upgrade request required"));
+    }
     let upgrade = WebSocketUpgrade::from_request_parts(&mut parts, &())
         .await
         .map_err(|e| ApiError::bad_request(format!("the WebSocket handshake failed: {e}")))?
@@ -100,9 +104,27 @@ pub async fn exec(call: &Arc<Call>, parts: Parts) -> Result<Response, ApiError> 
     if !attaching && command.is_empty() {
         return Err(ApiError::bad_request("you must specify at least one command for the container"));
     }
-    let (upgrade, protocol) = upgrade(parts, &PROTOCOLS).await?;
     let kubelet = call.core.kubelet()?;
     let (namespace, name) = (call.namespace().to_owned(), call.target.name.clone());
+    if asks_for(&parts, SPDY) {
+        // v5 differs from v4 in WebSocket only.
+        return switch_to_spdy(call, parts, &PROTOCOLS[1..5], move |connection, protocol| async move {
+            let remote = spdy::Remote {
+                streams: streams.clone(),
+                resizable: protocol.starts_with("v3.") || protocol.starts_with("v4."),
+                status: protocol.starts_with("v4."),
+            };
+            let start = async {
+                if attaching {
+                    kubelet.attach(&namespace, &name, &container, streams).await
+                } else {
+                    kubelet.exec(&namespace, &name, &container, command, streams).await
+                }
+            };
+            spdy::exec(connection, remote, start).await;
+        });
+    }
+    let (upgrade, protocol) = upgrade(parts, &PROTOCOLS).await?;
     let shutdown = call.core.shutdown.clone();
     let dialect = Dialect::of(&protocol.unwrap_or_default());
     Ok(respond(upgrade, move |socket| async move {
@@ -123,6 +145,62 @@ pub async fn exec(call: &Arc<Call>, parts: Parts) -> Result<Response, ApiError> 
             () = shutdown.cancelled() => {}
         }
     }))
+}
+
+/// Answers with the change of protocol and serves the connection in a task of its own.
+fn switch_to_spdy<F, Fut>(
+    call: &Call,
+    mut parts: Parts,
+    served: &[&'static str],
+    serve: F,
+) -> Result<Response, ApiError>
+where
+    F: FnOnce((spdy::Incoming, spdy::Outgoing), &'static str) -> Fut + Send + 'static,
+    Fut: Future<Output = ()> + Send + 'static,
+{
+    let asked = parts.headers.get_all(PROTOCOL_HEADER);
+    let asked: Vec<&str> =
+        asked.iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(',')).map(str::trim).collect();
+    // The client's order counts. One that names none speaks the first version, which has no name.
+    let chosen = match asked[..] {
+        [] => served.last(),
+        _ => asked.iter().find_map(|asked| served.iter().find(|served| *served == asked)),
+    };
+    let Some(chosen) = chosen.copied() else {
+        let why = format!(
+            "unable to upgrade: unable to negotiate protocol: client supports {asked:?}, server accepts {served:?}"
+        );
+        let mut response = ApiError::new(StatusCode::FORBIDDEN, "Forbidden", why).into_response();
+        for protocol in served {
+            response.headers_mut().append(ACCEPTED_HEADER, HeaderValue::from_static(protocol));
+        }
+        return Ok(response);
+    };
+    let Some(connection) = parts.extensions.remove::<OnUpgrade>() else {
+        return Err(ApiError::bad_request("the connection cannot be upgraded"));
+    };
+    let shutdown = call.core.shutdown.clone();
+    call.core.tasks.spawn("kubernetes-spdy", async move {
+        let serve = async {
+            match connection.await {
+                Ok(connection) => serve(spdy::upgraded(connection), chosen).await,
+                Err(error) => tracing::debug!(%error, "a client left before its connection was upgraded"),
+            }
+        };
+        tokio::select! {
+            () = serve => {}
+            () = shutdown.cancelled() => {}
+        }
+    });
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
+    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static(SPDY));
+    if !asked.is_empty() {
+        headers.insert(PROTOCOL_HEADER, HeaderValue::from_static(chosen));
+    }
+    Ok(response)
 }
 
 /// The upgrade runs in a task of the connection, which the server owns.
@@ -235,21 +313,25 @@ async fn carry(socket: WebSocket, session: ExecSession, dialect: Dialect) {
     }
 }
 
-async fn receive(channel: &mut Option<mpsc::Receiver<Bytes>>) -> Option<Bytes> {
+pub(super) async fn receive(channel: &mut Option<mpsc::Receiver<Bytes>>) -> Option<Bytes> {
     match channel {
         Some(channel) => channel.recv().await,
         None => std::future::pending().await,
     }
 }
 
-async fn finish(out: &mut SplitSink<WebSocket, Message>, dialect: Dialect, exit: &Exit) {
-    let text = match (dialect.status, exit) {
+/// What the error channel says at the end: a Status, or in older protocols the text of a failure.
+pub(super) fn outcome(status: bool, exit: &Exit) -> Option<String> {
+    match (status, exit) {
         (true, exit) => Some(exit_status(exit).to_string()),
         (false, Exit::Code(0)) => None,
         (false, Exit::Code(code)) => Some(format!("command terminated with non-zero exit code: exit status {code}")),
         (false, Exit::Failed(why)) => Some(why.clone()),
-    };
-    if let Some(text) = text {
+    }
+}
+
+async fn finish(out: &mut SplitSink<WebSocket, Message>, dialect: Dialect, exit: &Exit) {
+    if let Some(text) = outcome(dialect.status, exit) {
         drop(out.send(dialect.frame(ERROR, text.as_bytes())).await);
     }
     drop(out.send(Message::Close(Some(CloseFrame { code: 1000, reason: "".into() }))).await);
@@ -270,7 +352,7 @@ fn exit_status(exit: &Exit) -> Value {
     }
 }
 
-fn terminal_size(data: &[u8]) -> Option<TerminalSize> {
+pub(super) fn terminal_size(data: &[u8]) -> Option<TerminalSize> {
     let size: Value = serde_json::from_slice(data).ok()?;
     let side = |name: &str| size[name].as_u64().and_then(|n| u16::try_from(n).ok());
     Some(TerminalSize { width: side("Width")?, height: side("Height")? })
@@ -284,10 +366,24 @@ pub async fn port_forward(call: &Arc<Call>, parts: Parts) -> Result<Response, Ap
             pod["status"]["phase"].as_str().unwrap_or("Unknown")
         )));
     }
-    let (upgrade, protocol) = upgrade(parts, &[spdy::TUNNEL, "v4.channel.k8s.io"]).await?;
-    let Some(protocol) = protocol else {
-        let why = format!("port-forward needs the WebSocket subprotocol {} or v4.channel.k8s.io", spdy::TUNNEL);
-        return Err(ApiError::bad_request(why));
+    if asks_for(&parts, SPDY) {
+        let (kubelet, tasks) = (call.core.kubelet()?, call.core.tasks.clone());
+        let (namespace, name) = (call.namespace().to_owned(), call.target.name.clone());
+        return switch_to_spdy(call, parts, &PORT_FORWARD, move |connection, _| async move {
+            spdy::port_forward(connection, kubelet, namespace, name, tasks).await;
+        });
+    }
+    let asked = parts.headers.contains_key(header::SEC_WEBSOCKET_PROTOCOL);
+    let [binary, base64] = forward::PROTOCOLS;
+    let (upgrade, protocol) = upgrade(parts, &[spdy::TUNNEL, binary, base64]).await?;
+    let protocol = match protocol {
+        Some(protocol) => protocol,
+        // kr8s, for one.
+        None if !asked => binary.to_owned(),
+        None => {
+            let why = format!("port-forward needs one of the subprotocols {}, {binary}, {base64}", spdy::TUNNEL);
+            return Err(ApiError::bad_request(why));
+        }
     };
     let ports = forwarded_ports(call)?;
     if protocol != spdy::TUNNEL && ports.is_empty() {
@@ -300,9 +396,9 @@ pub async fn port_forward(call: &Arc<Call>, parts: Parts) -> Result<Response, Ap
     Ok(respond(upgrade, move |socket| async move {
         let serve = async {
             if protocol == spdy::TUNNEL {
-                spdy::serve(socket, kubelet, namespace, name, tasks).await;
+                spdy::port_forward(spdy::tunnelled(socket), kubelet, namespace, name, tasks).await;
             } else {
-                forward::serve(socket, kubelet, namespace, name, ports).await;
+                forward::serve(socket, &protocol, kubelet, namespace, name, ports).await;
             }
         };
         tokio::select! {

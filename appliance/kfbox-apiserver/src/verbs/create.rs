@@ -48,6 +48,7 @@ async fn create_named(call: &Call, mut object: Value, track: bool) -> Result<Arc
     place(call, &mut object).map_err(plain)?;
     call.prune(&mut object).map_err(plain)?;
     call.check_shape(&object).map_err(plain)?;
+    object::drop_empty_metadata(&mut object);
 
     if meta(&object, "name").is_empty() && !meta(&object, "generateName").is_empty() {
         let prefix: String = meta(&object, "generateName").chars().take(GENERATED_PREFIX).collect();

@@ -139,6 +139,7 @@ async fn prepare(
     let resource = &*call.resource;
     call.prune(new)?;
     call.check_shape(new)?;
+    object::drop_empty_metadata(new);
     keep_server_owned(old, new);
     match how.subresource {
         "" if resource.has_subresource("status") => restore_member(old, new, "status"),

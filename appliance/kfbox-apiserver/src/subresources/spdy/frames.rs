@@ -1,30 +1,17 @@
-//! Port-forward: SPDY/3.1 frames tunnelled in a WebSocket, as kubectl does since 1.31 (KEP-4006). Only what that client
-//! uses of SPDY is here: streams that it opens with a header block, data both ways, ping, goaway and reset.
+//! SPDY/3.1 frames, as far as Kubernetes' streams use them: streams that the client opens with a header block, data both
+//! ways, ping, goaway and reset.
 //!
-//! Guarantees: memory is bounded by the queues below; a malformed frame ends the session. Assumption: neither side counts
-//! windows, as the library of all Kubernetes clients (moby/spdystream) does not; what holds a sender back is TCP. A pod
-//! that does not read therefore holds back the other connections of the same kubectl.
+//! Guarantees: a frame and a header block are bounded; malformed ones are errors.
 //! Source: <https://www.chromium.org/spdy/spdy-protocol/spdy-protocol-draft3-1/>.
 
-use crate::kubelet::{Duplex, Kubelet};
-use axum::extract::ws::{Message, WebSocket};
 use bytes::{Buf as _, Bytes, BytesMut};
 use flate2::{Decompress, FlushDecompress, Status};
-use futures::{SinkExt as _, StreamExt as _};
-use kfbox_base::Tasks;
-use std::{collections::HashMap, sync::Arc};
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    sync::mpsc,
-};
-use tokio_util::sync::CancellationToken;
-
-pub const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
+use std::collections::HashMap;
 
 const SYN_STREAM: u16 = 1;
 const SYN_REPLY: u16 = 2;
 const RST_STREAM: u16 = 3;
-const PING: u16 = 6;
+pub(super) const PING: u16 = 6;
 const GOAWAY: u16 = 7;
 
 const FLAG_FIN: u8 = 1;
@@ -34,18 +21,6 @@ const FRAME_LIMIT: usize = 1 << 20;
 
 /// What a header block may inflate to; port-forward's are some hundred bytes.
 const HEADERS_LIMIT: usize = 16 << 10;
-
-/// Streams at once: two for each forwarded connection.
-const STREAMS: usize = 1000;
-
-/// Chunks queued for one connection to the pod.
-const QUEUE: usize = 64;
-
-/// Frames queued for the client by all streams together.
-const OUTGOING: usize = 64;
-
-/// Bytes read from the pod at once.
-const CHUNK: usize = 32 << 10;
 
 /// The dictionary that both sides prime their zlib streams with: a constant of the protocol, in an unusual form. Each
 /// word is preceded by its length in 32 bits, as in a header block; then follow the values found in headers.
@@ -135,28 +110,28 @@ fn dictionary() -> Vec<u8> {
 }
 
 #[derive(Debug, thiserror::Error)]
-enum Broken {
+pub(super) enum Broken {
     #[error("a malformed SPDY frame")]
     Frame,
     #[error("a malformed SPDY header block")]
     Headers,
 }
 
-type Headers = HashMap<String, String>;
+pub(super) type Headers = HashMap<String, String>;
 
 /// The client's header blocks are one zlib stream with a preset dictionary. The inflater at hand knows no dictionaries;
 /// one that has just inflated the dictionary, given as a stored block, is in the same state.
-struct Inflate {
+pub(super) struct Inflate {
     raw: Decompress,
     started: bool,
 }
 
 impl Inflate {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { raw: Decompress::new(false), started: false }
     }
 
-    fn block(&mut self, mut input: &[u8]) -> Result<Headers, Broken> {
+    pub(super) fn block(&mut self, mut input: &[u8]) -> Result<Headers, Broken> {
         if !self.started {
             self.started = true;
             let (head, rest) = input.split_at_checked(2).ok_or(Broken::Headers)?;
@@ -224,7 +199,7 @@ fn parse_headers(block: &[u8]) -> Result<Headers, Broken> {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Frame {
+pub(super) enum Frame {
     Open {
         stream: u32,
         fin: bool,
@@ -247,7 +222,7 @@ enum Frame {
 }
 
 /// Takes one whole frame off the buffer.
-fn take_frame(buffer: &mut BytesMut) -> Result<Option<Frame>, Broken> {
+pub(super) fn take_frame(buffer: &mut BytesMut) -> Result<Option<Frame>, Broken> {
     let Some(head) = buffer.first_chunk::<8>() else { return Ok(None) };
     let first = u32::from_be_bytes([head[0], head[1], head[2], head[3]]);
     let flags = head[4];
@@ -288,7 +263,7 @@ fn take_frame(buffer: &mut BytesMut) -> Result<Option<Frame>, Broken> {
     }))
 }
 
-fn control(kind: u16, body: &[u8]) -> Bytes {
+pub(super) fn control(kind: u16, body: &[u8]) -> Bytes {
     let mut frame = Vec::with_capacity(8 + body.len());
     frame.extend_from_slice(&(0x8003_0000 | u32::from(kind)).to_be_bytes());
     frame.extend_from_slice(&u32::try_from(body.len()).unwrap_or(0).to_be_bytes());
@@ -296,7 +271,7 @@ fn control(kind: u16, body: &[u8]) -> Bytes {
     frame.into()
 }
 
-fn data(stream: u32, fin: bool, data: &[u8]) -> Bytes {
+pub(super) fn data(stream: u32, fin: bool, data: &[u8]) -> Bytes {
     let mut frame = Vec::with_capacity(8 + data.len());
     frame.extend_from_slice(&stream.to_be_bytes());
     let length = u32::try_from(data.len()).unwrap_or(0) | (u32::from(if fin { FLAG_FIN } else { 0 }) << 24);
@@ -305,229 +280,28 @@ fn data(stream: u32, fin: bool, data: &[u8]) -> Bytes {
     frame.into()
 }
 
+/// The status of a stream that was not taken.
+pub(super) const REFUSED: u32 = 3;
+
+/// Refuses or ends a stream.
+pub(super) fn reset(stream: u32, status: u32) -> Bytes {
+    control(RST_STREAM, &[stream.to_be_bytes(), status.to_be_bytes()].concat())
+}
+
+/// No more streams are taken: the last one seen, and that nothing went wrong.
+pub(super) fn goaway(last: u32) -> Bytes {
+    control(GOAWAY, &[last.to_be_bytes(), [0; 4]].concat())
+}
+
 /// Accepts a stream. Our header blocks are empty: a zlib stream of stored blocks, which needs no deflater. The empty block
 /// at the end is zlib's sync flush, without which Go's inflater waits for more.
-fn reply(stream: u32, first: bool) -> Bytes {
+pub(super) fn reply(stream: u32, first: bool) -> Bytes {
     let mut body = stream.to_be_bytes().to_vec();
     if first {
         body.extend_from_slice(&[0x78, 0x01]);
     }
     body.extend_from_slice(&[0x00, 0x04, 0x00, 0xfb, 0xff, 0, 0, 0, 0, 0x00, 0x00, 0x00, 0xff, 0xff]);
     control(SYN_REPLY, &body)
-}
-
-/// One forwarded connection while its two streams open.
-#[derive(Default)]
-struct Half {
-    error: Option<u32>,
-    data: Option<u32>,
-}
-
-struct Session {
-    kubelet: Arc<dyn Kubelet>,
-    namespace: String,
-    pod: String,
-    tasks: Tasks,
-    out: mpsc::Sender<Bytes>,
-    inflate: Inflate,
-    replied: bool,
-    opening: HashMap<String, Half>,
-    /// Data streams that are connected; an empty chunk is the end.
-    running: HashMap<u32, Running>,
-    streams: usize,
-}
-
-struct Running {
-    input: mpsc::Sender<Bytes>,
-    reset: CancellationToken,
-}
-
-pub async fn serve(socket: WebSocket, kubelet: Arc<dyn Kubelet>, namespace: String, pod: String, tasks: Tasks) {
-    let (mut sink, mut source) = socket.split();
-    let (out, mut outgoing) = mpsc::channel::<Bytes>(OUTGOING);
-    let mut session = Session {
-        kubelet,
-        namespace,
-        pod,
-        tasks,
-        out,
-        inflate: Inflate::new(),
-        replied: false,
-        opening: HashMap::new(),
-        running: HashMap::new(),
-        streams: 0,
-    };
-    let reading = async {
-        let mut buffer = BytesMut::new();
-        while let Some(Ok(message)) = source.next().await {
-            match message {
-                Message::Binary(bytes) => buffer.extend_from_slice(&bytes),
-                Message::Close(_) => break,
-                _ => continue,
-            }
-            loop {
-                match take_frame(&mut buffer) {
-                    Ok(Some(Frame::GoAway)) => return,
-                    Ok(Some(frame)) => {
-                        if let Err(error) = session.frame(frame).await {
-                            tracing::debug!(%error, "a port-forward session ended");
-                            return;
-                        }
-                    }
-                    Ok(None) => break,
-                    Err(error) => {
-                        tracing::debug!(%error, "a port-forward session ended");
-                        return;
-                    }
-                }
-            }
-        }
-    };
-    let writing = async {
-        while let Some(frame) = outgoing.recv().await {
-            if sink.send(Message::Binary(frame)).await.is_err() {
-                return;
-            }
-        }
-    };
-    tokio::select! {
-        () = reading => {}
-        () = writing => {}
-    }
-    // Connections to the pod end with the session.
-    for running in session.running.values() {
-        running.reset.cancel();
-    }
-}
-
-impl Session {
-    async fn send(&self, frame: Bytes) {
-        // Fails only when the socket is gone, which ends the session by itself.
-        drop(self.out.send(frame).await);
-    }
-
-    async fn frame(&mut self, frame: Frame) -> Result<(), Broken> {
-        match frame {
-            Frame::Open { stream, block, .. } => {
-                let headers = self.inflate.block(&block)?;
-                self.streams += 1;
-                if self.streams > STREAMS {
-                    self.send(control(RST_STREAM, &[&stream.to_be_bytes()[..], &3u32.to_be_bytes()].concat())).await;
-                    return Ok(());
-                }
-                let first = !std::mem::replace(&mut self.replied, true);
-                self.send(reply(stream, first)).await;
-                self.open(stream, &headers).await;
-            }
-            Frame::Data { stream, fin, data } => {
-                let Some(running) = self.running.get(&stream) else { return Ok(()) };
-                if !data.is_empty() {
-                    drop(running.input.send(data).await);
-                }
-                if fin {
-                    drop(running.input.send(Bytes::new()).await);
-                }
-            }
-            Frame::Reset { stream } => {
-                if let Some(running) = self.running.remove(&stream) {
-                    running.reset.cancel();
-                }
-            }
-            Frame::Ping { id } => self.send(control(PING, &id.to_be_bytes())).await,
-            Frame::GoAway | Frame::Other => {}
-        }
-        self.running.retain(|_, r| !r.input.is_closed());
-        self.streams = self.running.len() * 2 + self.opening.len() * 2;
-        Ok(())
-    }
-
-    async fn open(&mut self, stream: u32, headers: &Headers) {
-        let header = |name: &str| headers.get(name).cloned().unwrap_or_default();
-        let request = header("requestid");
-        let half = self.opening.entry(request.clone()).or_default();
-        match header("streamtype").as_str() {
-            "error" => half.error = Some(stream),
-            "data" => half.data = Some(stream),
-            _ => return,
-        }
-        let (Some(error), Some(data_stream)) = (half.error, half.data) else { return };
-        self.opening.remove(&request);
-        let Ok(port) = header("port").parse::<u16>() else {
-            fail(&self.out, error, data_stream, "the port is not a number").await;
-            return;
-        };
-        let (input, queue) = mpsc::channel(QUEUE);
-        let reset = CancellationToken::new();
-        self.running.insert(data_stream, Running { input, reset: reset.clone() });
-        let (kubelet, out) = (self.kubelet.clone(), self.out.clone());
-        let (namespace, pod) = (self.namespace.clone(), self.pod.clone());
-        let shutdown = self.tasks.shutdown();
-        self.tasks.spawn("port-forward", async move {
-            let forward = async {
-                match kubelet.port_forward(&namespace, &pod, port).await {
-                    Ok(connection) => copy(connection, queue, &out, error, data_stream).await,
-                    Err(why) => {
-                        let why = format!("error forwarding port {port} to pod {pod}: {why}");
-                        fail(&out, error, data_stream, &why).await;
-                    }
-                }
-            };
-            tokio::select! {
-                () = forward => {}
-                () = reset.cancelled() => {}
-                () = shutdown.cancelled() => {}
-            }
-        });
-    }
-}
-
-async fn fail(out: &mpsc::Sender<Bytes>, error: u32, data_stream: u32, why: &str) {
-    for frame in [data(error, true, why.as_bytes()), data(data_stream, true, &[])] {
-        drop(out.send(frame).await);
-    }
-}
-
-/// Until both directions have ended, or the pod's side has failed.
-async fn copy(
-    connection: Box<dyn Duplex>,
-    mut queue: mpsc::Receiver<Bytes>,
-    out: &mpsc::Sender<Bytes>,
-    error: u32,
-    data_stream: u32,
-) {
-    let (mut from_pod, mut to_pod) = tokio::io::split(connection);
-    let up = async {
-        while let Some(chunk) = queue.recv().await {
-            let end = chunk.is_empty();
-            let done = if end { to_pod.shutdown().await } else { to_pod.write_all(&chunk).await };
-            if end || done.is_err() {
-                break;
-            }
-        }
-    };
-    let down = async {
-        let mut chunk = vec![0; CHUNK];
-        loop {
-            match from_pod.read(&mut chunk).await {
-                Ok(0) | Err(_) => break,
-                Ok(read) => {
-                    if out.send(data(data_stream, false, &chunk[..read])).await.is_err() {
-                        break;
-                    }
-                }
-            }
-        }
-        for frame in [data(data_stream, true, &[]), data(error, true, &[])] {
-            drop(out.send(frame).await);
-        }
-    };
-    tokio::pin!(up);
-    tokio::pin!(down);
-    // The client's end may come first and leaves the pod's answer to be read; the pod's end is the end.
-    tokio::select! {
-        () = &mut down => {}
-        () = &mut up => down.await,
-    }
 }
 
 #[cfg(test)]

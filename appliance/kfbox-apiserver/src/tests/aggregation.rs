@@ -293,6 +293,11 @@ async fn a_group_of_another_server_is_served_as_if_it_were_here() {
     assert_eq!(available(&seen).1, "FailedDiscoveryCheck", "{seen}");
     assert_eq!(world.get(things).await.0, 503);
     assert_eq!(discovered().await["freshness"], "Stale");
+    // Whoever discovers everything in one request, as the garbage collector does, still learns of the rest.
+    let all = kube::discovery::Discovery::new(world.client.clone()).run_aggregated().await.unwrap();
+    let apps = all.get("apps").unwrap().recommended_resources();
+    assert!(apps.iter().any(|(r, c)| r.kind == "Deployment" && r.group == "apps" && c.supports_operation("watch")));
+    assert!(all.get("").unwrap().recommended_resources().iter().any(|(r, _)| r.kind == "Pod" && r.version == "v1"));
 
     assert_eq!(world.delete(&format!("{APISERVICES}/{NAME}"), Value::Null).await.0, 200);
     assert_eq!(world.get("/apis/ext.example.com").await.0, 404);

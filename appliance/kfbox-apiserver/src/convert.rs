@@ -7,6 +7,7 @@ mod autoscaling;
 use crate::{resources::Resource, store::Object};
 use bytes::Bytes;
 use serde_json::Value;
+use std::borrow::Cow;
 
 const EVENT_NAMES: [(&str, &str); 7] = [
     ("involvedObject", "regarding"),
@@ -49,6 +50,16 @@ pub fn value(resource: &Resource, object: &Object) -> Value {
         }
     }
     value
+}
+
+/// An autoscaler in the version that says everything.
+pub fn newest(object: &Value) -> Cow<'_, Value> {
+    if object["apiVersion"] != "autoscaling/v1" {
+        return Cow::Borrowed(object);
+    }
+    let mut whole = object.clone();
+    autoscaling::to_v2(&mut whole);
+    Cow::Owned(whole)
 }
 
 /// What version 1 of an autoscaler keeps of its status in annotations stays, whatever a client sends.

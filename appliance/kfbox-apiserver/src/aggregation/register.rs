@@ -36,7 +36,10 @@ pub async fn start(core: &Arc<Core>) -> Result<(), ApiError> {
     core.tasks.essential("kubernetes-apiservices", async move {
         let Some(mut events) = weak.upgrade().map(|core| Events::new(&core)) else { return Ok(()) };
         loop {
-            let Some(core) = weak.upgrade() else { return Ok(()) };
+            let Some(core) = weak.upgrade() else {
+                shutdown.cancelled().await;
+                return Ok(());
+            };
             let round = async {
                 if let Err(error) = register(&core).await {
                     tracing::warn!(%error, "the APIServices are not up to date");

@@ -144,3 +144,42 @@ fn custom_columns() {
     assert_eq!(table["columnDefinitions"][3]["priority"], json!(1));
     assert_eq!(table["rows"][0]["object"]["kind"], json!("PartialObjectMetadata"));
 }
+
+#[test]
+fn kinds_of_administrators() {
+    let row = |group: &str, kind: &str, object: Value| cells(group, kind, object)[1..].to_vec();
+    let driver = json!({"metadata": {"name": "d"}, "spec": {"podInfoOnMount": true, "tokenRequests": [{"audience": "a"}, {"audience": "b"}], "volumeLifecycleModes": ["Ephemeral"]}});
+    assert_eq!(
+        row("storage.k8s.io", "CSIDriver", driver)[..6],
+        [json!(true), json!(true), json!(false), json!("a,b"), json!(false), json!("Ephemeral")]
+    );
+    let address = json!({"metadata": {"name": "10.0.0.1"}, "spec": {"parentRef": {"resource": "services", "namespace": "n", "name": "s"}}});
+    assert_eq!(row("networking.k8s.io", "IPAddress", address)[0], json!("services/n/s"));
+    let cidr = json!({"metadata": {"name": "k"}, "spec": {"cidrs": ["10.0.0.0/16", "fd00::/112"]}});
+    assert_eq!(row("networking.k8s.io", "ServiceCIDR", cidr)[0], json!("10.0.0.0/16,fd00::/112"));
+    let template = json!({"metadata": {"name": "t"}, "template": {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "x", "image": "i"}]}}});
+    assert_eq!(row("", "PodTemplate", template), [json!("x"), json!("i"), json!("a=b")]);
+    let status =
+        json!({"metadata": {"name": "etcd"}, "conditions": [{"type": "Healthy", "status": "True", "message": "ok"}]});
+    assert_eq!(row("", "ComponentStatus", status), [json!("Healthy"), json!("ok"), json!("")]);
+    let service = json!({"metadata": {"name": "v1.x"}, "spec": {"service": {"namespace": "n", "name": "s"}},
+        "status": {"conditions": [{"type": "Available", "status": "False", "reason": "MissingEndpoints"}]}});
+    assert_eq!(
+        row("apiregistration.k8s.io", "APIService", service)[..2],
+        [json!("n/s"), json!("False (MissingEndpoints)")]
+    );
+    let slice = json!({"metadata": {"name": "r"}, "spec": {"driver": "gpu.example.com", "nodeName": "box", "pool": {"name": "p"}}});
+    assert_eq!(
+        row("resource.k8s.io", "ResourceSlice", slice)[..3],
+        [json!("box"), json!("gpu.example.com"), json!("p")]
+    );
+    let exempt =
+        json!({"metadata": {"name": "e"}, "spec": {"type": "Exempt", "exempt": {"nominalConcurrencyShares": 0}}});
+    assert_eq!(
+        row("flowcontrol.apiserver.k8s.io", "PriorityLevelConfiguration", exempt)[..3],
+        [json!("Exempt"), json!(0), json!("<none>")]
+    );
+    let old = json!({"apiVersion": "autoscaling/v1", "metadata": {"name": "h", "annotations": {"autoscaling.alpha.kubernetes.io/metrics":
+        "[{\"type\":\"Resource\",\"resource\":{\"name\":\"memory\",\"targetAverageValue\":\"1Gi\"}}]"}}, "spec": {"maxReplicas": 2}});
+    assert_eq!(row("autoscaling", "HorizontalPodAutoscaler", old)[1], json!("memory: <unknown>/1Gi"));
+}

@@ -202,6 +202,9 @@ pub(super) const AUTOSCALER: &[Column] = &[
 ];
 
 pub(super) fn autoscaler(object: &Value, now: DateTime<Utc>) -> Row {
+    // Version 1 hides most metrics in annotations; what is printed is the same for both.
+    let whole = crate::convert::newest(object);
+    let object = whole.as_ref();
     let target = |metric: &Value, index: usize| -> String {
         let kind = text_at(metric, "/type");
         let field = match kind {

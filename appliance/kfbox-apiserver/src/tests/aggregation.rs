@@ -80,6 +80,28 @@ async fn every_group_and_version_has_its_apiservice() {
     assert_eq!(world.get("/apis/example.com").await.0, 404);
 }
 
+/// What is as it should be is not written again.
+#[tokio::test]
+async fn a_restart_leaves_what_is_managed_alone() {
+    let world = world().await;
+    let managed = [
+        aggregation::COLLECTION,
+        "flowschemas.flowcontrol.apiserver.k8s.io",
+        "prioritylevelconfigurations.flowcontrol.apiserver.k8s.io",
+        "configmaps",
+    ];
+    let revisions = |server: &ApiServer| -> Vec<(String, u64)> {
+        let store = &server.core().store;
+        let objects = managed.iter().flat_map(|c| store.list(c, None, None, None).unwrap().objects);
+        objects.map(|o| (o.key.name.to_string(), o.revision)).collect()
+    };
+    let before = revisions(&world.server);
+    assert!(before.len() > 40, "{before:?}");
+    crate::bootstrap::ensure(world.server.core()).await.unwrap();
+    let (again, _tasks) = open(world.dir.path()).await;
+    assert_eq!(revisions(&again), before);
+}
+
 #[tokio::test]
 async fn apiservices_that_make_no_sense_are_refused() {
     let world = world().await;
@@ -271,6 +293,11 @@ async fn a_group_of_another_server_is_served_as_if_it_were_here() {
     assert_eq!(available(&seen).1, "FailedDiscoveryCheck", "{seen}");
     assert_eq!(world.get(things).await.0, 503);
     assert_eq!(discovered().await["freshness"], "Stale");
+    // Whoever discovers everything in one request, as the garbage collector does, still learns of the rest.
+    let all = kube::discovery::Discovery::new(world.client.clone()).run_aggregated().await.unwrap();
+    let apps = all.get("apps").unwrap().recommended_resources();
+    assert!(apps.iter().any(|(r, c)| r.kind == "Deployment" && r.group == "apps" && c.supports_operation("watch")));
+    assert!(all.get("").unwrap().recommended_resources().iter().any(|(r, _)| r.kind == "Pod" && r.version == "v1"));
 
     assert_eq!(world.delete(&format!("{APISERVICES}/{NAME}"), Value::Null).await.0, 200);
     assert_eq!(world.get("/apis/ext.example.com").await.0, 404);

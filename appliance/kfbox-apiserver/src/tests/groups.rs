@@ -148,3 +148,33 @@ async fn device_claims_are_stored_and_printed() {
     assert_eq!(code, 200, "{body}");
     assert_eq!(table().await["rows"][0]["cells"][1], "allocated,reserved");
 }
+
+/// What OpenAPI says a deletion answers is what it answers.
+#[tokio::test]
+async fn some_deletions_answer_the_object() {
+    let world = world().await;
+    let (_, v2) = world.get("/openapi/v2").await;
+    for (path, named, object) in [
+        (
+            "/apis/storage.k8s.io/v1/storageclasses",
+            "/apis/storage.k8s.io/v1/storageclasses/{name}",
+            json!({"metadata": {"name": "x"}, "provisioner": "p"}),
+        ),
+        (
+            "/apis/resource.k8s.io/v1/deviceclasses",
+            "/apis/resource.k8s.io/v1/deviceclasses/{name}",
+            json!({"metadata": {"name": "x"}, "spec": {}}),
+        ),
+        (
+            "/api/v1/namespaces/default/configmaps",
+            "/api/v1/namespaces/{namespace}/configmaps/{name}",
+            json!({"metadata": {"name": "x"}}),
+        ),
+    ] {
+        let (code, made) = world.post(path, object).await;
+        assert_eq!(code, 201, "{made}");
+        let (_, answer) = world.delete(&format!("{path}/x"), Value::Null).await;
+        let schema = v2["paths"][named]["delete"]["responses"]["200"]["schema"]["$ref"].as_str().unwrap();
+        assert_eq!(schema.rsplit('.').next(), answer["kind"].as_str(), "{path}");
+    }
+}

@@ -17,14 +17,23 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 
 /// Kinds whose finished deletion answers with the object instead of a Status.
-const RETURN_DELETED: [&str; 7] = [
+const RETURN_DELETED: [&str; 16] = [
+    "csidrivers.storage.k8s.io",
+    "csinodes.storage.k8s.io",
+    "deviceclasses.resource.k8s.io",
     "pods",
     "persistentvolumes",
     "persistentvolumeclaims",
     "podtemplates",
+    "resourceclaims.resource.k8s.io",
+    "resourceclaimtemplates.resource.k8s.io",
     "resourcequotas",
+    "resourceslices.resource.k8s.io",
     "serviceaccounts",
     "services",
+    "storageclasses.storage.k8s.io",
+    "volumeattachments.storage.k8s.io",
+    "volumeattributesclasses.storage.k8s.io",
 ];
 
 const ATTEMPTS: usize = 16;

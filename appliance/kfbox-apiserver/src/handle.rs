@@ -123,11 +123,12 @@ async fn answer(
                 body = bytes.into();
             }
             let work = dispatch(&call, verb, parts, body);
-            let mut response = if *long { work.await? } else { deadline::within(&call.query, work).await? };
-            let warnings = std::mem::take(&mut *call.warnings.lock());
+            let outcome = if *long { work.await } else { deadline::within(&call.query, work).await };
             for (key, value) in std::mem::take(&mut *call.annotations.lock()) {
-                tracing::debug!(key, value, "audit annotation");
+                trail.annotate(key, &value);
             }
+            let mut response = outcome?;
+            let warnings = std::mem::take(&mut *call.warnings.lock());
             respond::add_warnings(&mut response, &warnings);
             flow::tell(&mut response, &class);
             Ok(response)

@@ -21,6 +21,7 @@ use policy::{Decided, Level, Policy, Stage};
 use record::{Entry, Facts, cut, without_managed_fields};
 use serde_json::{Map, Value, json};
 use std::{
+    borrow::Cow,
     net::IpAddr,
     path::{Path, PathBuf},
     pin::Pin,
@@ -99,7 +100,7 @@ pub struct Trail {
 struct Open {
     facts: Arc<Facts>,
     decided: Decided,
-    annotations: Vec<(&'static str, String)>,
+    annotations: Vec<(Cow<'static, str>, String)>,
     request: Option<Arc<Value>>,
     status: Option<Value>,
 }
@@ -172,8 +173,15 @@ impl Trail {
             Decision::Allow => ("allow", why()),
             Decision::Deny(reason) => ("forbid", cut(reason)),
         };
-        open.annotations.push(("authorization.k8s.io/decision", decision.into()));
-        open.annotations.push(("authorization.k8s.io/reason", reason));
+        open.annotations.push(("authorization.k8s.io/decision".into(), decision.into()));
+        open.annotations.push(("authorization.k8s.io/reason".into(), reason));
+    }
+
+    /// What admission has to say.
+    pub fn annotate(&mut self, key: String, value: &str) {
+        if let Some(open) = &mut self.open {
+            open.annotations.push((key.into(), cut(value)));
+        }
     }
 
     /// Whether the request's body is to be recorded.

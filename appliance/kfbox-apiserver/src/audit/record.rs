@@ -5,7 +5,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use kfbox_base::UserInfo;
 use serde::Serialize;
 use serde_json::{Map, Value};
-use std::{collections::BTreeMap, sync::Arc};
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 /// Client-made text in a record is cut here, as upstream cuts the user agent.
 const LONGEST: usize = 1024;
@@ -32,7 +32,7 @@ pub struct Entry {
     pub at: DateTime<Utc>,
     /// A `Status`.
     pub status: Option<Value>,
-    pub annotations: Arc<Vec<(&'static str, String)>>,
+    pub annotations: Arc<Vec<(Cow<'static, str>, String)>>,
     pub request: Option<Arc<Value>>,
     pub response: Option<Value>,
 }
@@ -68,7 +68,7 @@ impl Entry {
             response_object: self.response.as_ref(),
             request_received_timestamp: micros(facts.received),
             stage_timestamp: micros(self.at),
-            annotations: self.annotations.iter().map(|(k, v)| (*k, &**v)).collect(),
+            annotations: self.annotations.iter().map(|(k, v)| (&**k, &**v)).collect(),
         }
     }
 }

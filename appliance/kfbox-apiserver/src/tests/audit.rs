@@ -173,3 +173,31 @@ fn a_policy_that_cannot_be_read_is_named() {
     std::fs::write(&wrong, "kind: Pod").unwrap();
     assert!(open(wrong).contains("policy.yaml"));
 }
+
+#[tokio::test]
+async fn what_admission_says_is_on_record_also_of_what_it_refuses() {
+    let world = world().await;
+    let labels =
+        json!({"pod-security.kubernetes.io/audit": "restricted", "pod-security.kubernetes.io/enforce": "baseline"});
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "watched", "labels": labels}});
+    assert_eq!(world.post("/api/v1/namespaces", namespace).await.0, 201);
+    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}});
+    assert_eq!(world.post("/api/v1/namespaces/watched/serviceaccounts", account).await.0, 201);
+    let pods = "/api/v1/namespaces/watched/pods";
+    for (name, host, code) in [("plain", false, 201), ("host", true, 403)] {
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
+            "spec": {"hostNetwork": host, "containers": [{"name": "c", "image": "i"}]},
+        });
+        let (found, body) = world.post(pods, pod).await;
+        assert_eq!(found, code, "{body}");
+    }
+    let all = records(&world).await;
+    let created = about(&all, "pods", "admin");
+    let violations =
+        |r: &Value| r["annotations"]["pod-security.kubernetes.io/audit-violations"].as_str().map(str::to_owned);
+    assert_eq!(created.len(), 2);
+    for record in created {
+        assert!(violations(record).is_some_and(|v| v.contains("restricted:latest")), "{record}");
+    }
+}

@@ -237,7 +237,9 @@ pub async fn write(core: &Core, resource: &Resource, object: &mut Value) -> Resu
         let converted = conversion.convert(core, vec![std::mem::take(object)], &resource.kind, &to).await?;
         *object = converted.into_iter().next().unwrap_or_default();
         // The stored version may not be served, and then has no resource of its own; reading it prunes and defaults.
-        if let Some(stored) = core.resources.current().find(&resource.group, &resource.storage_version, &resource.plural) {
+        if let Some(stored) =
+            core.resources.current().find(&resource.group, &resource.storage_version, &resource.plural)
+        {
             finish(stored, object);
         }
     }

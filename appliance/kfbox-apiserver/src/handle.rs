@@ -121,7 +121,20 @@ fn call(
     let headers: HeaderMap = parts.headers.clone();
     let warnings = resource.custom.as_ref().and_then(|c| c.deprecation.clone());
     let warnings = Mutex::new(warnings.into_iter().collect());
-    Ok(Arc::new(Call { core, registry, resource, target, query, user, headers, accept, dry_run, local, warnings, annotations: Mutex::default() }))
+    Ok(Arc::new(Call {
+        core,
+        registry,
+        resource,
+        target,
+        query,
+        user,
+        headers,
+        accept,
+        dry_run,
+        local,
+        warnings,
+        annotations: Mutex::default(),
+    }))
 }
 
 async fn dispatch(call: &Arc<Call>, verb: &'static str, parts: Parts, body: Body) -> Result<Response, ApiError> {

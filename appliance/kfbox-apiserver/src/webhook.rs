@@ -138,7 +138,13 @@ impl Client {
             Some(path) => format!("{path}?{query}"),
             None => format!("/?{query}"),
         };
-        Ok(Place { url: format!("https://{host}{path}"), host, server, port: authority.port_u16().unwrap_or(443), path })
+        Ok(Place {
+            url: format!("https://{host}{path}"),
+            host,
+            server,
+            port: authority.port_u16().unwrap_or(443),
+            path,
+        })
     }
 
     fn tls(&self) -> Result<Arc<TlsConfig>, String> {

@@ -45,6 +45,15 @@ pub async fn on_create(call: &Call, object: &mut Value) -> Result<Vec<Reservatio
     Ok(reservations)
 }
 
+/// The built-in plugins once more, after webhooks or policies changed a new object: a container that was injected gets
+/// what the others have.
+pub async fn on_reinvocation(call: &Call, object: &mut Value) -> Result<(), ApiError> {
+    match &*call.resource.collection {
+        "pods" => pods::on_create(call, object).await,
+        _ => Ok(()),
+    }
+}
+
 pub async fn on_update(
     call: &Call,
     subresource: &str,

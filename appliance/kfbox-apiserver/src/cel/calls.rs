@@ -108,6 +108,12 @@ pub fn call(call: &Call, arguments: &[Cel], meter: &mut Meter) -> Result<Cel, Ce
     }
     check(&call.name, arguments)?;
     let result = library(call, arguments)?;
+    // The library answers with the format or null, upstream with an optional value.
+    let result = match (&*call.name, result) {
+        ("format.named", Cel::Null) => optional(None),
+        ("format.named", found) => optional(Some(found)),
+        (_, result) => result,
+    };
     meter.charge(text_cost(size(&result)))?;
     Ok(result)
 }
@@ -130,16 +136,16 @@ fn native(call: &Call, arguments: &[Cel], meter: &mut Meter) -> Option<Result<Ce
         ("endsWith", [Cel::String(s), Cel::String(part)]) => {
             meter.charge(text_cost(part.len() as u64)).map(|()| Cel::Bool(s.ends_with(part.as_str())))
         }
-        ("contains", [Cel::String(s), Cel::String(part)]) => meter
-            .charge(text_cost((s.len() + part.len()) as u64))
-            .map(|()| Cel::Bool(s.contains(part.as_str()))),
+        ("contains", [Cel::String(s), Cel::String(part)]) => {
+            meter.charge(text_cost((s.len() + part.len()) as u64)).map(|()| Cel::Bool(s.contains(part.as_str())))
+        }
         ("startsWith" | "endsWith" | "contains", _) => Err(CelError::NoSuchOverload),
-        ("matches" | "find", [Cel::String(s), Cel::String(source)]) => search(call, s, source, meter).map(|pattern| {
-            match &*call.name {
+        ("matches" | "find", [Cel::String(s), Cel::String(source)]) => {
+            search(call, s, source, meter).map(|pattern| match &*call.name {
                 "matches" => Cel::Bool(pattern.is_match(s)),
                 _ => text(pattern.find(s).map(|m| m.as_str()).unwrap_or_default()),
-            }
-        }),
+            })
+        }
         ("findAll", [Cel::String(s), Cel::String(source), limit @ ..]) => find_all(call, s, source, limit, meter),
         ("matches" | "find" | "findAll", _) => Err(CelError::NoSuchOverload),
         ("type", [value]) => Ok(type_of(value)),
@@ -271,8 +277,10 @@ fn check(name: &str, arguments: &[Cel]) -> Result<(), CelError> {
         ("quantity" | "isQuantity", [Cel::String(quantity)]) => {
             let exponent = quantity.rsplit_once(['e', 'E']).and_then(|(_, e)| e.parse::<i64>().ok()).unwrap_or(0);
             if exponent.abs() > i64::from(EXPONENT) || quantity.len() > 64 {
-                return Err(CelError::failed("quantities must match the regular expression \
-                    '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'"));
+                return Err(CelError::failed(
+                    "quantities must match the regular expression \
+                    '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'",
+                ));
             }
         }
         ("sets.contains" | "sets.equivalent" | "sets.intersects", [a, b]) => {

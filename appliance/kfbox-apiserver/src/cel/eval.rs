@@ -61,11 +61,7 @@ impl Expression {
         Evaluation { result, cost: meter.spent() }
     }
 
-    pub fn evaluate_metered(
-        &self,
-        variables: &(impl Variables + ?Sized),
-        meter: &mut Meter,
-    ) -> Result<Cel, CelError> {
+    pub fn evaluate_metered(&self, variables: &(impl Variables + ?Sized), meter: &mut Meter) -> Result<Cel, CelError> {
         let mut walk = Walk { variables, slots: vec![Ok(Cel::Null); self.slots], meter };
         walk.node(&self.root)
     }

@@ -191,7 +191,8 @@ impl Lower<'_> {
             Expr::Map(map) => Node::Map(self.entries(&map.entries)?),
             Expr::Struct(literal) => {
                 let name = literal.type_name.as_str();
-                let known = self.scope.types && (name == "JSONPatch" || name == "Object" || name.starts_with("Object."));
+                let known =
+                    self.scope.types && (name == "JSONPatch" || name == "Object" || name.starts_with("Object."));
                 if !known {
                     return Err(format!("undeclared reference to '{name}' (in container '')"));
                 }
@@ -286,10 +287,9 @@ impl Lower<'_> {
     fn fold(&mut self, fold: &ComprehensionExpr) -> Result<Node, String> {
         let range = self.node(&fold.iter_range)?;
         let start = self.node(&fold.accu_init)?;
-        let (accumulator, (condition, step, result)) =
-            self.within(&[&fold.accu_var, &fold.iter_var], |lower| {
-                Ok((lower.node(&fold.loop_cond)?, lower.step(&fold.loop_step, &fold.accu_var)?, lower.node(&fold.result)?))
-            })?;
+        let (accumulator, (condition, step, result)) = self.within(&[&fold.accu_var, &fold.iter_var], |lower| {
+            Ok((lower.node(&fold.loop_cond)?, lower.step(&fold.loop_step, &fold.accu_var)?, lower.node(&fold.result)?))
+        })?;
         Ok(Node::Fold(Box::new(Fold { range, start, accumulator, item: accumulator + 1, condition, step, result })))
     }
 
@@ -307,11 +307,9 @@ impl Lower<'_> {
                 }
                 self.node(step)
             }
-            (op::CONDITIONAL, [condition, yes, no]) => Ok(Node::Conditional(Box::new([
-                self.node(condition)?,
-                self.step(yes, accumulator)?,
-                self.node(no)?,
-            ]))),
+            (op::CONDITIONAL, [condition, yes, no]) => {
+                Ok(Node::Conditional(Box::new([self.node(condition)?, self.step(yes, accumulator)?, self.node(no)?])))
+            }
             _ => self.node(step),
         }
     }
@@ -333,9 +331,7 @@ impl Lower<'_> {
             return Ok(None);
         }
         Ok(Some(match (call.func_name.as_str(), &call.args[..]) {
-            (op::CONDITIONAL, [a, b, c]) => {
-                Node::Conditional(Box::new([self.node(a)?, self.node(b)?, self.node(c)?]))
-            }
+            (op::CONDITIONAL, [a, b, c]) => Node::Conditional(Box::new([self.node(a)?, self.node(b)?, self.node(c)?])),
             (op::LOGICAL_AND, [a, b]) => Node::And(self.boxed(a)?, self.boxed(b)?),
             (op::LOGICAL_OR, [a, b]) => Node::Or(self.boxed(a)?, self.boxed(b)?),
             (op::LOGICAL_NOT, [a]) => Node::Not(self.boxed(a)?),
@@ -433,12 +429,7 @@ impl Lower<'_> {
             _ => None,
         };
         let shim = shim(&name, target.is_some(), arguments.len());
-        Ok(Node::Call(Box::new(Call {
-            name: name.into(),
-            arguments: arguments.into(),
-            shim,
-            pattern,
-        })))
+        Ok(Node::Call(Box::new(Call { name: name.into(), arguments: arguments.into(), shim, pattern })))
     }
 }
 

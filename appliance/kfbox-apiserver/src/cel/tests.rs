@@ -171,13 +171,21 @@ mod random {
         leaf.prop_recursive(4, 24, 3, |inner| {
             let name = prop::sample::select(super::super::calls::names());
             prop_oneof![
-                (inner.clone(), inner.clone(), prop::sample::select(vec!["+", "-", "*", "/", "%", "==", "<", "in", "&&", "||"]))
+                (
+                    inner.clone(),
+                    inner.clone(),
+                    prop::sample::select(vec!["+", "-", "*", "/", "%", "==", "<", "in", "&&", "||"])
+                )
                     .prop_map(|(a, b, op)| format!("({a} {op} {b})")),
                 (inner.clone(), name.clone(), prop::collection::vec(inner.clone(), 0..3))
                     .prop_map(|(a, name, args)| format!("{a}.{name}({})", args.join(", "))),
                 (name, prop::collection::vec(inner.clone(), 0..3))
                     .prop_map(|(name, args)| format!("{name}({})", args.join(", "))),
-                (inner.clone(), inner.clone(), prop::sample::select(vec!["all", "exists", "map", "filter", "exists_one"]))
+                (
+                    inner.clone(),
+                    inner.clone(),
+                    prop::sample::select(vec!["all", "exists", "map", "filter", "exists_one"])
+                )
                     .prop_map(|(a, b, m)| format!("{a}.{m}(v, {b} == v)")),
                 (inner.clone(), inner).prop_map(|(a, b)| format!("{a}[?{b}].orValue({{'k': [{b}]}})")),
             ]

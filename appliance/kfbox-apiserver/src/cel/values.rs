@@ -203,9 +203,8 @@ fn numbers(a: &Cel, b: &Cel) -> Option<Ordering> {
 
 /// `+ - * / %`.
 pub fn arithmetic(operator: char, a: &Cel, b: &Cel, meter: &mut Meter) -> Result<Cel, CelError> {
-    let overflow = |unsigned: bool| {
-        CelError::failed(if unsigned { "unsigned integer overflow" } else { "integer overflow" })
-    };
+    let overflow =
+        |unsigned: bool| CelError::failed(if unsigned { "unsigned integer overflow" } else { "integer overflow" });
     let outside = || CelError::failed("duration overflow");
     let zero = || CelError::failed(if operator == '%' { "modulus by zero" } else { "division by zero" });
     Ok(match (operator, a, b) {

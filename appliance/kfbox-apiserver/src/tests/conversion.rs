@@ -52,7 +52,8 @@ fn convert(review: &Value) -> Value {
         .filter(|object| object["spec"]["hostPort"] != "lose" && object["spec"]["address"] != "lose")
         .collect();
     let refuse = converted.iter().any(|o| o["spec"]["address"] == "refuse");
-    let result = if refuse { json!({"status": "Failure", "message": "no such form"}) } else { json!({"status": "Success"}) };
+    let result =
+        if refuse { json!({"status": "Failure", "message": "no such form"}) } else { json!({"status": "Success"}) };
     json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "ConversionReview",
         "response": {"uid": review["request"]["uid"], "result": result, "convertedObjects": converted}})
 }
@@ -64,7 +65,8 @@ fn gadget(version: &str, name: &str, spec: Value) -> Value {
 #[tokio::test]
 async fn objects_are_converted_both_ways_for_every_verb() {
     let world = world().await;
-    let hook = hook(&world, &["127.0.0.1"], |review| async move { (200, convert(&review).to_string().into_bytes()) }).await;
+    let hook =
+        hook(&world, &["127.0.0.1"], |review| async move { (200, convert(&review).to_string().into_bytes()) }).await;
     let (code, body) = world.post(CRDS, definition(hook.client_config())).await;
     assert_eq!(code, 201, "{body}");
     assert_eq!(world.post(V1, gadget("v1", "one", json!({"hostPort": "a:1"}))).await.0, 201);
@@ -79,18 +81,25 @@ async fn objects_are_converted_both_ways_for_every_verb() {
         assert_eq!(one["metadata"][field], two["metadata"][field], "{field}");
     }
     let request = hook.seen.lock()[0]["request"].clone();
-    assert_eq!((&request["desiredAPIVersion"], &request["objects"][0]["spec"]["hostPort"]), (&json!("example.com/v2"), &json!("a:1")));
+    assert_eq!(
+        (&request["desiredAPIVersion"], &request["objects"][0]["spec"]["hostPort"]),
+        (&json!("example.com/v2"), &json!("a:1"))
+    );
 
     // A write in the other version is defaulted by its own schema and stored in the stored one.
     let (code, made) = world.post(V2, gadget("v2", "two", json!({"address": "b:2"}))).await;
     assert_eq!((code.as_u16(), &made["spec"]), (201, &json!({"address": "b:2", "grade": "of v2"})), "{made}");
-    let stored = world.server.core().store.get("gadgets.example.com", &crate::store::Key::new("default", "two")).unwrap();
+    let stored =
+        world.server.core().store.get("gadgets.example.com", &crate::store::Key::new("default", "two")).unwrap();
     assert_eq!((&*stored.version, &stored.value()["spec"]["hostPort"]), ("v1", &json!("b:2")));
     let (code, changed) = world.merge(&format!("{V2}/one"), json!({"spec": {"address": "c:3"}})).await;
     assert_eq!((code.as_u16(), &changed["spec"]["address"]), (200, &json!("c:3")), "{changed}");
     assert_eq!(world.get(&format!("{V1}/one")).await.1["spec"]["hostPort"], "c:3");
     let (code, status) = world.merge(&format!("{V2}/one/status"), json!({"status": {"phase": "Up"}})).await;
-    assert_eq!((code.as_u16(), &status["status"]["phase"], &status["apiVersion"]), (200, &json!("Up"), &json!("example.com/v2")));
+    assert_eq!(
+        (code.as_u16(), &status["status"]["phase"], &status["apiVersion"]),
+        (200, &json!("Up"), &json!("example.com/v2"))
+    );
     let apply = [("content-type", "application/apply-patch+yaml")];
     let applied = gadget("v2", "two", json!({"address": "d:4"}));
     let (code, _, body) =
@@ -125,13 +134,17 @@ async fn objects_are_converted_both_ways_for_every_verb() {
 #[tokio::test]
 async fn a_bad_converter_fails_the_request_and_nothing_else() {
     let world = world().await;
-    let hook = hook(&world, &["127.0.0.1"], |review| async move { (200, convert(&review).to_string().into_bytes()) }).await;
+    let hook =
+        hook(&world, &["127.0.0.1"], |review| async move { (200, convert(&review).to_string().into_bytes()) }).await;
     assert_eq!(world.post(CRDS, definition(hook.client_config())).await.0, 201);
     let about = "conversion webhook for example.com/v1, Kind=Gadget";
     for (what, why) in [
         ("refuse", format!("{about} failed: no such form")),
         ("lose", format!("{about} returned 0 objects, expected 1")),
-        ("rename", format!("{about} returned invalid converted object at index 0: must have the same name: rename != other")),
+        (
+            "rename",
+            format!("{about} returned invalid converted object at index 0: must have the same name: rename != other"),
+        ),
     ] {
         assert_eq!(world.post(V1, gadget("v1", what, json!({"hostPort": what}))).await.0, 201);
         let (code, body) = world.get(&format!("{V2}/{what}")).await;
@@ -152,7 +165,10 @@ async fn a_bad_converter_fails_the_request_and_nothing_else() {
     let (code, body) = world.get(V2).await;
     assert_eq!(code, 500);
     let message = body["message"].as_str().unwrap();
-    assert!(message.starts_with("conversion webhook for example.com/v1, Kind=GadgetList failed: Post \"https://127.0.0.1:1/"));
+    assert!(
+        message
+            .starts_with("conversion webhook for example.com/v1, Kind=GadgetList failed: Post \"https://127.0.0.1:1/")
+    );
     assert!(message.ends_with("dial tcp 127.0.0.1:1: connect: connection refused"), "{message}");
     // The definition goes though nothing converts its objects any more.
     assert_eq!(world.delete(&format!("{CRDS}/gadgets.example.com"), Value::Null).await.0, 200);
@@ -164,12 +180,18 @@ async fn definitions_say_how_they_convert() {
     for (conversion, field) in [
         (json!({"strategy": "Webhook"}), "spec.conversion.webhook.clientConfig"),
         (json!({"strategy": "Magic"}), "spec.conversion.strategy"),
-        (json!({"strategy": "None", "webhook": {"clientConfig": {"url": "https://a/"}, "conversionReviewVersions": ["v1"]}}),
-         "spec.conversion.webhook"),
-        (json!({"strategy": "Webhook", "webhook": {"clientConfig": {"url": "https://a/"}, "conversionReviewVersions": ["v9"]}}),
-         "spec.conversion.webhook.conversionReviewVersions"),
-        (json!({"strategy": "Webhook", "webhook": {"clientConfig": {"url": "http://a/"}, "conversionReviewVersions": ["v1"]}}),
-         "spec.conversion.webhook.clientConfig.url"),
+        (
+            json!({"strategy": "None", "webhook": {"clientConfig": {"url": "https://a/"}, "conversionReviewVersions": ["v1"]}}),
+            "spec.conversion.webhook",
+        ),
+        (
+            json!({"strategy": "Webhook", "webhook": {"clientConfig": {"url": "https://a/"}, "conversionReviewVersions": ["v9"]}}),
+            "spec.conversion.webhook.conversionReviewVersions",
+        ),
+        (
+            json!({"strategy": "Webhook", "webhook": {"clientConfig": {"url": "http://a/"}, "conversionReviewVersions": ["v1"]}}),
+            "spec.conversion.webhook.clientConfig.url",
+        ),
     ] {
         let mut bad = definition(json!({}));
         bad["spec"]["conversion"] = conversion;

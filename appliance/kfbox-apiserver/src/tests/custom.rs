@@ -123,10 +123,14 @@ async fn rules_of_a_hostile_definition_end_in_an_error() {
     let (code, body) = world.post(CRDS, hostile).await;
     assert_eq!(code, 201, "{body}");
     let started = std::time::Instant::now();
-    let (code, body) = world.post(WIDGETS, widget("a", json!({"list": (0..20_000).collect::<Vec<u32>>(), "size": 99}))).await;
+    let (code, body) =
+        world.post(WIDGETS, widget("a", json!({"list": (0..20_000).collect::<Vec<u32>>(), "size": 99}))).await;
     assert_eq!(code, 422);
     let message = body["message"].as_str().unwrap();
-    assert!(message.contains("no further validation rules will be run due to call cost exceeds limit for rule"), "{message}");
+    assert!(
+        message.contains("no further validation rules will be run due to call cost exceeds limit for rule"),
+        "{message}"
+    );
     assert!(!message.contains("too big"), "nothing is evaluated after that");
     assert!(started.elapsed() < std::time::Duration::from_secs(20), "{:?}", started.elapsed());
     let (code, body) = world.post(WIDGETS, widget("a", json!({"list": [1, 2, 3], "size": 99}))).await;

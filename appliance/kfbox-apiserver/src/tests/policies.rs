@@ -71,7 +71,9 @@ async fn a_policy_denies_warns_and_explains_itself() {
     // The object of a deletion is null.
     let (code, body) = world.delete(&format!("{MAPS}/m"), Value::Null).await;
     assert_eq!(code, 422, "{body}");
-    assert!(body["message"].as_str().unwrap().contains("composited variable \"size\" fails to evaluate: no such overload"));
+    assert!(
+        body["message"].as_str().unwrap().contains("composited variable \"size\" fails to evaluate: no such overload")
+    );
     lift(&world, "small").await;
     assert_eq!(world.delete(&format!("{MAPS}/m"), Value::Null).await.0, 200);
 
@@ -137,7 +139,8 @@ async fn parameters_come_from_objects() {
     let reference = json!({"name": "limit", "namespace": "limits", "parameterNotFoundAction": "Deny"});
     enforce(&world, "params", spec(), json!({"paramRef": reference})).await;
     let (code, body) = world.post(secrets, secret(1)).await;
-    let prefix = "secrets \"s\" is forbidden: ValidatingAdmissionPolicy 'params' with binding 'params' denied request: ";
+    let prefix =
+        "secrets \"s\" is forbidden: ValidatingAdmissionPolicy 'params' with binding 'params' denied request: ";
     let missing = "failed to configure binding: no params found for policy binding with `Deny` parameterNotFoundAction";
     assert_eq!((code.as_u16(), &body["message"]), (422, &json!(format!("{prefix}{missing}"))));
     let limits = "/api/v1/namespaces/limits/configmaps";
@@ -217,7 +220,8 @@ async fn no_policy_holds_the_server() {
     assert!(started.elapsed() < std::time::Duration::from_secs(20), "{:?}", started.elapsed());
     lift(&world, "hostile").await;
     // Many rules that are each within the limit of one are not within that of all.
-    let rule = json!({"expression": "object.data.all(a, object.data.size() > 0) && object.data.all(a, [1].size() > 0)"});
+    let rule =
+        json!({"expression": "object.data.all(a, object.data.size() > 0) && object.data.all(a, [1].size() > 0)"});
     let spec = json!({"validations": vec![rule; 300]});
     enforce(&world, "many", spec, json!({})).await;
     let (code, body) = world.post(MAPS, map("m", data.into())).await;
@@ -234,16 +238,26 @@ async fn policies_that_cannot_work_are_refused_and_the_others_are_checked_agains
         (json!({"validations": [{"expression": "'text'"}]}), "spec.validations[0].expression"),
         (json!({"validations": [{"expression": "variables.x"}]}), "spec.validations[0].expression"),
         (json!({"validations": [{"expression": "params.x"}]}), "spec.validations[0].expression"),
-        (json!({"validations": [{"expression": "true", "messageExpression": "authorizer.path('/').check('get').reason()"}]}),
-         "spec.validations[0].messageExpression"),
+        (
+            json!({"validations": [{"expression": "true", "messageExpression": "authorizer.path('/').check('get').reason()"}]}),
+            "spec.validations[0].messageExpression",
+        ),
         (json!({"validations": [{"expression": "true", "message": "a\nb"}]}), "spec.validations[0].message"),
         (json!({"validations": [{"expression": "true", "reason": "Because"}]}), "spec.validations[0].reason"),
         (json!({"validations": []}), "spec.validations"),
-        (json!({"validations": [{"expression": "true"}], "matchConstraints": {}}), "spec.matchConstraints.resourceRules"),
-        (json!({"validations": [{"expression": "true"}], "variables": [{"name": "a-b", "expression": "1"}]}),
-         "spec.variables[0].name"),
-        (json!({"validations": [{"expression": "true"}], "variables": [
-            {"name": "a", "expression": "variables.b"}, {"name": "b", "expression": "1"}]}), "spec.variables[0].expression"),
+        (
+            json!({"validations": [{"expression": "true"}], "matchConstraints": {}}),
+            "spec.matchConstraints.resourceRules",
+        ),
+        (
+            json!({"validations": [{"expression": "true"}], "variables": [{"name": "a-b", "expression": "1"}]}),
+            "spec.variables[0].name",
+        ),
+        (
+            json!({"validations": [{"expression": "true"}], "variables": [
+            {"name": "a", "expression": "variables.b"}, {"name": "b", "expression": "1"}]}),
+            "spec.variables[0].expression",
+        ),
     ] {
         let mut spec = change.clone();
         if spec["matchConstraints"].is_null() {
@@ -303,7 +317,8 @@ async fn alter(world: &World, name: &str, spec: Value) {
 async fn mutating_policies_apply_and_patch() {
     let world = world().await;
     world.default_account().await;
-    let apply = |expression: &str| json!({"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": expression}});
+    let apply =
+        |expression: &str| json!({"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": expression}});
     let patch = |expression: &str| json!({"patchType": "JSONPatch", "jsonPatch": {"expression": expression}});
     alter(&world, "label", json!({
         "variables": [{"name": "who", "expression": "request.userInfo.username"}],
@@ -315,7 +330,10 @@ async fn mutating_policies_apply_and_patch() {
     .await;
     let (code, made) = world.post(MAPS, map("m", json!({"k": "v"}))).await;
     assert_eq!(code, 201, "{made}");
-    assert_eq!((&made["metadata"]["labels"]["by"], &made["metadata"]["annotations"]["a/b"]), (&json!("admin"), &json!("admin")));
+    assert_eq!(
+        (&made["metadata"]["labels"]["by"], &made["metadata"]["annotations"]["a/b"]),
+        (&json!("admin"), &json!("admin"))
+    );
     assert_eq!(made["data"], json!({"k": "v"}));
 
     // Lists merge by their keys, as in server-side apply: the container that is there gains a variable.

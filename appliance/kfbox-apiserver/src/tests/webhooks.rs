@@ -183,9 +183,12 @@ async fn a_validating_webhook_denies_in_its_own_words_and_warns() {
     let hook = hook(&world, &["127.0.0.1"], |request| async move {
         let object = &request["request"]["object"];
         match object["data"]["do"].as_str().unwrap_or_default() {
-            "explain" => review(&request, json!({"allowed": false, "status": {
+            "explain" => review(
+                &request,
+                json!({"allowed": false, "status": {
                 "message": "not on a Sunday", "reason": "Forbidden", "code": 403,
-                "details": {"causes": [{"message": "it is one"}]}}})),
+                "details": {"causes": [{"message": "it is one"}]}}}),
+            ),
             "reason" => review(&request, json!({"allowed": false, "status": {"reason": "BecauseISaySo"}})),
             "success" => review(&request, json!({"allowed": false, "status": {"status": "Success", "code": 200}})),
             "warn" => review(&request, json!({"allowed": true, "warnings": ["take care\nplease"]})),
@@ -248,7 +251,10 @@ async fn failures_refuse_or_are_passed_over_as_the_policy_says() {
         ("hang", format!("{failed}: failed to call webhook: Post \"{url}\": context deadline exceeded")),
         ("rubbish", format!("{failed}: failed to call webhook: couldn't get version/kind; json parse error")),
         ("huge", format!("{failed}: failed to call webhook: the response body is longer than 8388608 bytes")),
-        ("status", format!("{failed}: failed to call webhook: an error on the server (\"out of order\") has prevented")),
+        (
+            "status",
+            format!("{failed}: failed to call webhook: an error on the server (\"out of order\") has prevented"),
+        ),
         ("missing", format!("{failed}: failed to call webhook: the server could not find the requested resource")),
         ("other", format!("{failed}: received invalid webhook response: expected response.uid=")),
         ("absent", format!("{failed}: received invalid webhook response: webhook response was absent")),
@@ -264,8 +270,13 @@ async fn failures_refuse_or_are_passed_over_as_the_policy_says() {
     assert_eq!(world.get(&format!("{MAPS}/m")).await.0, 404);
 
     assert_eq!(world.delete(&format!("{MUTATING}/fail"), Value::Null).await.0, 200);
-    configure(&world, MUTATING, "open", json!([hook.webhook("f", json!({"timeoutSeconds": 1, "failurePolicy": "Ignore"}))]))
-        .await;
+    configure(
+        &world,
+        MUTATING,
+        "open",
+        json!([hook.webhook("f", json!({"timeoutSeconds": 1, "failurePolicy": "Ignore"}))]),
+    )
+    .await;
     for what in ["hang", "rubbish", "huge", "status", "other"] {
         let (code, body) = world.post(MAPS, map(what, json!({"do": what}))).await;
         assert_eq!(code, 201, "{what}: {body}");
@@ -288,10 +299,14 @@ async fn a_webhook_proves_who_it_is() {
     let cases = [
         (config, unknown.to_owned()),
         (misnamed.client_config(), "certificate is not valid for any names, but wanted to match 127.0.0.1".to_owned()),
-        (json!({"url": format!("https://127.0.0.1:{gone}/"), "caBundle": good.bundle}),
-         format!("dial tcp 127.0.0.1:{gone}: connect: connection refused")),
-        (json!({"service": {"namespace": "default", "name": "absent"}, "caBundle": good.bundle}),
-         "Post \"https://absent.default.svc:443/?timeout=10s\": service \"absent\" not found".to_owned()),
+        (
+            json!({"url": format!("https://127.0.0.1:{gone}/"), "caBundle": good.bundle}),
+            format!("dial tcp 127.0.0.1:{gone}: connect: connection refused"),
+        ),
+        (
+            json!({"service": {"namespace": "default", "name": "absent"}, "caBundle": good.bundle}),
+            "Post \"https://absent.default.svc:443/?timeout=10s\": service \"absent\" not found".to_owned(),
+        ),
     ];
     for (config, why) in cases {
         configure(&world, VALIDATING, "tls", json!([good.webhook("t", json!({"clientConfig": config}))])).await;
@@ -343,7 +358,8 @@ async fn a_service_is_reached_by_its_endpoints_and_named_by_its_dns_name() {
         "spec": {"ports": [{"name": "https", "port": 443}]}});
     let (code, body) = world.post("/api/v1/namespaces/default/services", service).await;
     assert_eq!(code, 201, "{body}");
-    let config = json!({"service": {"namespace": "default", "name": "hook", "path": "/mutate"}, "caBundle": hook.bundle});
+    let config =
+        json!({"service": {"namespace": "default", "name": "hook", "path": "/mutate"}, "caBundle": hook.bundle});
     let webhook = hook.webhook("s", json!({"clientConfig": config, "admissionReviewVersions": ["v2", "v1beta1"]}));
     configure(&world, MUTATING, "service", json!([webhook])).await;
     let (code, body) = world.post(MAPS, map("m", json!({}))).await;
@@ -414,8 +430,13 @@ async fn webhooks_run_in_order_and_again_where_asked() {
     let c = hook(&world, &["127.0.0.1"], append("c")).await;
     // The order is that of the configurations' names, whatever the order of their creation.
     configure(&world, MUTATING, "z", json!([c.webhook("c", json!({}))])).await;
-    configure(&world, MUTATING, "a", json!([
-        a.webhook("a", json!({})), b.webhook("b", json!({"reinvocationPolicy": "IfNeeded"}))])).await;
+    configure(
+        &world,
+        MUTATING,
+        "a",
+        json!([a.webhook("a", json!({})), b.webhook("b", json!({"reinvocationPolicy": "IfNeeded"}))]),
+    )
+    .await;
     let (code, made) = world.post(MAPS, map("m", json!({"k": "v"}))).await;
     assert_eq!((code.as_u16(), &made["data"]["trail"]), (201, &json!("abcB")), "{made}");
     assert_eq!((a.requests().len(), b.requests().len(), c.requests().len()), (1, 2, 1));
@@ -430,21 +451,33 @@ async fn rules_selectors_and_conditions_choose_the_requests() {
         let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}});
         assert_eq!(world.post("/api/v1/namespaces", namespace).await.0, 201);
     }
-    let rule = |groups: &str, resources: Value, scope: &str, operations: Value| json!([{
-        "operations": operations, "apiGroups": [groups], "apiVersions": ["*"], "resources": resources, "scope": scope}]);
+    let rule = |groups: &str, resources: Value, scope: &str, operations: Value| {
+        json!([{
+        "operations": operations, "apiGroups": [groups], "apiVersions": ["*"], "resources": resources, "scope": scope}])
+    };
     let config = json!([
         hook.webhook("ns", json!({"namespaceSelector": {"matchLabels": {"team": "a"}}})),
-        hook.webhook("object", json!({"objectSelector": {"matchExpressions": [{"key": "pick", "operator": "Exists"}]}})),
-        hook.webhook("condition", json!({"matchConditions": [
+        hook.webhook(
+            "object",
+            json!({"objectSelector": {"matchExpressions": [{"key": "pick", "operator": "Exists"}]}})
+        ),
+        hook.webhook(
+            "condition",
+            json!({"matchConditions": [
             {"name": "named", "expression": "request.name == 'chosen'"},
-            {"name": "user", "expression": "!('system:nodes' in request.userInfo.groups)"}]})),
+            {"name": "user", "expression": "!('system:nodes' in request.userInfo.groups)"}]})
+        ),
         hook.webhook("scale", json!({"rules": rule("apps", json!(["*/scale"]), "*", json!(["UPDATE"]))})),
-        hook.webhook("status", json!({"rules": rule("apps", json!(["deployments/*"]), "Namespaced", json!(["UPDATE"]))})),
+        hook.webhook(
+            "status",
+            json!({"rules": rule("apps", json!(["deployments/*"]), "Namespaced", json!(["UPDATE"]))})
+        ),
         hook.webhook("cluster", json!({"rules": rule("*", json!(["*"]), "Cluster", json!(["DELETE", "CREATE"]))})),
     ]);
     configure(&world, VALIDATING, "choose", config).await;
     let asked = || -> Vec<String> {
-        let named = |r: &Value| format!("{} {}/{} {}", r["operation"], r["resource"]["resource"], r["subResource"], r["name"]);
+        let named =
+            |r: &Value| format!("{} {}/{} {}", r["operation"], r["resource"]["resource"], r["subResource"], r["name"]);
         hook.seen.lock().drain(..).map(|review| named(&review["request"]).replace(['"'], "")).collect()
     };
     let maps = |namespace: &str| format!("/api/v1/namespaces/{namespace}/configmaps");
@@ -473,14 +506,18 @@ async fn rules_selectors_and_conditions_choose_the_requests() {
     assert_eq!(code, 200, "{body}");
     let scale = hook.requests();
     assert_eq!(scale[0]["kind"], json!({"group": "autoscaling", "version": "v1", "kind": "Scale"}));
-    assert_eq!((&scale[0]["object"]["spec"]["replicas"], &scale[0]["oldObject"]["spec"]["replicas"]), (&json!(3), &json!(1)));
+    assert_eq!(
+        (&scale[0]["object"]["spec"]["replicas"], &scale[0]["oldObject"]["spec"]["replicas"]),
+        (&json!(3), &json!(1))
+    );
     assert_eq!(asked(), ["UPDATE deployments/scale d", "UPDATE deployments/scale d"]);
     world.merge(&format!("{deployments}/d/status"), json!({"status": {"replicas": 1}})).await;
     assert_eq!(asked(), ["UPDATE deployments/status d"]);
     world.merge(&format!("{deployments}/d"), json!({"spec": {"replicas": 2}})).await;
     assert_eq!(asked(), ["UPDATE deployments/null d"]);
 
-    let class = json!({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": "c"}, "value": 1});
+    let class =
+        json!({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": "c"}, "value": 1});
     assert_eq!(world.post("/apis/scheduling.k8s.io/v1/priorityclasses", class).await.0, 201);
     assert_eq!(asked(), ["CREATE priorityclasses/null c"]);
     let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "third"}});
@@ -524,7 +561,8 @@ async fn pods_subresources_and_equivalent_versions_are_admitted() {
     let world = world().await;
     world.default_account().await;
     let hook = hook(&world, &["127.0.0.1"], |request| async move {
-        let refused = request["request"]["operation"] == "CONNECT" || request["request"]["object"]["kind"] == "Eviction";
+        let refused =
+            request["request"]["operation"] == "CONNECT" || request["request"]["object"]["kind"] == "Eviction";
         review(&request, json!({"allowed": !refused, "status": {"message": "closed"}}))
     })
     .await;
@@ -537,7 +575,10 @@ async fn pods_subresources_and_equivalent_versions_are_admitted() {
     api.create(&PostParams::default(), &pod("p")).await.unwrap();
     let path = "/api/v1/namespaces/default/pods/p";
     let (code, body) = world.get(&format!("{path}/exec?command=ls&command=-l&stdout=true&container=main")).await;
-    assert_eq!((code.as_u16(), &body["message"]), (400, &json!("admission webhook \"p.example.com\" denied the request: closed")));
+    assert_eq!(
+        (code.as_u16(), &body["message"]),
+        (400, &json!("admission webhook \"p.example.com\" denied the request: closed"))
+    );
     let request = hook.requests().pop().unwrap();
     assert_eq!((&request["operation"], &request["subResource"]), (&json!("CONNECT"), &json!("exec")));
     assert_eq!(request["kind"], json!({"group": "", "version": "v1", "kind": "PodExecOptions"}));
@@ -559,7 +600,10 @@ async fn pods_subresources_and_equivalent_versions_are_admitted() {
     let request = hook.requests().pop().unwrap();
     assert_eq!(request["resource"], json!({"group": "events.k8s.io", "version": "v1", "resource": "events"}));
     assert_eq!(request["requestResource"], json!({"group": "", "version": "v1", "resource": "events"}));
-    assert_eq!((&request["object"]["note"], &request["object"]["apiVersion"]), (&json!("said"), &json!("events.k8s.io/v1")));
+    assert_eq!(
+        (&request["object"]["note"], &request["object"]["apiVersion"]),
+        (&json!("said"), &json!("events.k8s.io/v1"))
+    );
 }
 
 #[tokio::test]
@@ -568,17 +612,32 @@ async fn configurations_that_cannot_work_are_refused() {
     let answer = |request: Value| async move { review(&request, json!({"allowed": true})) };
     let hook = hook(&world, &["127.0.0.1"], answer).await;
     for (change, field) in [
-        (json!({"matchConditions": [{"name": "x", "expression": "objekt.x"}]}), "webhooks[0].matchConditions[0].expression"),
-        (json!({"matchConditions": [{"name": "x", "expression": "1 + 1"}]}), "webhooks[0].matchConditions[0].expression"),
-        (json!({"matchConditions": [{"name": "x", "expression": "params.x"}]}), "webhooks[0].matchConditions[0].expression"),
+        (
+            json!({"matchConditions": [{"name": "x", "expression": "objekt.x"}]}),
+            "webhooks[0].matchConditions[0].expression",
+        ),
+        (
+            json!({"matchConditions": [{"name": "x", "expression": "1 + 1"}]}),
+            "webhooks[0].matchConditions[0].expression",
+        ),
+        (
+            json!({"matchConditions": [{"name": "x", "expression": "params.x"}]}),
+            "webhooks[0].matchConditions[0].expression",
+        ),
         (json!({"clientConfig": {"url": "http://127.0.0.1/"}}), "webhooks[0].clientConfig.url"),
         (json!({"clientConfig": {"url": "https://u:p@127.0.0.1/"}}), "webhooks[0].clientConfig.url"),
-        (json!({"rules": [{"operations": ["*", "CREATE"], "apiGroups": [""], "apiVersions": ["v1"], "resources": ["pods"]}]}),
-         "webhooks[0].rules[0].operations"),
-        (json!({"rules": [{"operations": ["PATCH"], "apiGroups": [""], "apiVersions": ["v1"], "resources": ["pods"]}]}),
-         "webhooks[0].rules[0].operations[0]"),
-        (json!({"namespaceSelector": {"matchExpressions": [{"key": "a", "operator": "In"}]}}),
-         "webhooks[0].namespaceSelector.matchExpressions[0].values"),
+        (
+            json!({"rules": [{"operations": ["*", "CREATE"], "apiGroups": [""], "apiVersions": ["v1"], "resources": ["pods"]}]}),
+            "webhooks[0].rules[0].operations",
+        ),
+        (
+            json!({"rules": [{"operations": ["PATCH"], "apiGroups": [""], "apiVersions": ["v1"], "resources": ["pods"]}]}),
+            "webhooks[0].rules[0].operations[0]",
+        ),
+        (
+            json!({"namespaceSelector": {"matchExpressions": [{"key": "a", "operator": "In"}]}}),
+            "webhooks[0].namespaceSelector.matchExpressions[0].values",
+        ),
         (json!({"admissionReviewVersions": ["v2"]}), "webhooks[0].admissionReviewVersions"),
         (json!({"sideEffects": "Some"}), "webhooks[0].sideEffects"),
         (json!({"timeoutSeconds": 31}), "webhooks[0].timeoutSeconds"),
@@ -600,4 +659,24 @@ async fn configurations_act_again_after_a_restart() {
     let (again, tasks) = open(world.dir.path()).await;
     let again = World { client: again.client(), server: again, tasks, dir: tempfile::tempdir().unwrap() };
     assert_eq!(again.post(MAPS, map("m", json!({}))).await.0, 400);
+}
+
+#[tokio::test]
+async fn what_a_webhook_injects_gets_what_the_others_have() {
+    let world = world().await;
+    world.default_account().await;
+    let hook = hook(&world, &["127.0.0.1"], |request| async move {
+        let side = json!({"name": "side", "image": "i", "resources": {"requests": {"cpu": "1"}}});
+        patched(&request, json!([{"op": "add", "path": "/spec/containers/-", "value": side}]))
+    })
+    .await;
+    let rules = json!([{"operations": ["CREATE"], "apiGroups": [""], "apiVersions": ["v1"], "resources": ["pods"]}]);
+    configure(&world, MUTATING, "inject", json!([hook.webhook("i", json!({"rules": rules}))])).await;
+    let api: Api<Pod> = Api::namespaced(world.client.clone(), "default");
+    let made = serde_json::to_value(api.create(&PostParams::default(), &pod("p")).await.unwrap()).unwrap();
+    let side = &made["spec"]["containers"][1];
+    assert_eq!(side["volumeMounts"][0]["mountPath"], "/var/run/secrets/kubernetes.io/serviceaccount", "{made}");
+    assert_eq!((&side["imagePullPolicy"], &made["status"]["qosClass"]), (&json!("Always"), &json!("Burstable")));
+    assert_eq!(made["spec"]["volumes"].as_array().unwrap().len(), 1);
+    assert_eq!(hook.requests().len(), 1, "it did not ask to be called again");
 }

@@ -144,7 +144,10 @@ pub async fn delete_object(
         let written = if dry_run {
             Ok(Arc::new(encode_in_storage(call, new).await?.preview(key.clone(), Some(stored.revision))))
         } else if gone {
-            call.core.store.delete(&resource.collection, key.clone(), expect, encode_in_storage(call, last).await?).await
+            call.core
+                .store
+                .delete(&resource.collection, key.clone(), expect, encode_in_storage(call, last).await?)
+                .await
         } else {
             call.core.store.put(&resource.collection, key.clone(), expect, encode_in_storage(call, new).await?).await
         };

@@ -125,20 +125,12 @@ impl<'a> Attributes<'a> {
             _ if !call.target.rest.is_empty() => object["path"] = format!("/{}", call.target.rest).into(),
             _ => {}
         }
-        let mut this =
-            Self::new(call, Operation::Connect, subresource, call.target.name.clone(), object, Value::Null);
+        let mut this = Self::new(call, Operation::Connect, subresource, call.target.name.clone(), object, Value::Null);
         this.options = Value::Null;
         this
     }
 
-    fn new(
-        call: &'a Call,
-        operation: Operation,
-        subresource: &str,
-        name: String,
-        object: Value,
-        old: Value,
-    ) -> Self {
+    fn new(call: &'a Call, operation: Operation, subresource: &str, name: String, object: Value, old: Value) -> Self {
         // A namespace is in itself, as far as admission is concerned.
         let namespace = match &*call.resource.collection {
             "namespaces" => name.clone(),

@@ -97,7 +97,8 @@ impl Dynamic {
                 .collect()
         };
         let hooks = |made: Vec<(String, Made)>| -> Vec<Arc<Hook>> {
-            let lists = made.into_iter().filter_map(|(_, made)| if let Made::Hooks(hooks) = made { Some(hooks) } else { None });
+            let lists =
+                made.into_iter().filter_map(|(_, made)| if let Made::Hooks(hooks) = made { Some(hooks) } else { None });
             lists.flat_map(|hooks| hooks.to_vec()).collect()
         };
         let bindings = |made: Vec<(String, Made)>| -> Vec<Arc<policies::Binding>> {
@@ -135,7 +136,8 @@ impl Dynamic {
 
 /// Refuses configurations that cannot work: above all expressions that do not compile.
 pub fn check(call: &Call, object: &Value, old: Option<&Value>) -> Result<(), ApiError> {
-    let part = |value: &Value| if value["webhooks"].is_null() { value["spec"].clone() } else { value["webhooks"].clone() };
+    let part =
+        |value: &Value| if value["webhooks"].is_null() { value["spec"].clone() } else { value["webhooks"].clone() };
     // What was stored before a rule existed may be changed in other respects.
     if old.is_some_and(|old| part(old) == part(object)) {
         return Ok(());

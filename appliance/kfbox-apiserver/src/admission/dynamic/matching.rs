@@ -127,8 +127,9 @@ impl Matcher {
     }
 
     fn of_object(&self, attributes: &Attributes<'_>) -> bool {
-        let selected =
-            |object: &Value| object["metadata"].is_object() && selectors::matches(&self.object_selector, &labels(object));
+        let selected = |object: &Value| {
+            object["metadata"].is_object() && selectors::matches(&self.object_selector, &labels(object))
+        };
         is_empty(&self.object_selector) || selected(&attributes.object) || selected(&attributes.old)
     }
 }
@@ -353,9 +354,8 @@ pub fn rule_errors(rule: &Value, path: &str, complete: bool) -> Vec<FieldError> 
     const OPERATIONS: [&str; 5] = ["*", "CONNECT", "CREATE", "DELETE", "UPDATE"];
     const SCOPES: [&str; 3] = ["*", "Cluster", "Namespaced"];
     let mut errors = Vec::new();
-    let list = |field: &str| -> Vec<&str> {
-        rule[field].as_array().into_iter().flatten().filter_map(Value::as_str).collect()
-    };
+    let list =
+        |field: &str| -> Vec<&str> { rule[field].as_array().into_iter().flatten().filter_map(Value::as_str).collect() };
     for (field, what) in
         [("operations", "operations"), ("apiGroups", "API groups"), ("apiVersions", "API versions"), ("resources", "")]
     {

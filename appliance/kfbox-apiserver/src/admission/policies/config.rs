@@ -239,7 +239,8 @@ fn common_errors(spec: &Value) -> Vec<FieldError> {
     errors
 }
 
-const ANY: &[&str] = &["bool", "int", "uint", "double", "string", "bytes", "list", "map", "null_type", "duration", "timestamp"];
+const ANY: &[&str] =
+    &["bool", "int", "uint", "double", "string", "bytes", "list", "map", "null_type", "duration", "timestamp"];
 
 fn is_identifier(name: &str) -> bool {
     let mut bytes = name.bytes();

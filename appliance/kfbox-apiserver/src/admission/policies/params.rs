@@ -27,7 +27,9 @@ pub async fn collect(common: &Common, binding: &Binding, attributes: &Attributes
     let namespace = match (resource.namespaced, text("namespace")) {
         (true, Some(namespace)) => namespace,
         (true, None) if attributes.namespace.is_empty() => {
-            return Err("cannot use namespaced paramRef in policy binding that matches cluster-scoped resources".to_owned());
+            return Err(
+                "cannot use namespaced paramRef in policy binding that matches cluster-scoped resources".to_owned()
+            );
         }
         (true, None) => &attributes.namespace,
         (false, None) => "",

@@ -111,9 +111,7 @@ fn settle(hook: &Hook, failure: Failure) -> Result<(), ApiError> {
             tracing::warn!(webhook = hook.name, why, "a webhook was not heard, and its policy is to go on");
             Ok(())
         }
-        Failure::Calling(why) => {
-            Err(ApiError::internal(format_args!("failed calling webhook {:?}: {why}", hook.name)))
-        }
+        Failure::Calling(why) => Err(ApiError::internal(format_args!("failed calling webhook {:?}: {why}", hook.name))),
     }
 }
 
@@ -126,9 +124,8 @@ async fn call_mutating(
     let object = objects.0.clone();
     let answer = ask(hook, attributes, matched, objects, true).await?;
     let Some(text) = answer.patch.filter(|patch| !patch.is_empty()) else { return Ok(None) };
-    let operations: Value = serde_json::from_slice(&text).map_err(|error| {
-        Failure::Calling(format!("received undecodable patch in webhook response: {error}"))
-    })?;
+    let operations: Value = serde_json::from_slice(&text)
+        .map_err(|error| Failure::Calling(format!("received undecodable patch in webhook response: {error}")))?;
     match operations.as_array() {
         Some(operations) if operations.is_empty() => return Ok(None),
         Some(_) => {}
@@ -147,8 +144,7 @@ async fn call_mutating(
     if answer.patch_type != "JSONPatch" {
         return Err(Failure::Calling(format!("unsupported patch type {:?}", answer.patch_type)));
     }
-    let patched =
-        patch::json(&object, &operations).map_err(|error| Failure::Refused(ApiError::internal(error)))?;
+    let patched = patch::json(&object, &operations).map_err(|error| Failure::Refused(ApiError::internal(error)))?;
     if !patched.is_object() {
         return Err(Failure::Refused(ApiError::internal("the patched object is no object")));
     }
@@ -194,10 +190,12 @@ async fn ask(
     }
     let bounds = Bounds { time: hook.time, answer: ANSWER };
     let answer = hook.client.post(&attributes.call.core, review.encode(request), bounds).await;
-    let bytes = answer.map_err(|error| Failure::Calling(match error {
-        crate::webhook::CallError::Configuration(why) => format!("could not get REST client: {why}"),
-        error => format!("failed to call webhook: {error}"),
-    }))?;
+    let bytes = answer.map_err(|error| {
+        Failure::Calling(match error {
+            crate::webhook::CallError::Configuration(why) => format!("could not get REST client: {why}"),
+            error => format!("failed to call webhook: {error}"),
+        })
+    })?;
     let answer = review.decode(&bytes, mutating).map_err(Failure::Calling)?;
     for warning in &answer.warnings {
         attributes.call.warn(warning.clone());

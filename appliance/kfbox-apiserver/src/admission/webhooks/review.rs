@@ -51,7 +51,8 @@ struct Response {
 impl Review {
     /// In the first version of the webhook's list that is known.
     pub fn new(versions: &[String]) -> Option<Self> {
-        let version = versions.iter().find_map(|version| ["v1", "v1beta1"].into_iter().find(|known| known == version))?;
+        let version =
+            versions.iter().find_map(|version| ["v1", "v1beta1"].into_iter().find(|known| known == version))?;
         Some(Self { uid: uuid::Uuid::new_v4().to_string(), version })
     }
 
@@ -65,9 +66,8 @@ impl Review {
 
     /// Checks that the answer is one to this question, and says what upstream says if not.
     pub fn decode(&self, bytes: &[u8], mutating: bool) -> Result<Answer, String> {
-        let told: Told = serde_json::from_slice(bytes).map_err(|error| {
-            format!("failed to call webhook: couldn't get version/kind; json parse error: {error}")
-        })?;
+        let told: Told = serde_json::from_slice(bytes)
+            .map_err(|error| format!("failed to call webhook: couldn't get version/kind; json parse error: {error}"))?;
         let invalid = |why: String| format!("received invalid webhook response: {why}");
         let Some(response) = told.response else { return Err(invalid("webhook response was absent".to_owned())) };
         let (patch, kind) = (response.patch.as_deref().filter(|p| !p.is_empty()), response.patch_type.as_deref());
@@ -98,9 +98,11 @@ impl Review {
             "JSONPatch".to_owned()
         };
         let patch = match patch.filter(|_| mutating) {
-            Some(text) => Some(STANDARD.decode(text).map_err(|error| {
-                format!("failed to call webhook: json: response.patch is no base64: {error}")
-            })?),
+            Some(text) => Some(
+                STANDARD
+                    .decode(text)
+                    .map_err(|error| format!("failed to call webhook: json: response.patch is no base64: {error}"))?,
+            ),
             None => None,
         };
         let warnings = response.warnings.unwrap_or_default();

@@ -283,11 +283,11 @@ fn check(name: &str, arguments: &[Cel]) -> Result<(), CelError> {
                 ));
             }
         }
-        ("sets.contains" | "sets.equivalent" | "sets.intersects", [a, b]) => {
-            // These compare every element with every other.
-            if size(a).saturating_mul(size(b)) > super::PER_CALL_LIMIT {
-                return Err(CelError::Cost);
-            }
+        // These compare every element with every other.
+        ("sets.contains" | "sets.equivalent" | "sets.intersects", [a, b])
+            if size(a).saturating_mul(size(b)) > super::PER_CALL_LIMIT =>
+        {
+            return Err(CelError::Cost);
         }
         _ => {}
     }

@@ -118,6 +118,15 @@ fn held(reservations: Vec<services::Reservation>) -> Vec<Reservation> {
     reservations.into_iter().map(|one| Reservation(Box::new(one))).collect()
 }
 
+/// The built-in plugins once more, after webhooks or policies changed a new object: a container that was injected gets
+/// what the others have.
+pub async fn on_reinvocation(call: &Call, object: &mut Value) -> Result<(), ApiError> {
+    match &*call.resource.collection {
+        "pods" => pods::on_create(call, object).await,
+        _ => Ok(()),
+    }
+}
+
 pub async fn on_update(
     call: &Call,
     subresource: &str,

@@ -108,6 +108,12 @@ pub fn call(call: &Call, arguments: &[Cel], meter: &mut Meter) -> Result<Cel, Ce
     }
     check(&call.name, arguments)?;
     let result = library(call, arguments)?;
+    // The library answers with the format or null, upstream with an optional value.
+    let result = match (&*call.name, result) {
+        ("format.named", Cel::Null) => optional(None),
+        ("format.named", found) => optional(Some(found)),
+        (_, result) => result,
+    };
     meter.charge(text_cost(size(&result)))?;
     Ok(result)
 }
@@ -277,11 +283,11 @@ fn check(name: &str, arguments: &[Cel]) -> Result<(), CelError> {
                 ));
             }
         }
-        ("sets.contains" | "sets.equivalent" | "sets.intersects", [a, b]) => {
-            // These compare every element with every other.
-            if size(a).saturating_mul(size(b)) > super::PER_CALL_LIMIT {
-                return Err(CelError::Cost);
-            }
+        // These compare every element with every other.
+        ("sets.contains" | "sets.equivalent" | "sets.intersects", [a, b])
+            if size(a).saturating_mul(size(b)) > super::PER_CALL_LIMIT =>
+        {
+            return Err(CelError::Cost);
         }
         _ => {}
     }

@@ -52,7 +52,7 @@ pub enum Node {
     Call(Box<Call>),
     /// Elements, and whether each is optional.
     List(Box<[(Node, bool)]>),
-    Map(Box<[(Node, Node, bool)]>),
+    Map(Entries),
     /// Adds to the list that a loop gathers, in place.
     Append {
         accumulator: usize,
@@ -73,6 +73,9 @@ pub enum Node {
         key: Box<Node>,
     },
 }
+
+/// Keys and values, and whether each entry is optional.
+pub type Entries = Box<[(Node, Node, bool)]>;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
@@ -220,7 +223,7 @@ impl Lower<'_> {
         Ok(Box::new([self.node(&call.args[0])?, self.node(&call.args[1])?]))
     }
 
-    fn entries(&mut self, entries: &[IdedEntryExpr]) -> Result<Box<[(Node, Node, bool)]>, String> {
+    fn entries(&mut self, entries: &[IdedEntryExpr]) -> Result<Entries, String> {
         entries
             .iter()
             .map(|entry| match &entry.expr {
@@ -249,7 +252,7 @@ impl Lower<'_> {
     /// `variables.x`, `authorizer.requestResource` and type names with dots: what looks like a member and is none.
     fn qualified(&mut self, operand: &IdedExpr, field: &str, test: bool) -> Result<Option<Node>, String> {
         let Some(path) = dotted(operand) else { return Ok(None) };
-        if self.locals.iter().any(|local| *local == path) {
+        if self.locals.contains(&path) {
             return Ok(None);
         }
         if let (Some(composed), "variables") = (self.scope.composed, path.as_str()) {

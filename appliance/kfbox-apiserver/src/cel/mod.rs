@@ -143,10 +143,19 @@ fn guarded<T>(work: impl FnOnce() -> T) -> Option<T> {
 
 /// Runs `work` on a thread of its own with a deep stack; none where no thread can be had or the work panicked.
 pub fn on_deep_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Option<T> {
-    std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().name("cel".to_owned()).stack_size(STACK).spawn_scoped(scope, work);
-        thread.ok().and_then(|thread| thread.join().ok())
-    })
+    let run = || {
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().name("cel".to_owned()).stack_size(STACK).spawn_scoped(scope, work);
+            thread.ok().and_then(|thread| thread.join().ok())
+        })
+    };
+    // What waits on this runtime's worker goes on elsewhere: an evaluation may take a second.
+    match tokio::runtime::Handle::try_current() {
+        Ok(runtime) if runtime.runtime_flavor() == tokio::runtime::RuntimeFlavor::MultiThread => {
+            tokio::task::block_in_place(run)
+        }
+        _ => run(),
+    }
 }
 
 #[cfg(test)]

@@ -131,6 +131,36 @@ impl Rule {
     }
 }
 
+/// Rules that name members which the schema does not have: place, text and name of each.
+pub(super) fn undefined(node: &Node, rules: &[Rule], root: bool) -> Vec<(usize, String, String)> {
+    let mut found = Vec::new();
+    for (at, rule) in rules.iter().enumerate() {
+        let missing = rule.program.paths(&["self", "oldSelf"]).into_iter().find_map(|path| missing(node, &path, root));
+        found.extend(missing.map(|field| (at, rule.source.to_string(), field)));
+    }
+    found
+}
+
+/// The first step of a path that leads nowhere.
+fn missing(node: &Node, path: &[String], root: bool) -> Option<String> {
+    let mut node = node;
+    for (depth, step) in path.iter().enumerate() {
+        let of_every_object = matches!(step.as_str(), "apiVersion" | "kind" | "metadata");
+        if node.is_open() || node.kind != Type::Object || (of_every_object && (node.embedded || (root && depth == 0))) {
+            return None;
+        }
+        let named = node.properties.iter().find(|property| {
+            escape(&property.name) == *step || (*property.name == **step && RESERVED.contains(&step.as_str()))
+        });
+        node = match (named, &node.additional) {
+            (Some(property), _) => property.link.node(),
+            (None, Additional::Map(link)) => link.node(),
+            (None, _) => return Some(step.clone()),
+        };
+    }
+    None
+}
+
 /// Runs the rules of one node. Transition rules run only where there is an old value.
 #[expect(clippy::too_many_arguments, reason = "one call site, all of it the validator's state")]
 pub(super) fn evaluate(
@@ -251,16 +281,21 @@ fn to_cel(node: &Node, value: &Value) -> Cel {
             let unknown = Node::of(Type::Any);
             let is_map = node.properties.is_empty() && !matches!(node.additional, Additional::Closed);
             let mut out = HashMap::with_capacity(map.len());
-            for (name, child) in map {
-                let (child_node, name) = match node.property(name) {
-                    Some(property) => (property.link.node(), escape(name)),
+            for (own_name, child) in map {
+                let (child_node, name) = match node.property(own_name) {
+                    Some(property) => (property.link.node(), escape(own_name)),
                     None => match &node.additional {
-                        Additional::Map(Link::Shared(inner)) => (inner.as_ref(), name.clone()),
-                        Additional::Map(link) => (link.node(), name.clone()),
-                        _ => (&unknown, if is_map { name.clone() } else { escape(name) }),
+                        Additional::Map(Link::Shared(inner)) => (inner.as_ref(), own_name.clone()),
+                        Additional::Map(link) => (link.node(), own_name.clone()),
+                        _ => (&unknown, if is_map { own_name.clone() } else { escape(own_name) }),
                     },
                 };
-                out.insert(Key::String(Arc::new(name)), to_cel(child_node, child));
+                let value = to_cel(child_node, child);
+                // Rules may spell a reserved word either way where the grammar takes it for a name: `self.namespace`.
+                if name != *own_name && RESERVED.contains(&own_name.as_str()) {
+                    out.insert(Key::String(Arc::new(own_name.clone())), value.clone());
+                }
+                out.insert(Key::String(Arc::new(name)), value);
             }
             Cel::Map(Map { map: Arc::new(out) })
         }

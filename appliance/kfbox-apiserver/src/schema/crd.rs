@@ -258,6 +258,11 @@ impl Builder {
         self.members(&mut node, map, path, depth);
         self.items(&mut node, map, path, depth);
         let rules = self.rules(map, path, depth);
+        for (at, source, field) in rules.iter().flat_map(|rules| cel::undefined(&node, &rules.cel, depth == 0)) {
+            let detail = format!("compilation failed: undefined field '{field}'");
+            let at = join(&index(&join(path, RULES), at), "rule");
+            self.error(FieldError::invalid(&at, &Value::from(source), &detail));
+        }
         node.rules = rules.map(Arc::new);
         node
     }

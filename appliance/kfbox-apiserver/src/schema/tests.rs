@@ -267,3 +267,46 @@ fn type_errors_of_builtin_kinds_name_the_field() {
     }
     assert!(errors.iter().all(|e| e.reason == Reason::FieldValueTypeInvalid));
 }
+
+/// `namespace` is reserved, and a name all the same: real definitions say `self.namespace`.
+#[test]
+fn a_reserved_word_is_a_field_in_either_spelling() {
+    for rule in ["!has(self.namespace)", "!has(self.__namespace__)"] {
+        let schema =
+            from_crd(&crd_schema(json!({"a": {"type": "object", "properties": {"namespace": {"type": "string"}},
+            "x-kubernetes-validations": [{"rule": rule, "message": "no"}]}})))
+            .unwrap();
+        let object = |a: Value| json!({"apiVersion": "example.com/v1", "kind": "X", "metadata": {"name": "x"}, "spec": {"a": a}});
+        assert!(validate(&schema, &object(json!({})), None).is_empty(), "{rule}");
+        let errors = validate(&schema, &object(json!({"namespace": "x"})), None);
+        assert!(errors[0].message.ends_with("no"), "{rule}: {errors:?}");
+    }
+}
+
+/// What upstream's compiler refuses: a rule about a field that there is not.
+#[test]
+fn rules_name_fields_of_their_schema() {
+    let with = |rule: &str| {
+        crd_schema(json!({"a": {"type": "object",
+            "properties": {"in": {"type": "string"}, "namespace": {"type": "string"}, "map": {"type": "object", "additionalProperties": {"type": "integer"}},
+                "free": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}, "d-e": {"type": "string"}},
+            "x-kubernetes-validations": [{"rule": rule}]}}))
+    };
+    for rule in [
+        "self.__in__ == 'x'",
+        "self.map.any > 1",
+        "has(self.free.any)",
+        "self.d__dash__e != ''",
+        "self.?map.?x.hasValue()",
+        "self.namespace == self.__namespace__",
+    ] {
+        assert!(from_crd(&with(rule)).is_ok(), "{rule}: {:?}", from_crd(&with(rule)));
+    }
+    for (rule, field) in
+        [("self.absent == 1", "absent"), ("has(oldSelf.nope) || true", "nope"), ("self.map.all(k, self.gone)", "gone")]
+    {
+        let errors = from_crd(&with(rule)).unwrap_err();
+        assert!(errors[0].message.ends_with(&format!("compilation failed: undefined field '{field}'")), "{errors:?}");
+        assert!(errors[0].field.ends_with("properties[a].x-kubernetes-validations[0].rule"), "{errors:?}");
+    }
+}

@@ -660,3 +660,23 @@ async fn configurations_act_again_after_a_restart() {
     let again = World { client: again.client(), server: again, tasks, dir: tempfile::tempdir().unwrap() };
     assert_eq!(again.post(MAPS, map("m", json!({}))).await.0, 400);
 }
+
+#[tokio::test]
+async fn what_a_webhook_injects_gets_what_the_others_have() {
+    let world = world().await;
+    world.default_account().await;
+    let hook = hook(&world, &["127.0.0.1"], |request| async move {
+        let side = json!({"name": "side", "image": "i", "resources": {"requests": {"cpu": "1"}}});
+        patched(&request, json!([{"op": "add", "path": "/spec/containers/-", "value": side}]))
+    })
+    .await;
+    let rules = json!([{"operations": ["CREATE"], "apiGroups": [""], "apiVersions": ["v1"], "resources": ["pods"]}]);
+    configure(&world, MUTATING, "inject", json!([hook.webhook("i", json!({"rules": rules}))])).await;
+    let api: Api<Pod> = Api::namespaced(world.client.clone(), "default");
+    let made = serde_json::to_value(api.create(&PostParams::default(), &pod("p")).await.unwrap()).unwrap();
+    let side = &made["spec"]["containers"][1];
+    assert_eq!(side["volumeMounts"][0]["mountPath"], "/var/run/secrets/kubernetes.io/serviceaccount", "{made}");
+    assert_eq!((&side["imagePullPolicy"], &made["status"]["qosClass"]), (&json!("Always"), &json!("Burstable")));
+    assert_eq!(made["spec"]["volumes"].as_array().unwrap().len(), 1);
+    assert_eq!(hook.requests().len(), 1, "it did not ask to be called again");
+}

@@ -203,10 +203,10 @@ impl<'a> Attributes<'a> {
 
     /// The objects in the version that a rule asked for.
     pub async fn versioned(&self, to: &Resource) -> Result<(Value, Value), ApiError> {
-        Ok((self.into_version(&self.object, to).await?, self.into_version(&self.old, to).await?))
+        Ok((self.in_version(&self.object, to).await?, self.in_version(&self.old, to).await?))
     }
 
-    async fn into_version(&self, object: &Value, to: &Resource) -> Result<Value, ApiError> {
+    async fn in_version(&self, object: &Value, to: &Resource) -> Result<Value, ApiError> {
         let from = &*self.call.resource;
         if object.is_null() || self.is_foreign() || (from.group == to.group && from.version == to.version) {
             return Ok(object.clone());

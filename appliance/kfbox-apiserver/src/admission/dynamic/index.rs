@@ -52,8 +52,11 @@ impl Configs {
 pub struct Dynamic {
     current: RwLock<Arc<Configs>>,
     /// What was compiled, by collection, name and revision, so that a write compiles only what it changed.
-    made: Mutex<HashMap<(&'static str, String), (u64, Made)>>,
+    made: Mutex<Compiled>,
 }
+
+/// By collection and name: the revision, and what became of it.
+type Compiled = HashMap<(&'static str, String), (u64, Made)>;
 
 #[derive(Clone)]
 enum Made {

@@ -52,32 +52,61 @@ pub async fn mutate(call: &Call, subresource: &str, object: &mut Value, old: Opt
         return Ok(false);
     }
     let before = object.clone();
+    let mut policy_round = policies::Round::default();
+    let mut webhook_round = webhooks::Round::default();
     let mut attributes = Attributes::of_write(call, subresource, before.clone(), old.cloned());
-    mutations(&configs, &mut attributes).await?;
-    let changed = attributes.into_object(call, object);
-    if !changed {
-        return Ok(false);
+    round(&configs, &mut attributes, &mut policy_round, &mut webhook_round).await?;
+    let again = policy_round.again || webhook_round.again;
+    if attributes.into_object(call, object) {
+        settle(call, subresource, &before, object)?;
     }
-    attributes::restore(call, subresource, &before, object);
+    if again {
+        if old.is_none() && subresource.is_empty() {
+            super::on_reinvocation(call, object).await?;
+        }
+        let settled = object.clone();
+        let mut attributes = Attributes::of_write(call, subresource, settled.clone(), old.cloned());
+        policy_round.next(&attributes.object);
+        webhook_round.next(&attributes.object);
+        round(&configs, &mut attributes, &mut policy_round, &mut webhook_round).await?;
+        if attributes.into_object(call, object) {
+            settle(call, subresource, &settled, object)?;
+        }
+    }
+    Ok(*object != before)
+}
+
+/// Policies first, then webhooks.
+async fn round(
+    configs: &Configs,
+    attributes: &mut Attributes<'_>,
+    policy_round: &mut policies::Round,
+    webhook_round: &mut webhooks::Round,
+) -> Result<(), ApiError> {
+    policies::mutate(&configs.mutations, attributes, policy_round).await?;
+    webhooks::mutate(&configs.mutating, attributes, webhook_round).await
+}
+
+/// Brings what mutations made to the form of its kind.
+fn settle(call: &Call, subresource: &str, before: &Value, object: &mut Value) -> Result<(), ApiError> {
+    attributes::restore(call, subresource, before, object);
     if let Some(schema) = call.resource.schema() {
         crate::schema::prune(&schema, object);
     }
     call.check_shape(object).map_err(ApiError::internal)?;
     call.default(object);
-    Ok(*object != before)
+    Ok(())
 }
 
-/// Policies first, then webhooks; both again where a later one changed what an earlier one asked to see again.
+/// Both kinds of mutation on an object that is not stored, and on none at all; again where one asks for it.
 async fn mutations(configs: &Configs, attributes: &mut Attributes<'_>) -> Result<(), ApiError> {
     let mut policy_round = policies::Round::default();
     let mut webhook_round = webhooks::Round::default();
-    policies::mutate(&configs.mutations, attributes, &mut policy_round).await?;
-    webhooks::mutate(&configs.mutating, attributes, &mut webhook_round).await?;
+    round(configs, attributes, &mut policy_round, &mut webhook_round).await?;
     if policy_round.again || webhook_round.again {
         policy_round.next(&attributes.object);
-        policies::mutate(&configs.mutations, attributes, &mut policy_round).await?;
         webhook_round.next(&attributes.object);
-        webhooks::mutate(&configs.mutating, attributes, &mut webhook_round).await?;
+        round(configs, attributes, &mut policy_round, &mut webhook_round).await?;
     }
     Ok(())
 }

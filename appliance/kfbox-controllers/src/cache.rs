@@ -66,6 +66,9 @@ const REMEMBERED: usize = 4096;
 
 struct Objects<K> {
     present: BTreeMap<Key, Arc<K>>,
+    /// What handlers last saw, where an answer to a write has taught more since: a handler that compares old and new must
+    /// not miss what this process itself changed.
+    shown: BTreeMap<Key, Option<Arc<K>>>,
     /// Uids that were lately deleted: the answer to an earlier write may come after, and must not bring them back.
     gone: HashSet<String>,
     gone_order: VecDeque<String>,
@@ -73,7 +76,7 @@ struct Objects<K> {
 
 impl<K> Default for Objects<K> {
     fn default() -> Self {
-        Self { present: BTreeMap::new(), gone: HashSet::new(), gone_order: VecDeque::new() }
+        Self { present: BTreeMap::new(), shown: BTreeMap::new(), gone: HashSet::new(), gone_order: VecDeque::new() }
     }
 }
 
@@ -129,7 +132,8 @@ impl<K: Kind> Cache<K> {
             _ if objects.gone.contains(uid(&*object)) => {}
             Some(known) if version(&**known) >= version(&*object) => {}
             _ => {
-                objects.present.insert(key(&*object), object.clone());
+                let before = objects.present.insert(key(&*object), object.clone());
+                objects.shown.entry(key(&*object)).or_insert(before);
             }
         }
         object
@@ -150,7 +154,8 @@ impl<K: Kind> Cache<K> {
                 // A write of ours taught us a later version; its own event follows.
                 Some(known) if version(&**known) > version(&*object) => return,
                 known => {
-                    let old = known.cloned();
+                    let known = known.cloned();
+                    let old = objects.shown.remove(&key).unwrap_or(known);
                     objects.present.insert(key, object.clone());
                     old
                 }
@@ -167,7 +172,10 @@ impl<K: Kind> Cache<K> {
             match objects.present.get(&key) {
                 // The name was taken again by an object we created.
                 Some(known) if uid(&**known) != uid(object) && version(&**known) > version(object) => return,
-                _ => objects.present.remove(&key),
+                _ => {
+                    objects.shown.remove(&key);
+                    objects.present.remove(&key)
+                }
             }
         };
         if let Some(old) = old {
@@ -291,7 +299,8 @@ mod tests {
         cache.learn(object("a", "2", "13"));
         assert!(cache.get("n", "a").is_none(), "a late answer brings nothing back");
         let v = |s: &str| Some(s.to_owned());
-        assert_eq!(*seen.lock(), [(None, v("5")), (v("9"), v("9")), (v("12"), None)]);
+        // Handlers see each change once, from what they saw before.
+        assert_eq!(*seen.lock(), [(None, v("5")), (v("5"), v("9")), (v("12"), None)]);
     }
 
     #[test]

@@ -44,6 +44,8 @@ const SETTLE: Duration = Duration::from_millis(50);
 /// Should news of a kind be missed.
 const REDISCOVER: Duration = Duration::from_secs(300);
 const RETRY: Duration = Duration::from_secs(1);
+/// A definition is seen a moment before its kind is served, and on a busy machine the moment is long.
+const CONFIRM: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(5)];
 
 type Meta = PartialObjectMeta<DynamicObject>;
 type Tagged = (Arc<Resource>, watcher::Result<watcher::Event<Meta>>);
@@ -93,6 +95,7 @@ impl Garbage {
         let mut monitors: HashMap<String, CancellationToken> = HashMap::new();
         let mut fresh: HashMap<String, HashSet<String>> = HashMap::new();
         let mut discover_in = Duration::ZERO;
+        let mut confirmations = CONFIRM.iter();
         loop {
             let due = tokio::time::sleep(discover_in);
             let mut due = pin!(due);
@@ -112,6 +115,7 @@ impl Garbage {
             };
             if event.is_some() {
                 discover_in = SETTLE;
+                confirmations = CONFIRM.iter();
                 continue;
             }
             match discovery::discover(&self.context.client).await {
@@ -141,7 +145,7 @@ impl Garbage {
                     *self.resources.write() = found.clone();
                     self.listed.send_modify(|listed| listed.retain(|id| ids.contains(id)));
                     self.context.resources.send_replace(found);
-                    discover_in = REDISCOVER;
+                    discover_in = confirmations.next().copied().unwrap_or(REDISCOVER);
                 }
                 Err(error) => {
                     tracing::debug!(%error, "the cluster's kinds could not be read");

@@ -153,7 +153,10 @@ fn helm_lives_through_a_releases_life() -> anyhow::Result<()> {
     let installed = h.ok("install shop shop --wait --timeout 90s")?;
     assert!(installed.contains("STATUS: deployed") && installed.contains("Said hello."), "{installed}");
     assert_eq!(s.value("deployment/shop-web", "{.status.readyReplicas}")?, "1");
-    assert_eq!((h.page("revision")?, h.page("apps")?, h.page("found")?), ("1".into(), "true".into(), "kube-root-ca.crt".into()));
+    assert_eq!(
+        (h.page("revision")?, h.page("apps")?, h.page("found")?),
+        ("1".into(), "true".into(), "kube-root-ca.crt".into())
+    );
     assert_eq!(s.ok("logs job/shop-prepare")?, "prepared 1\n");
     assert_eq!(s.value(&format!("gadgets.{}/shop", h.group), "{.spec.greeting}")?, "hello");
     assert!(h.run("install shop shop")?.stderr.contains("cannot reuse a name that is still in use"));
@@ -177,7 +180,8 @@ fn helm_lives_through_a_releases_life() -> anyhow::Result<()> {
     assert_eq!(h.page("greeting")?, "hello");
     assert_eq!(s.value("deployment/shop-web", "{.spec.replicas}")?, "1");
     let history: Value = serde_json::from_str(&h.ok("history shop -o json")?)?;
-    let told: Vec<_> = history.as_array().into_iter().flatten().map(|r| r["status"].as_str().unwrap_or_default()).collect();
+    let told: Vec<_> =
+        history.as_array().into_iter().flatten().map(|r| r["status"].as_str().unwrap_or_default()).collect();
     assert_eq!(told, ["superseded", "superseded", "deployed"]);
     assert_eq!(history[2]["description"], "Rollback to 1");
     let listed: Value = serde_json::from_str(&h.ok("list -o json")?)?;
@@ -202,7 +206,8 @@ fn helm_rolls_back_what_fails() -> anyhow::Result<()> {
     assert_eq!(h.ok("list --failed --pending --deployed -q")?.trim(), "");
 
     h.ok("install shop shop --wait --timeout 90s")?;
-    let failed = h.run("upgrade shop shop --rollback-on-failure --timeout 4s --set image=localhost/none:1,greeting=lost")?;
+    let failed =
+        h.run("upgrade shop shop --rollback-on-failure --timeout 4s --set image=localhost/none:1,greeting=lost")?;
     assert!(failed.code == Some(1) && failed.stderr.contains("has been rolled back due to"), "{failed:?}");
     assert_eq!(h.page("greeting")?, "hello");
     assert_eq!(s.value("deployment/shop-web", "{.spec.template.spec.containers[0].image}")?, "python:3.11");

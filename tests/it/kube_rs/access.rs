@@ -47,7 +47,11 @@ async fn allow(admin: &Client, name: &str, resource: &str, verbs: &[&str]) -> an
     };
     let binding = RoleBinding {
         metadata: named(name),
-        role_ref: RoleRef { api_group: Some("rbac.authorization.k8s.io".into()), kind: "Role".into(), name: name.into() },
+        role_ref: RoleRef {
+            api_group: Some("rbac.authorization.k8s.io".into()),
+            kind: "Role".into(),
+            name: name.into(),
+        },
         subjects: Some(vec![subject]),
     };
     Api::<RoleBinding>::default_namespaced(admin.clone()).create(&PostParams::default(), &binding).await?;
@@ -86,8 +90,9 @@ async fn kube_rs_with_a_service_accounts_token_has_its_rights_only() -> anyhow::
     // A watcher that begins without the right reports it, goes on asking, and works once it has it.
     let events = watcher::watcher(maps.clone(), watcher::Config::default()).default_backoff();
     pin_mut!(events);
+    assert!(matches!(events.next().await, Some(Ok(Event::Init))));
     let refused = events.next().await;
-    assert!(matches!(refused, Some(Err(_))), "{refused:?}");
+    assert!(matches!(refused, Some(Err(watcher::Error::InitialListFailed(_)))), "{refused:?}");
     allow(&admin, "maps", "configmaps", &["list", "watch"]).await?;
     let begun = tokio::time::timeout(Duration::from_secs(30), async {
         while let Some(event) = events.next().await {

@@ -104,7 +104,8 @@ async fn fill(client: &Client, basket: &Basket) -> kube::Result<Action> {
 
 async fn remember(client: &Client, basket: &Basket) -> kube::Result<Action> {
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), &basket.namespace().unwrap_or_default());
-    let note = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": format!("{}-was", basket.name_any())}});
+    let note =
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": format!("{}-was", basket.name_any())}});
     maps.patch(&format!("{}-was", basket.name_any()), &PatchParams::apply("baskets"), &Patch::Apply(note)).await?;
     Ok(Action::await_change())
 }
@@ -160,7 +161,8 @@ async fn live(baskets: &Api<Basket>, maps: &Api<ConfigMap>) -> anyhow::Result<()
     // What the controller owns comes back, and follows the specification.
     let uid = maps.get("b").await?.uid().unwrap_or_default();
     maps.delete("b", &DeleteParams::default()).await?;
-    await_condition(maps.clone(), "b", |map: Option<&ConfigMap>| map.is_some_and(|m| m.uid().as_ref() != Some(&uid))).await?;
+    await_condition(maps.clone(), "b", |map: Option<&ConfigMap>| map.is_some_and(|m| m.uid().as_ref() != Some(&uid)))
+        .await?;
     let tampered = json!({"data": {"apple": "plastic"}});
     maps.patch("b", &PatchParams::default(), &Patch::Merge(tampered)).await?;
     await_condition(maps.clone(), "b", holds(&["apple", "pear"], "wicker")).await?;

@@ -31,19 +31,22 @@ async fn kube_rs_executes_attaches_forwards_and_reads_logs() -> anyhow::Result<(
     let client = client(&space).await?;
     let pods: Api<Pod> = Api::default_namespaced(client);
     pods.create(&PostParams::default(), &pod("p", PROGRAM)).await?;
-    tokio::time::timeout(Duration::from_secs(60), await_condition(pods.clone(), "p", conditions::is_pod_running())).await??;
+    tokio::time::timeout(Duration::from_secs(60), await_condition(pods.clone(), "p", conditions::is_pod_running()))
+        .await??;
 
     // A log that is followed from its first line.
     let mut log = pods.log_stream("p", &LogParams { follow: true, ..LogParams::default() }).await?.lines();
     assert_eq!(log.try_next().await?.as_deref(), Some("ready"));
 
-    let mut process = pods.exec("p", ["sh", "-c", "cat; echo done >&2; exit 3"], &AttachParams::default().stdin(true)).await?;
-    let (Some(mut stdin), Some(mut stdout), Some(mut stderr)) = (process.stdin(), process.stdout(), process.stderr()) else {
+    let mut process =
+        pods.exec("p", ["sh", "-c", "cat; echo done >&2; exit 3"], &AttachParams::default().stdin(true)).await?;
+    let (Some(mut stdin), Some(mut stdout), Some(mut stderr)) = (process.stdin(), process.stdout(), process.stderr())
+    else {
         anyhow::bail!("streams are missing")
     };
     let status = process.take_status();
     stdin.write_all(b"some words").await?;
-    drop(stdin);
+    stdin.shutdown().await?;
     let (mut said, mut complained) = (String::new(), String::new());
     stdout.read_to_string(&mut said).await?;
     stderr.read_to_string(&mut complained).await?;
@@ -60,7 +63,9 @@ async fn kube_rs_executes_attaches_forwards_and_reads_logs() -> anyhow::Result<(
     let mut terminal = pods.exec("p", ["sh", "-c", "read go; stty size"], &AttachParams::interactive_tty()).await?;
     let Some(mut size) = terminal.terminal_size() else { anyhow::bail!("the size cannot be set") };
     size.send(TerminalSize { height: 30, width: 100 }).await?;
-    let (Some(mut stdin), Some(mut stdout)) = (terminal.stdin(), terminal.stdout()) else { anyhow::bail!("no streams") };
+    let (Some(mut stdin), Some(mut stdout)) = (terminal.stdin(), terminal.stdout()) else {
+        anyhow::bail!("no streams")
+    };
     stdin.write_all(b"go\n").await?;
     let mut said = String::new();
     stdout.read_to_string(&mut said).await?;
@@ -83,8 +88,7 @@ async fn kube_rs_executes_attaches_forwards_and_reads_logs() -> anyhow::Result<(
             stream.write_all(format!("word {n}").as_bytes()).await?;
             let mut answer = String::new();
             stream.read_to_string(&mut answer).await?;
-            drop(stream);
-            forward.join().await?;
+            forward.abort();
             Ok(answer)
         }
     });

@@ -6,7 +6,10 @@ use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node};
 use kfbox_tests::{Space, TestBox};
 use kube::{
     Api, ResourceExt as _,
-    api::{DeleteParams, DynamicObject, GroupVersionKind, ListParams, ObjectMeta, PartialObjectMeta, Patch, PatchParams, PostParams},
+    api::{
+        DeleteParams, DynamicObject, GroupVersionKind, ListParams, ObjectMeta, PartialObjectMeta, Patch, PatchParams,
+        PostParams,
+    },
     discovery::{Discovery, Scope, verbs},
     runtime::{
         WatchStreamExt as _, reflector,
@@ -98,8 +101,13 @@ async fn kube_rs_watchers_and_a_reflector_agree_with_the_server() -> anyhow::Res
         }
         anyhow::bail!("the watch of metadata ended")
     };
-    let everything =
-        future::try_join5(write, follow(listing, "z-last"), follow(streaming, "z-last"), follow(reflected, "z-last"), names);
+    let everything = future::try_join5(
+        write,
+        follow(listing, "z-last"),
+        follow(streaming, "z-last"),
+        follow(reflected, "z-last"),
+        names,
+    );
     let ((), listed, streamed, reflected, ()) = tokio::time::timeout(LIMIT, everything).await??;
     let now: BTreeMap<String, String> = maps
         .list(&ListParams::default().labels("kept=yes"))
@@ -118,14 +126,18 @@ async fn kube_rs_awaits_conditions_and_sees_conflicts() -> anyhow::Result<()> {
     let client = client(&space).await?;
     let maps: Api<ConfigMap> = Api::default_namespaced(client.clone());
     let apply = |manager: &str| PatchParams::apply(manager);
-    let says = |value: &str| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c"}, "data": {"v": value}});
+    let says =
+        |value: &str| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c"}, "data": {"v": value}});
     let made = maps.patch("c", &apply("one"), &Patch::Apply(says("1"))).await?;
     let Err(kube::Error::Api(conflict)) = maps.patch("c", &apply("two"), &Patch::Apply(says("2"))).await else {
         anyhow::bail!("another's field was taken without force")
     };
     assert_eq!((conflict.code, conflict.reason.as_str()), (409, "Conflict"));
     let causes = conflict.details.clone().map(|d| d.causes).unwrap_or_default();
-    assert_eq!(causes.iter().map(|c| (c.reason.as_str(), c.field.as_str())).collect::<Vec<_>>(), [("FieldManagerConflict", ".data.v")]);
+    assert_eq!(
+        causes.iter().map(|c| (c.reason.as_str(), c.field.as_str())).collect::<Vec<_>>(),
+        [("FieldManagerConflict", ".data.v")]
+    );
     let forced = maps.patch("c", &apply("two").force(), &Patch::Apply(says("2"))).await?;
     assert!(forced.managed_fields().iter().all(|m| m.manager.as_deref() != Some("one")));
     let again = maps.patch("c", &apply("two"), &Patch::Apply(says("2"))).await?;

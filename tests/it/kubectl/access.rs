@@ -31,7 +31,10 @@ subjects: [{{kind: ServiceAccount, name: default, namespace: {0}}}]
     );
     s.input("auth reconcile -f -", &rules)?.ok()?;
     // Reconciling adds what is missing and keeps what others added.
-    s.ok_with("patch role reader --type=json -p", &[r#"[{"op":"add","path":"/rules/-","value":{"apiGroups":[""],"resources":["events"],"verbs":["list"]}}]"#])?;
+    s.ok_with(
+        "patch role reader --type=json -p",
+        &[r#"[{"op":"add","path":"/rules/-","value":{"apiGroups":[""],"resources":["events"],"verbs":["list"]}}]"#],
+    )?;
     s.input("auth reconcile -f -", &rules.replace("[get, list]", "[get, list, watch]"))?.ok()?;
     let list = s.ok(&format!("auth can-i --list --as={robot}"))?;
     for resource in ["pods ", "pods/log", "events"] {

@@ -92,7 +92,8 @@ fn kubectl_applies_on_the_server_with_owners_and_conflicts() -> anyhow::Result<(
     assert_eq!(s.value("deployment/web", path)?, "http");
 
     // From client side to server side: kubectl moves the fields to the new manager.
-    s.input("apply -f -", "{apiVersion: v1, kind: ConfigMap, metadata: {name: moved}, data: {a: '1', b: '2'}}")?.ok()?;
+    s.input("apply -f -", "{apiVersion: v1, kind: ConfigMap, metadata: {name: moved}, data: {a: '1', b: '2'}}")?
+        .ok()?;
     s.input("apply --server-side -f -", "{apiVersion: v1, kind: ConfigMap, metadata: {name: moved}, data: {a: '3'}}")?
         .ok()?;
     assert_eq!(s.value("configmap/moved", "{.data}")?, r#"{"a":"3"}"#);

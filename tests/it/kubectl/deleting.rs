@@ -64,7 +64,10 @@ fn kubectl_delete_honours_finalizers_grace_and_force() -> anyhow::Result<()> {
 
     // A process that ignores the first signal: force takes the object at once, --now after a second.
     let stubborn = IDLE
-        .replace("[sleep, infinity]", "[python3, -c, 'import signal, time; signal.signal(15, 1); print(1); time.sleep(999)']")
+        .replace(
+            "[sleep, infinity]",
+            "[python3, -c, 'import signal, time; signal.signal(15, 1); print(1); time.sleep(999)']",
+        )
         .replace("terminationGracePeriodSeconds: 0", "terminationGracePeriodSeconds: 600");
     for (how, name) in [("--force --grace-period=0", "forced"), ("--now", "now"), ("--grace-period=1", "short")] {
         s.apply(&stubborn.replace("name: idle,", &format!("name: {name},")))?;
@@ -74,7 +77,10 @@ fn kubectl_delete_honours_finalizers_grace_and_force() -> anyhow::Result<()> {
     }
     // Collections, by label and all.
     for n in 0..6 {
-        s.apply(&format!("{{apiVersion: v1, kind: ConfigMap, metadata: {{name: c{n}, labels: {{odd: '{}'}}}}}}", n % 2))?;
+        s.apply(&format!(
+            "{{apiVersion: v1, kind: ConfigMap, metadata: {{name: c{n}, labels: {{odd: '{}'}}}}}}",
+            n % 2
+        ))?;
     }
     assert_eq!(s.ok("delete configmaps -l odd=1")?.lines().count(), 3);
     let dry = s.ok("delete configmaps -l odd=0 --dry-run=server")?;

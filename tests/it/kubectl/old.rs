@@ -61,7 +61,9 @@ fn an_old_kubectl_streams_over_spdy() -> anyhow::Result<()> {
     s.ok("cp folder idle:/tmp/folder")?;
     s.ok("cp idle:/tmp/folder back")?;
     assert!(std::fs::read_to_string(s.dir().join("back/file"))? == text);
-    let ran = s.input("run once --image=python:3.11 --restart=Never --rm -i --quiet -- python3 -c print(input())", "word\n")?.ok()?;
+    let ran = s
+        .input("run once --image=python:3.11 --restart=Never --rm -i --quiet -- python3 -c print(input())", "word\n")?
+        .ok()?;
     assert!(ran.stdout.contains("word") && !ran.stderr.contains("Error attaching"), "{ran:?}");
 
     s.ok("rollout status deployment/web --timeout=60s")?;

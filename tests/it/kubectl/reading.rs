@@ -19,7 +19,8 @@ fn kubectl_gets_in_every_format() -> anyhow::Result<()> {
     let table = s.ok("get configmaps -l size=3 --show-labels -L size")?;
     assert!(table.contains("NAME    DATA   AGE   SIZE   LABELS") && table.contains("size=3"), "{table}");
     assert_eq!(s.ok("get configmaps --chunk-size=1 -o name")?.lines().count(), 4);
-    let columns = s.ok_with("get configmaps -o custom-columns=N:.metadata.name,D:.data.k0 -l", &["size in (1,2),size!=2"])?;
+    let columns =
+        s.ok_with("get configmaps -o custom-columns=N:.metadata.name,D:.data.k0 -l", &["size in (1,2),size!=2"])?;
     assert_eq!(columns, "N       D\na-two   v\n");
     let by_field = s.ok("get configmaps --field-selector=metadata.name=b-three -o name")?;
     assert_eq!(by_field, "configmap/b-three\n");
@@ -33,7 +34,8 @@ fn kubectl_gets_in_every_format() -> anyhow::Result<()> {
     assert_eq!(s.ok("get configmap none --ignore-not-found")?, "");
     assert!(run(&mut s.kubectl("get pods"))?.ok()?.stderr.contains("No resources found in "));
     assert!(s.ok("get namespaces -A -o name")?.contains("namespace/kube-system"));
-    let raw: Value = serde_json::from_str(&s.ok(&format!("get --raw /api/v1/namespaces/{}/configmaps?limit=2", s.name))?)?;
+    let raw: Value =
+        serde_json::from_str(&s.ok(&format!("get --raw /api/v1/namespaces/{}/configmaps?limit=2", s.name))?)?;
     assert_eq!(raw["items"].as_array().map(Vec::len), Some(2));
     assert_eq!(raw["metadata"]["remainingItemCount"], 2);
     assert!(s.ok("get --raw /readyz?verbose")?.contains("readyz check passed"));
@@ -66,7 +68,9 @@ fn kubectl_prints_explains_and_describes() -> anyhow::Result<()> {
     s.ok("rollout status deployment/web --timeout=60s")?;
     s.ok("wait --for=condition=Ready pod/idle --timeout=60s")?;
     let wide = s.ok("get pods,deployments,replicasets,services -o wide")?;
-    for part in ["NOMINATED NODE   READINESS GATES", "UP-TO-DATE   AVAILABLE", "CONTAINERS   IMAGES", "EXTERNAL-IP   PORT(S)"] {
+    for part in
+        ["NOMINATED NODE   READINESS GATES", "UP-TO-DATE   AVAILABLE", "CONTAINERS   IMAGES", "EXTERNAL-IP   PORT(S)"]
+    {
         assert!(wide.contains(part), "{part}: {wide}");
     }
     for (what, parts) in [
@@ -100,7 +104,8 @@ fn kubectl_prints_explains_and_describes() -> anyhow::Result<()> {
     assert!(table.starts_with("NAME   SIZE\nw      2\n"), "{table}");
     assert!(s.ok("get wd -o wide")?.contains("NAME   SIZE   COLOUR\nw      2      grey"));
     let explained = s.ok("explain widget.spec")?;
-    for part in ["What the widget is to be.", "size\t<integer> -required-", "How many parts it has.", "enum: grey, red"] {
+    for part in ["What the widget is to be.", "size\t<integer> -required-", "How many parts it has.", "enum: grey, red"]
+    {
         assert!(explained.contains(part), "{part}: {explained}");
     }
     assert!(s.ok("describe widget w")?.contains("Colour:  grey"));
@@ -151,7 +156,13 @@ fn kubectl_proxies_the_api_pods_and_services() -> anyhow::Result<()> {
     let base = format!("http://{address}/api/v1/namespaces/{}", s.name);
     let pods: Value = serde_json::from_str(&fetch(&format!("{base}/pods"))?)?;
     assert_eq!(pods["kind"], "PodList");
-    for way in [format!("pods/{pod}:8000"), format!("pods/{pod}"), "services/web".into(), "services/web:80".into(), "services/http:web:".into()] {
+    for way in [
+        format!("pods/{pod}:8000"),
+        format!("pods/{pod}"),
+        "services/web".into(),
+        "services/web:80".into(),
+        "services/http:web:".into(),
+    ] {
         let said = fetch(&format!("{base}/{way}/proxy/tmp/a%20b"))?;
         assert_eq!(said, "from the pod\n", "{way}");
     }
@@ -162,10 +173,11 @@ fn kubectl_proxies_the_api_pods_and_services() -> anyhow::Result<()> {
 #[test]
 fn kubectl_top_shows_what_pods_and_nodes_use() -> anyhow::Result<()> {
     let s = Space::new(&TestBox::shared()?, "top")?;
-    s.apply(&IDLE.replace("[sleep, infinity]", "[python3, -c, \"x = bytes(40_000_000)\\nwhile True: pass\"]").replace(
-        "name: main,",
-        "name: main, resources: {limits: {cpu: 200m}},",
-    ))?;
+    s.apply(
+        &IDLE
+            .replace("[sleep, infinity]", "[python3, -c, \"x = bytes(40_000_000)\\nwhile True: pass\"]")
+            .replace("name: main,", "name: main, resources: {limits: {cpu: 200m}},"),
+    )?;
     s.ok("wait --for=condition=Ready pod/idle --timeout=60s")?;
     let pods = wait_until(Duration::from_secs(60), "the pod's usage", || {
         let output = s.run("top pods --no-headers")?;

@@ -95,7 +95,8 @@ fn kubectl_copies_both_ways() -> anyhow::Result<()> {
     s.file("there/deep/er/empty", "")?;
     s.ok("wait --for=condition=Ready pod/idle --timeout=60s")?;
     s.ok("cp there idle:/tmp/there")?;
-    let names = s.ok_with("exec idle -- sh -c", &["cd /tmp/there && find . -type f | sort && wc -c < './big file.txt'"])?;
+    let names =
+        s.ok_with("exec idle -- sh -c", &["cd /tmp/there && find . -type f | sort && wc -c < './big file.txt'"])?;
     assert_eq!(names, format!("./big file.txt\n./deep/er/empty\n{}\n", big.len()));
     s.ok("cp idle:/tmp/there back")?;
     assert!(std::fs::read_to_string(s.dir().join("back/big file.txt"))? == big);
@@ -119,9 +120,9 @@ fn kubectl_forwards_ports_of_pods_and_services() -> anyhow::Result<()> {
     let address = forwarded(&mut to_pod)?;
     assert_eq!(fetch(&format!("http://{address}/tmp/name"))?, "one of them");
     // Many connections at once over the one stream, each its own.
-    let many = run(Command::new("curl").args(["-s", "--parallel", "--fail", "-o", "/dev/null", "-w", "%{size_download}\n"]).args(
-        ["-Z", "--parallel-max", "8", &format!("http://{address}/tmp/big?[1-8]")],
-    ))?
+    let many = run(Command::new("curl")
+        .args(["-s", "--parallel", "--fail", "-o", "/dev/null", "-w", "%{size_download}\n"])
+        .args(["-Z", "--parallel-max", "8", &format!("http://{address}/tmp/big?[1-8]")]))?
     .ok()?
     .stdout;
     assert_eq!(many.lines().filter(|size| *size == "5120000").count(), 8, "{many}");
@@ -166,7 +167,10 @@ spec:
     volumeMounts: [{name: shared, mountPath: /shared}]
 ";
     s.apply(manifest)?;
-    s.ok_with("wait pod/talker --timeout=60s", &["--for=jsonpath={.status.containerStatuses[?(@.name=='flaky')].restartCount}=1"])?;
+    s.ok_with(
+        "wait pod/talker --timeout=60s",
+        &["--for=jsonpath={.status.containerStatuses[?(@.name=='flaky')].restartCount}=1"],
+    )?;
     s.ok("wait --for=condition=Ready pod/talker --timeout=60s")?;
     assert_eq!(s.ok("logs talker -c first")?, "prepared\n");
     assert_eq!(s.ok("logs talker -c flaky --previous")?, "first run\n");
@@ -176,7 +180,10 @@ spec:
     assert_eq!(s.ok("logs talker -c main --since=1h")?.lines().count(), 4);
     assert_eq!(s.ok("logs talker -c main --since-time=2999-01-01T00:00:00Z")?, "");
     let stamped = s.ok("logs talker -c main --timestamps --tail=1")?;
-    assert!(stamped.split_once("Z ").is_some_and(|(time, text)| time.contains('T') && text == "trouble\n"), "{stamped}");
+    assert!(
+        stamped.split_once("Z ").is_some_and(|(time, text)| time.contains('T') && text == "trouble\n"),
+        "{stamped}"
+    );
     let all = s.ok("logs -l app=talker --all-containers --prefix --tail=-1")?;
     for line in ["[pod/talker/first] prepared", "[pod/talker/main] line 1", "[pod/talker/flaky] second run"] {
         assert!(all.contains(line), "{line}: {all}");

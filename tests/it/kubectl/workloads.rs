@@ -22,7 +22,9 @@ fn kubectl_rolls_out_back_and_again() -> anyhow::Result<()> {
     assert!(history.contains("1         the-first") && history.contains("2         a-colour"), "{history}");
     let second = s.ok("rollout history deployment/web --revision=2")?;
     assert!(second.contains("deployment.apps/web with revision #2") && second.contains("COLOUR:"), "{second}");
-    assert!(s.refused("rollout history deployment/web --revision=9")?.contains("unable to find the specified revision"));
+    assert!(
+        s.refused("rollout history deployment/web --revision=9")?.contains("unable to find the specified revision")
+    );
 
     assert_eq!(s.ok("rollout undo deployment/web")?, "deployment.apps/web rolled back\n");
     s.ok(ROLLED)?;
@@ -113,14 +115,23 @@ fn kubectl_scales_exposes_and_autoscales() -> anyhow::Result<()> {
     let s = Space::new(&TestBox::shared()?, "scale")?;
     s.ok("create deployment small --image=python:3.11 --replicas=1 --port=8000 -- python3 -m http.server 8000")?;
     s.ok("rollout status deployment/small --timeout=60s")?;
-    assert!(s.refused("scale deployment/small --current-replicas=5 --replicas=2")?.contains("Expected replicas to be 5, was 1"));
+    assert!(
+        s.refused("scale deployment/small --current-replicas=5 --replicas=2")?
+            .contains("Expected replicas to be 5, was 1")
+    );
     s.ok("scale deployment/small --current-replicas=1 --replicas=2")?;
     s.ok("wait deployment/small --for=jsonpath={.status.readyReplicas}=2 --timeout=60s")?;
     let table = s.ok("get deployment small --subresource=scale")?;
-    assert!(table.starts_with("NAME    DESIRED   AVAILABLE\n") && table.contains("small   2         2"), "{table}");
+    assert!(
+        table.starts_with("NAME    DESIRED   AVAILABLE   AGE\n") && table.contains("small   2         2"),
+        "{table}"
+    );
 
     s.ok("expose deployment small --port=80 --target-port=8000 --name=front")?;
-    s.ok_with("wait endpointslice -l kubernetes.io/service-name=front --timeout=20s --for", &["jsonpath={.endpoints[0].conditions.ready}=true"])?;
+    s.ok_with(
+        "wait endpointslice -l kubernetes.io/service-name=front --timeout=20s --for",
+        &["jsonpath={.endpoints[0].conditions.ready}=true"],
+    )?;
     assert_eq!(s.value("service/front", "{.spec.selector.app}{.spec.ports[0].targetPort}")?, "small8000");
     s.ok("set selector service front app=other")?;
     assert_eq!(s.value("service/front", "{.spec.selector}")?, r#"{"app":"other"}"#);
@@ -165,7 +176,10 @@ fn kubectl_creates_jobs_and_runs_cron_jobs_by_hand() -> anyhow::Result<()> {
     s.ok("wait --for=condition=complete job/sum --timeout=60s")?;
     assert_eq!(s.ok("logs job/sum")?, "42\n");
     assert!(s.ok("get jobs")?.contains("Complete   1/1"));
-    s.ok_with("create cronjob nightly --image=python:3.11 --schedule", &["0 3 * * *", "--", "python3", "-c", "print('by hand')"])?;
+    s.ok_with(
+        "create cronjob nightly --image=python:3.11 --schedule",
+        &["0 3 * * *", "--", "python3", "-c", "print('by hand')"],
+    )?;
     s.ok("create job now --from=cronjob/nightly")?;
     s.ok("wait --for=condition=complete job/now --timeout=60s")?;
     assert_eq!(s.ok("logs job/now")?, "by hand\n");

@@ -9,7 +9,9 @@ fn kubectl_creates_replaces_and_patches() -> anyhow::Result<()> {
     let web = WEB.replace("replicas: 2", "replicas: 0");
     s.input("create -f -", &web)?.ok()?;
     let twice = s.input("create -f -", &web)?;
-    assert!(twice.stderr.contains("(AlreadyExists)") && twice.stderr.contains("deployments.apps \"web\" already exists"));
+    assert!(
+        twice.stderr.contains("(AlreadyExists)") && twice.stderr.contains("deployments.apps \"web\" already exists")
+    );
     let generated = "{apiVersion: v1, kind: ConfigMap, metadata: {generateName: made-}}";
     let name = s.input("create -o name -f -", generated)?.ok()?.stdout;
     assert!(name.starts_with("configmap/made-") && name.trim().len() == "configmap/made-".len() + 5, "{name}");
@@ -23,7 +25,8 @@ fn kubectl_creates_replaces_and_patches() -> anyhow::Result<()> {
     let stale = s.input("replace -f -", &first.replace("a: \"1\"", "a: \"3\""))?.stderr;
     assert!(stale.contains("(Conflict)") && stale.contains("the object has been modified"), "{stale}");
     let uid = s.value("configmap/copy", "{.metadata.uid}")?;
-    s.input("replace --force -f -", "{apiVersion: v1, kind: ConfigMap, metadata: {name: copy}, data: {a: '4'}}")?.ok()?;
+    s.input("replace --force -f -", "{apiVersion: v1, kind: ConfigMap, metadata: {name: copy}, data: {a: '4'}}")?
+        .ok()?;
     assert_ne!(s.value("configmap/copy", "{.metadata.uid}")?, uid);
 
     // Three kinds of patch, and what each means for lists.
@@ -39,11 +42,13 @@ fn kubectl_creates_replaces_and_patches() -> anyhow::Result<()> {
         r#"[{"op":"test","path":"/metadata/labels/new","value":"yes"},{"op":"replace","path":"/metadata/labels/new","value":"no"}]"#,
     )?;
     assert_eq!(s.value("deployment/web", "{.metadata.labels.new}")?, "no");
-    let failed = run(s.kubectl("patch deployment web --type=json -p").arg(r#"[{"op":"remove","path":"/spec/nothing"}]"#))?;
-    assert!(failed.stderr.contains("the server rejected our request due to an error in our request"), "{failed:?}");
+    let failed =
+        run(s.kubectl("patch deployment web --type=json -p").arg(r#"[{"op":"remove","path":"/spec/nothing"}]"#))?;
+    assert!(failed.stderr.contains("The request is invalid"), "{failed:?}");
     let unchanged = patch("", r#"{"spec":{"replicas":0}}"#)?;
     assert_eq!(unchanged, "deployment.apps/web patched (no change)\n");
-    let immutable = run(s.kubectl("patch deployment web -p").arg(r#"{"spec":{"selector":{"matchLabels":{"app":"z"}}}}"#))?;
+    let immutable =
+        run(s.kubectl("patch deployment web -p").arg(r#"{"spec":{"selector":{"matchLabels":{"app":"z"}}}}"#))?;
     assert!(immutable.stderr.contains("field is immutable"), "{immutable:?}");
 
     // Subresources: the object's own spec and status cannot be written through each other's.
@@ -54,14 +59,17 @@ fn kubectl_creates_replaces_and_patches() -> anyhow::Result<()> {
     s.apply(&WIDGETS.replace("GROUP", &group))?;
     s.ok(&format!("wait --for=condition=Established crd/widgets.{group} --timeout=20s"))?;
     s.apply(&format!("{{apiVersion: {group}/v1, kind: Widget, metadata: {{name: w}}, spec: {{size: 2}}}}"))?;
-    s.ok_with("patch widget w --subresource=status --type=merge -p", &[r#"{"spec":{"size":9},"status":{"phase":"Up","size":2}}"#])?;
+    s.ok_with(
+        "patch widget w --subresource=status --type=merge -p",
+        &[r#"{"spec":{"size":9},"status":{"phase":"Up","size":2}}"#],
+    )?;
     assert_eq!(s.value("widget/w", "{.spec.size} {.status.phase}")?, "2 Up");
     s.ok_with("patch widget w --type=merge -p", &[r#"{"status":{"phase":"Down"}}"#])?;
     assert_eq!(s.value("widget/w", "{.status.phase}")?, "Up");
     s.ok("scale widget w --replicas=5")?;
     assert_eq!(s.value("widget/w", "{.spec.size}")?, "5");
     let strategic = run(s.kubectl("patch widget w --type=strategic -p").arg("{}"))?;
-    assert!(strategic.stderr.contains("UnsupportedMediaType"), "{strategic:?}");
+    assert!(strategic.stderr.contains("the body of the request was in an unknown format"), "{strategic:?}");
     Ok(())
 }
 
@@ -73,17 +81,23 @@ fn kubectl_edits_with_the_users_editor() -> anyhow::Result<()> {
         let mut command = s.kubectl(line);
         run(command.env("KUBE_EDITOR", format!("sed -i -e {script}")))
     };
-    assert_eq!(edit("edit deployment web", "s/replicas:.0/replicas:\\ 1/")?.ok()?.stdout, "deployment.apps/web edited\n");
+    assert_eq!(
+        edit("edit deployment web", "s/replicas:.0/replicas:\\ 1/")?.ok()?.stdout,
+        "deployment.apps/web edited\n"
+    );
     assert_eq!(s.value("deployment/web", "{.spec.replicas}")?, "1");
     let untouched = edit("edit deployment web", "s/nothing/else/")?.ok()?;
     assert!(untouched.stderr.contains("Edit cancelled, no changes made."), "{untouched:?}");
     // A wrong edit comes back with the reason as a comment, and is kept.
-    let wrong = edit("edit deployment web", "s/containerPort:.8000/containerPort:\\ 80000/")?;
+    let wrong = edit("edit deployment web", "s/containerPort:.8000$/containerPort:\\ 80000/")?;
     assert_eq!(wrong.code, Some(1));
     let copy = wrong.stderr.split('"').find(|part| part.contains("kubectl-edit")).unwrap_or_default().to_owned();
     let kept = std::fs::read_to_string(&copy)?;
     std::fs::remove_file(&copy)?;
-    assert!(kept.contains("# * spec.template.spec.containers[0].ports[0].containerPort: Invalid value: 80000"), "{kept}");
+    assert!(
+        kept.contains("# * spec.template.spec.containers[0].ports[0].containerPort: Invalid value: 80000"),
+        "{kept}"
+    );
     edit("edit deployment web --subresource=status", "s/observedGeneration:.*/observedGeneration:\\ 77/")?.ok()?;
     edit("apply edit-last-applied deployment web", "s/8000/8123/")?.ok()?;
     assert!(s.ok("apply view-last-applied deployment web")?.contains("8123"));
@@ -96,10 +110,12 @@ fn kubectl_labels_annotates_and_sets() -> anyhow::Result<()> {
     s.apply(IDLE)?;
     s.ok("create serviceaccount robot")?;
     assert_eq!(s.ok("label pod idle tier=front")?, "pod/idle labeled\n");
-    assert!(s.refused("label pod idle tier=back")?.contains("'tier' already has a value (front), and --overwrite is false"));
+    assert!(
+        s.refused("label pod idle tier=back")?.contains("'tier' already has a value (front), and --overwrite is false")
+    );
     s.ok("label pod idle tier=back --overwrite")?;
     assert_eq!(s.ok("label pods -l app=idle tier-")?, "pod/idle unlabeled\n");
-    assert!(s.refused("label pod idle bad=sp/ace")?.contains("metadata.labels: Invalid value: \"sp/ace\""));
+    assert!(s.refused("label pod idle bad=sp/ace")?.contains("invalid label value: \"bad=sp/ace\""));
     s.ok("annotate pod idle note=kept")?;
     let stale = s.refused("annotate pod idle note=lost --overwrite --resource-version=1")?;
     assert!(stale.contains("the object has been modified"), "{stale}");

@@ -167,7 +167,9 @@ where
         _ => asked.iter().find_map(|asked| served.iter().find(|served| *served == asked)),
     };
     let Some(chosen) = chosen.copied() else {
-        let why = format!("unable to upgrade: unable to negotiate protocol: client supports {asked:?}, server accepts {served:?}");
+        let why = format!(
+            "unable to upgrade: unable to negotiate protocol: client supports {asked:?}, server accepts {served:?}"
+        );
         let mut response = ApiError::new(StatusCode::FORBIDDEN, "Forbidden", why).into_response();
         for protocol in served {
             response.headers_mut().append(ACCEPTED_HEADER, HeaderValue::from_static(protocol));

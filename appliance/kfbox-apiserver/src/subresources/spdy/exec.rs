@@ -134,12 +134,7 @@ async fn open(incoming: &mut Incoming, outgoing: &mut Outgoing, remote: &Remote)
 }
 
 /// Until the process has ended and said all, or the client is gone (None).
-async fn carry(
-    incoming: &mut Incoming,
-    outgoing: &mut Outgoing,
-    opened: Opened,
-    session: ExecSession,
-) -> Option<Exit> {
+async fn carry(incoming: &mut Incoming, outgoing: &mut Outgoing, opened: Opened, session: ExecSession) -> Option<Exit> {
     let ExecSession { stdin, stdout, stderr, resize, exit } = session;
     let (answers, queue) = mpsc::channel(QUEUE);
     let ids = opened.ids.clone();

@@ -68,7 +68,7 @@ def pods() -> None:
     assert failed.returncode == 5, failed
     assert next(pod.logs()).startswith("Serving HTTP")
     assert next(pod.logs(follow=True)).startswith("Serving HTTP")
-    with pod.portforward(remote_port=8000) as port:
+    with pod.portforward(remote_port=8000, local_port="auto") as port:
         for _ in range(3):
             with urllib.request.urlopen(f"http://localhost:{port}/etc/hostname", timeout=20) as answer:
                 assert answer.read() == b"web\n"
@@ -79,7 +79,7 @@ def pods() -> None:
             break
     assert service.ready() and [p.name for p in service.ready_pods()] == ["web"]
     assert service.http_get("/etc/hostname").text == "web\n"
-    with service.portforward(remote_port=80) as port:
+    with service.portforward(remote_port=80, local_port="auto") as port:
         with urllib.request.urlopen(f"http://localhost:{port}/etc/hostname", timeout=20) as answer:
             assert answer.read() == b"web\n"
     pod.delete()

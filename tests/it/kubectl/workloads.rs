@@ -122,7 +122,10 @@ fn kubectl_scales_exposes_and_autoscales() -> anyhow::Result<()> {
     s.ok("scale deployment/small --current-replicas=1 --replicas=2")?;
     s.ok("wait deployment/small --for=jsonpath={.status.readyReplicas}=2 --timeout=60s")?;
     let table = s.ok("get deployment small --subresource=scale")?;
-    assert!(table.starts_with("NAME    DESIRED   AVAILABLE\n") && table.contains("small   2         2"), "{table}");
+    assert!(
+        table.starts_with("NAME    DESIRED   AVAILABLE   AGE\n") && table.contains("small   2         2"),
+        "{table}"
+    );
 
     s.ok("expose deployment small --port=80 --target-port=8000 --name=front")?;
     s.ok_with(

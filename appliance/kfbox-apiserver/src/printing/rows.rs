@@ -21,6 +21,11 @@ pub(super) fn of(group: &str, kind: &str) -> (&'static [Column], RowOf) {
         ("batch", "Job") => (w::JOB, w::job),
         ("batch", "CronJob") => (w::CRON_JOB, w::cron_job),
         ("autoscaling", "HorizontalPodAutoscaler") => (w::AUTOSCALER, w::autoscaler),
+        ("autoscaling", "Scale") => {
+            (&[("Name", S, 0), ("Desired", I, 0), ("Available", I, 0), ("Age", S, 0)], |o, now| {
+                vec![name(o), int_at(o, "/spec/replicas").into(), int_at(o, "/status/replicas").into(), age(o, now)]
+            })
+        }
         ("", "Service") => (SERVICE, service),
         ("", "Endpoints") => (&[("Name", S, 0), ("Endpoints", S, 0), ("Age", S, 0)], endpoints),
         ("discovery.k8s.io", "EndpointSlice") => (

@@ -2,9 +2,9 @@
 
 use crate::{
     convert,
-    negotiate::{decode, read_body},
+    negotiate::{Form, decode, read_body},
     object::meta,
-    respond,
+    printing, respond,
     status::ApiError,
     verbs::{self, Call, Modification, Patch},
 };
@@ -110,6 +110,12 @@ pub fn put_into(call: &Call, object: &mut Value, scale: &Value) -> bool {
 pub fn get(call: &Call) -> Result<Response, ApiError> {
     let stored = call.core.store.get(&call.resource.collection, &call.key()).ok_or_else(|| call.not_found())?;
     let scale = scale_of(&convert::value(&call.resource, &stored), &paths(call));
+    if call.accept.form == Form::Table {
+        let kind = printing::TableKind { group: "autoscaling", version: "v1", kind: "Scale", columns: None };
+        let mut table = printing::table(&kind, &[scale], chrono::Utc::now());
+        table["metadata"] = json!({"resourceVersion": stored.revision.to_string()});
+        return Ok(respond::value(call, StatusCode::OK, &table));
+    }
     Ok(respond::value(call, StatusCode::OK, &scale))
 }
 

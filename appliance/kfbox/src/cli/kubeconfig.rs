@@ -61,7 +61,8 @@ fn merge_into(theirs: Value, ours: &Value) -> Value {
 /// Whole or not at all, and only for its owner: it holds a key.
 fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
     use std::io::Write;
-    let temporary = path.with_extension("kfbox-tmp");
+    // A name of this process's own: two that write the same file at once must not take each other's away.
+    let temporary = path.with_extension(format!("kfbox-tmp-{}", std::process::id()));
     let mut file = std::fs::OpenOptions::new()
         .write(true)
         .create(true)

@@ -246,7 +246,10 @@ pub fn restore(call: &Call, subresource: &str, before: &Value, object: &mut Valu
     if subresource == "status" {
         let (metadata, status) = (object["metadata"].clone(), object.get("status").cloned());
         *object = before.clone();
-        object["metadata"] = metadata;
+        // Of custom resources a status write changes the status alone.
+        if call.resource.custom.is_none() {
+            object["metadata"] = metadata;
+        }
         match (status, object.as_object_mut()) {
             (Some(status), Some(members)) => drop(members.insert("status".into(), status)),
             (None, Some(members)) => drop(members.remove("status")),

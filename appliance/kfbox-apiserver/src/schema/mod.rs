@@ -14,6 +14,7 @@ mod formats;
 mod kinds;
 mod prune;
 pub(crate) mod quantity;
+mod structural;
 mod typed_defaults;
 
 use std::sync::Arc;

@@ -431,7 +431,10 @@ fn workloads() {
 #[test]
 fn jobs() {
     let with = |more: Value, wanted: &[&str]| says("batch/v1", "Job", workload("Job", more), wanted);
-    with(json!({"completionMode": "Indexed"}), &["spec.completions: Required value: when completion mode is Indexed"]);
+    with(
+        json!({"completionMode": "Indexed", "parallelism": 1}),
+        &["spec.completions: Required value: when completion mode is Indexed"],
+    );
     with(
         json!({"backoffLimitPerIndex": 1, "maxFailedIndexes": 1}),
         &[
@@ -952,4 +955,63 @@ async fn what_an_update_leaves_alone_is_not_judged_again() {
     assert_eq!(world.delete(one, Value::Null).await.0, 200);
     assert_eq!(world.merge(one, json!({"metadata": {"finalizers": null}})).await.0, 200);
     assert_eq!(world.get(one).await.0, 404);
+}
+
+/// Two evictions at once cannot both have a budget's last disruption.
+#[tokio::test]
+async fn an_eviction_takes_from_the_budget_of_its_pod() {
+    let world = world().await;
+    world.default_account().await;
+    let core = "/api/v1/namespaces/default";
+    for name in ["a", "b", "c"] {
+        let object = json!({"metadata": {"name": name, "labels": {"app": "x"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+        assert_eq!(world.post(&format!("{core}/pods"), object).await.0, 201);
+        let ready = if name == "c" { "False" } else { "True" };
+        let status = json!({"status": {"phase": "Running", "conditions": [{"type": "Ready", "status": ready}]}});
+        assert_eq!(world.merge(&format!("{core}/pods/{name}/status"), status).await.0, 200);
+    }
+    let budgets = "/apis/policy/v1/namespaces/default/poddisruptionbudgets";
+    let budget =
+        json!({"metadata": {"name": "x"}, "spec": {"minAvailable": 1, "selector": {"matchLabels": {"app": "x"}}}});
+    assert_eq!(world.post(budgets, budget.clone()).await.0, 201);
+    let evict = |name: &'static str, query: &'static str| {
+        let world = &world;
+        async move {
+            let body = json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}});
+            world.post(&format!("{core}/pods/{name}/eviction{query}"), body).await
+        }
+    };
+    let (code, answer) = evict("a", "").await;
+    assert_eq!(
+        (code.as_u16(), &answer["details"]["causes"][0]["message"]),
+        (429, &json!("The disruption budget x is still being processed by the server."))
+    );
+    let status = json!({"status": {"observedGeneration": 1, "disruptionsAllowed": 1, "currentHealthy": 2, "desiredHealthy": 1, "expectedPods": 3}});
+    assert_eq!(world.merge(&format!("{budgets}/x/status"), status).await.0, 200);
+    assert_eq!(evict("a", "?dryRun=All").await.0, 201);
+    let (one, other) = tokio::join!(evict("a", ""), evict("b", ""));
+    let mut codes = [one.0.as_u16(), other.0.as_u16()];
+    codes.sort_unstable();
+    assert_eq!(codes, [201, 429], "{one:?} {other:?}");
+    let refused = if one.0 == 429 { one.1 } else { other.1 };
+    assert_eq!(
+        refused["details"]["causes"][0]["message"],
+        "The disruption budget x needs 1 healthy pods and has 2 currently"
+    );
+    let (_, found) = world.get(&format!("{budgets}/x")).await;
+    assert_eq!(
+        (&found["status"]["disruptionsAllowed"], found["status"]["disruptedPods"].as_object().unwrap().len()),
+        (&json!(0), 1)
+    );
+    // Not healthy itself, while the others are: nothing is taken for it.
+    assert_eq!(evict("c", "").await.0, 201);
+    let mut second = budget;
+    second["metadata"]["name"] = "y".into();
+    assert_eq!(world.post(budgets, second).await.0, 201);
+    let left = if world.get(&format!("{core}/pods/a")).await.0 == 200 { "a" } else { "b" };
+    let (code, answer) = evict(left, "").await;
+    assert_eq!(
+        (code.as_u16(), answer["message"].as_str()),
+        (500, Some("This pod has more than one PodDisruptionBudget, which the eviction subresource does not support."))
+    );
 }

@@ -197,7 +197,7 @@ pub async fn evict(call: &Call, body: Body) -> Result<Response, ApiError> {
     let pod = stored_pod(call)?.value();
     let ended = matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed" | "Pending"));
     if !ended && !is_deleting(&pod) {
-        check_budgets(call, &pod).await?;
+        check_budgets(call, &pod)?;
     }
     let options: verbs::DeleteOptions = serde_json::from_value(eviction["deleteOptions"].clone()).unwrap_or_default();
     verbs::delete_object(call, &call.key(), &options, call.dry_run).await?;
@@ -205,75 +205,25 @@ pub async fn evict(call: &Call, body: Body) -> Result<Response, ApiError> {
     Ok(respond::value(call, StatusCode::CREATED, &status))
 }
 
-/// Evictions that budgets' controller has not yet seen come true; more at once are a fault.
-const MAX_DISRUPTED: usize = 2000;
-
-const VIOLATES: &str = "Cannot evict pod as it would violate the pod's disruption budget.";
-
-async fn check_budgets(call: &Call, pod: &Value) -> Result<(), ApiError> {
+fn check_budgets(call: &Call, pod: &Value) -> Result<(), ApiError> {
     let budgets = call.core.store.list("poddisruptionbudgets.policy", Some(call.namespace()), None, None)?;
     let labels = string_map(&pod["metadata"]["labels"]);
-    let covers = |budget: &Value| {
+    for budget in budgets.objects.iter().map(|o| o.value()) {
         let selector = &budget["spec"]["selector"];
-        !selector.is_null() && crate::selectors::matches(selector, &labels)
-    };
-    let mut covering = budgets.objects.iter().map(|o| o.value()).filter(covers);
-    let Some(budget) = covering.next() else { return Ok(()) };
-    if covering.next().is_some() {
-        let why = "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.";
-        return Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "", why));
-    }
-    let ready = pod["status"]["conditions"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .any(|c| c["type"] == "Ready" && c["status"] == "True");
-    if !ready {
-        // One that is not healthy is missed by nobody, unless others are unhealthy too.
-        let count = |name: &str| budget["status"][name].as_i64().unwrap_or(0);
-        let enough = count("desiredHealthy") > 0 && count("currentHealthy") >= count("desiredHealthy");
-        if enough || budget["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow" {
-            return Ok(());
+        if selector.is_null() || !crate::selectors::matches(selector, &labels) {
+            continue;
         }
-    }
-    take_disruption(call, meta(&budget, "name")).await
-}
-
-/// Takes one of the budget's disruptions for this pod, so that two evictions at once cannot both have the last one.
-async fn take_disruption(call: &Call, budget: &str) -> Result<(), ApiError> {
-    let budgets = call.registry.find("policy", "v1", "poddisruptionbudgets").cloned();
-    let budgets = budgets.ok_or_else(ApiError::no_such_path)?;
-    let mut inner = crate::handle::own_call(&call.core, budgets, call.namespace(), budget);
-    inner.dry_run = call.dry_run;
-    let how = Modification { subresource: "status", track: true, replace: false };
-    let forbid = |why: &str| Err(ApiError::forbidden("policy", "poddisruptionbudget", budget, why));
-    let change = |old: &Value| {
-        let status = &old["status"];
-        let count = |name: &str| status[name].as_i64().unwrap_or(0);
-        if count("observedGeneration") < old["metadata"]["generation"].as_i64().unwrap_or(0) {
-            let why = format!("The disruption budget {budget} is still being processed by the server.");
-            return Err(ApiError::too_many_requests(VIOLATES, 10).caused_by("DisruptionBudget", &why, ""));
-        }
-        if count("disruptionsAllowed") < 0 {
-            return forbid("pdb disruptions allowed is negative");
-        }
-        if status["disruptedPods"].as_object().is_some_and(|pods| pods.len() > MAX_DISRUPTED) {
-            return forbid("DisruptedPods map too big - too many evictions not confirmed by PDB controller");
-        }
-        if count("disruptionsAllowed") == 0 {
-            let why = format!(
-                "The disruption budget {budget} needs {} healthy pods and has {} currently",
-                count("desiredHealthy"),
-                count("currentHealthy")
+        if budget["status"]["disruptionsAllowed"].as_i64().unwrap_or(0) <= 0 {
+            let error =
+                ApiError::too_many_requests("Cannot evict pod as it would violate the pod's disruption budget.", 10);
+            let name = meta(&budget, "name");
+            let (healthy, current) = (
+                budget["status"]["desiredHealthy"].as_i64().unwrap_or(0),
+                budget["status"]["currentHealthy"].as_i64().unwrap_or(0),
             );
-            return Err(ApiError::too_many_requests(VIOLATES, 0).caused_by("DisruptionBudget", &why, ""));
+            let why = format!("The disruption budget {name} needs {healthy} healthy pods and has {current} currently");
+            return Err(error.caused_by("DisruptionBudget", &why, ""));
         }
-        let mut new = old.clone();
-        new["status"]["disruptionsAllowed"] = (count("disruptionsAllowed") - 1).into();
-        let pods = member_mut(&mut new["status"], "disruptedPods");
-        pods.insert(call.target.name.clone(), crate::object::now().into());
-        crate::object::set_meta(&mut new, "resourceVersion", Value::Null);
-        Ok(new)
-    };
-    verbs::modify(&inner, &how, change).await.map(drop)
+    }
+    Ok(())
 }

@@ -59,7 +59,8 @@ fn clauses(headers: &HeaderMap) -> Vec<Clause<'_>> {
 }
 
 impl Accept {
-    /// The first form that can be given. A client that names protobuf gets JSON, whose type the answer states.
+    /// The first form that can be given. A client that names protobuf gets JSON, whose type the answer states, if it takes
+    /// that at all.
     pub fn parse(headers: &HeaderMap) -> Result<Self, ApiError> {
         let gzip = headers
             .get_all(header::ACCEPT_ENCODING)
@@ -71,9 +72,12 @@ impl Accept {
         if clauses.is_empty() {
             return accept(Form::Object, false);
         }
+        let takes_json = clauses.iter().any(|c| matches!(c.media, "application/json" | "*/*" | "application/*" | ""));
         for clause in &clauses {
             let yaml = match clause.media {
-                "application/json" | "*/*" | "application/*" | "application/vnd.kubernetes.protobuf" | "" => false,
+                "application/json" | "*/*" | "application/*" | "" => false,
+                // The form that it asks for is one that it takes in JSON too.
+                protobuf::MEDIA_TYPE if takes_json => false,
                 "application/yaml" => true,
                 _ => continue,
             };
@@ -196,6 +200,9 @@ mod tests {
             Some(Form::Metadata)
         );
         assert_eq!(form("*/*"), Some(Form::Object));
+        assert_eq!(form("application/vnd.kubernetes.protobuf, */*"), Some(Form::Object));
+        assert_eq!(form("application/vnd.kubernetes.protobuf,application/json"), Some(Form::Object));
+        assert_eq!(form("application/vnd.kubernetes.protobuf"), None);
         assert_eq!(form("image/png"), None);
     }
 }

@@ -83,7 +83,7 @@ pub fn from_crd(value: &Value) -> Result<Arc<Schema>, Vec<FieldError>> {
     if let Some(versions) = value.pointer("/spec/versions").and_then(Value::as_array) {
         let (mut found, mut errors) = (None, Vec::new());
         for (at, version) in versions.iter().enumerate() {
-            match from_version(version, &index("spec.versions", at)) {
+            match from_version(version, &index("spec.versions", at), Strictness::Written) {
                 Ok(schema) => {
                     if found.is_none() || version.get("storage") == Some(&Value::Bool(true)) {
                         found = Some(schema);
@@ -98,24 +98,31 @@ pub fn from_crd(value: &Value) -> Result<Arc<Schema>, Vec<FieldError>> {
         return found.ok_or_else(|| vec![FieldError::required("spec.versions", "must have at least one version")]);
     }
     if value.get("schema").is_some() || value.get("served").is_some() {
-        return from_version(value, "");
+        return from_version(value, "", Strictness::Written);
     }
-    root(value.get("openAPIV3Schema").unwrap_or(value), "")
+    root(value.get("openAPIV3Schema").unwrap_or(value), "", Strictness::Written)
+}
+
+/// Whether a schema is being written, and must be structural, or was stored, perhaps by an earlier release.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Strictness {
+    Written,
+    Stored,
 }
 
 /// The schema of version `version` of a CRD.
 pub fn from_crd_version(crd: &Value, version: &str) -> Result<Arc<Schema>, Vec<FieldError>> {
     let versions = crd.pointer("/spec/versions").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
     match versions.iter().enumerate().find(|(_, v)| v.get("name").and_then(Value::as_str) == Some(version)) {
-        Some((at, entry)) => from_version(entry, &index("spec.versions", at)),
+        Some((at, entry)) => from_version(entry, &index("spec.versions", at), Strictness::Stored),
         None => Err(vec![FieldError::not_found("spec.versions", &Value::String(version.to_owned()))]),
     }
 }
 
-fn from_version(version: &Value, path: &str) -> Result<Arc<Schema>, Vec<FieldError>> {
+fn from_version(version: &Value, path: &str, strictness: Strictness) -> Result<Arc<Schema>, Vec<FieldError>> {
     match version.pointer("/schema/openAPIV3Schema") {
-        Some(schema) => root(schema, &join(path, "schema.openAPIV3Schema")),
-        None => Err(vec![FieldError::required(&join(path, "schema.openAPIV3Schema"), "schemas are required")]),
+        Some(schema) => root(schema, &join(path, "schema.openAPIV3Schema"), strictness),
+        None => Err(vec![FieldError::required(&join(path, "schema.openAPIV3Schema"), "")]),
     }
 }
 
@@ -130,7 +137,13 @@ fn has_rules(schema: &Value) -> bool {
     }
 }
 
-fn root(schema: &Value, path: &str) -> Result<Arc<Schema>, Vec<FieldError>> {
+fn root(schema: &Value, path: &str, strictness: Strictness) -> Result<Arc<Schema>, Vec<FieldError>> {
+    if strictness == Strictness::Written {
+        let errors = super::structural::check(schema, path);
+        if !errors.is_empty() {
+            return Err(errors);
+        }
+    }
     if !has_rules(schema) {
         return build(schema, path, false);
     }
@@ -141,13 +154,6 @@ fn root(schema: &Value, path: &str) -> Result<Arc<Schema>, Vec<FieldError>> {
 
 fn build(schema: &Value, path: &str, has_rules: bool) -> Result<Arc<Schema>, Vec<FieldError>> {
     let mut builder = Builder { errors: Vec::new(), names: HashMap::new(), patterns: HashSet::new() };
-    if schema.get("type").and_then(Value::as_str) != Some("object") {
-        builder.errors.push(FieldError::invalid(
-            &join(path, "type"),
-            schema.get("type").unwrap_or(&Value::Null),
-            "must be object at the root",
-        ));
-    }
     let mut node = builder.node(schema, path, 0);
     if !builder.errors.is_empty() {
         return Err(builder.errors);
@@ -238,15 +244,7 @@ impl Builder {
                 self.error(FieldError::not_supported(&join(path, "type"), &Value::from(other), &supported));
                 Type::Any
             }
-            None => {
-                if !preserve {
-                    self.error(FieldError::required(
-                        &join(path, "type"),
-                        "must not be empty for specified object fields",
-                    ));
-                }
-                Type::Any
-            }
+            None => Type::Any,
         };
         let mut node = Node::of(kind);
         node.preserve = preserve;

@@ -15,6 +15,7 @@ mod group_defaults;
 mod kinds;
 mod prune;
 pub(crate) mod quantity;
+mod structural;
 mod typed_defaults;
 
 use std::sync::Arc;

@@ -431,7 +431,10 @@ fn workloads() {
 #[test]
 fn jobs() {
     let with = |more: Value, wanted: &[&str]| says("batch/v1", "Job", workload("Job", more), wanted);
-    with(json!({"completionMode": "Indexed"}), &["spec.completions: Required value: when completion mode is Indexed"]);
+    with(
+        json!({"completionMode": "Indexed", "parallelism": 1}),
+        &["spec.completions: Required value: when completion mode is Indexed"],
+    );
     with(
         json!({"backoffLimitPerIndex": 1, "maxFailedIndexes": 1}),
         &[

@@ -139,11 +139,6 @@ pub(super) fn priority_class(c: &mut Check, value: &Value, old: Option<&Value>) 
 
 pub(super) fn lease(c: &mut Check, value: &Value) {
     let spec = value.get("spec").unwrap_or(&Value::Null);
-    if let Some(holder) = spec.get("holderIdentity").and_then(Value::as_str)
-        && holder.is_empty()
-    {
-        c.invalid("spec.holderIdentity", holder, "must not be empty");
-    }
     if let Some(seconds) = spec.get("leaseDurationSeconds").and_then(Value::as_i64).filter(|n| *n <= 0) {
         c.invalid("spec.leaseDurationSeconds", seconds, "must be greater than 0");
     }

@@ -5,7 +5,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use kfbox_base::UserInfo;
 use serde::Serialize;
 use serde_json::{Map, Value};
-use std::{collections::BTreeMap, sync::Arc};
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 /// Client-made text in a record is cut here, as upstream cuts the user agent.
 const LONGEST: usize = 1024;
@@ -20,8 +20,6 @@ pub struct Facts {
     pub impersonated: Option<UserInfo>,
     pub source_ips: Vec<String>,
     pub user_agent: String,
-    /// Empty for requests that are not about resources.
-    pub object: Map<String, Value>,
     pub received: DateTime<Utc>,
 }
 
@@ -30,9 +28,11 @@ pub struct Entry {
     pub facts: Arc<Facts>,
     pub stage: Stage,
     pub at: DateTime<Utc>,
+    /// What the request is about; empty for those that are not about resources.
+    pub object: Arc<Map<String, Value>>,
     /// A `Status`.
     pub status: Option<Value>,
-    pub annotations: Arc<Vec<(&'static str, String)>>,
+    pub annotations: Arc<Vec<(Cow<'static, str>, String)>>,
     pub request: Option<Arc<Value>>,
     pub response: Option<Value>,
 }
@@ -62,13 +62,13 @@ impl Entry {
             impersonated_user: facts.impersonated.as_ref(),
             source_ips: &facts.source_ips,
             user_agent: &facts.user_agent,
-            object_ref: (!facts.object.is_empty()).then_some(&facts.object),
+            object_ref: Some(&*self.object).filter(|object| !object.is_empty()),
             response_status: self.status.as_ref(),
             request_object: self.request.as_deref(),
             response_object: self.response.as_ref(),
             request_received_timestamp: micros(facts.received),
             stage_timestamp: micros(self.at),
-            annotations: self.annotations.iter().map(|(k, v)| (*k, &**v)).collect(),
+            annotations: self.annotations.iter().map(|(k, v)| (&**k, &**v)).collect(),
         }
     }
 }

@@ -121,10 +121,12 @@ fn held(reservations: Vec<services::Reservation>) -> Vec<Reservation> {
 /// The built-in plugins once more, after webhooks or policies changed a new object: a container that was injected gets
 /// what the others have.
 pub async fn on_reinvocation(call: &Call, object: &mut Value) -> Result<(), ApiError> {
-    match &*call.resource.collection {
-        "pods" => pods::on_create(call, object).await,
-        _ => Ok(()),
+    let request = Request::new(call, "", object, None);
+    mutate(&request, object).await?;
+    if &*call.resource.collection == "pods" {
+        pods::on_create(object);
     }
+    Ok(())
 }
 
 pub async fn on_update(

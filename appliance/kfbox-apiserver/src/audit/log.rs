@@ -301,12 +301,12 @@ mod tests {
             impersonated: None,
             source_ips: Vec::new(),
             user_agent: String::new(),
-            object: serde_json::Map::new(),
             received: chrono::Utc::now(),
         });
         for _ in 0..5 {
             log.record(Entry {
                 facts: facts.clone(),
+                object: Arc::default(),
                 stage: Stage::ResponseComplete,
                 at: chrono::Utc::now(),
                 status: None,

@@ -19,6 +19,7 @@ use kfbox_base::{Decision, UserInfo};
 use log::AuditLog;
 use policy::{Decided, Level, Policy, Stage};
 use record::{Entry, Facts, cut, without_managed_fields};
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::{
     borrow::Cow,
@@ -33,6 +34,9 @@ static AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
 
 /// A recorded answer is not larger than this; of larger ones the record says only what came of the request.
 const LARGEST_ANSWER: u64 = 3 << 19;
+
+/// Remarks on one request: a few by authorization, some by each admission policy that matched.
+const ANNOTATIONS: usize = 64;
 
 #[derive(Debug, thiserror::Error)]
 pub enum AuditError {
@@ -99,6 +103,7 @@ pub struct Trail {
 
 struct Open {
     facts: Arc<Facts>,
+    object: Arc<Map<String, Value>>,
     decided: Decided,
     annotations: Vec<(Cow<'static, str>, String)>,
     request: Option<Arc<Value>>,
@@ -158,28 +163,37 @@ impl Trail {
             impersonated: caller.map(|_| user.clone()),
             source_ips: source_ips(parts),
             user_agent: cut(agent),
-            object,
             received: self.received,
         };
-        self.open =
-            Some(Open { facts: Arc::new(facts), decided, annotations: Vec::new(), request: None, status: None });
+        self.open = Some(Open {
+            facts: Arc::new(facts),
+            object: Arc::new(object),
+            decided,
+            annotations: Vec::new(),
+            request: None,
+            status: None,
+        });
         self.stage(Stage::RequestReceived, None);
     }
 
     /// What authorization said, and why.
     pub fn decided(&mut self, decision: &Decision, why: impl FnOnce() -> String) {
-        let Some(open) = &mut self.open else { return };
+        if self.open.is_none() {
+            return;
+        }
         let (decision, reason) = match decision {
             Decision::Allow => ("allow", why()),
-            Decision::Deny(reason) => ("forbid", cut(reason)),
+            Decision::Deny(reason) => ("forbid", reason.clone()),
         };
-        open.annotations.push(("authorization.k8s.io/decision".into(), decision.into()));
-        open.annotations.push(("authorization.k8s.io/reason".into(), reason));
+        self.annotate("authorization.k8s.io/decision", decision);
+        self.annotate("authorization.k8s.io/reason", &reason);
     }
 
-    /// What admission has to say.
-    pub fn annotate(&mut self, key: String, value: &str) {
-        if let Some(open) = &mut self.open {
+    /// A remark on this request by the part of the server that the key names.
+    pub fn annotate(&mut self, key: impl Into<Cow<'static, str>>, value: &str) {
+        if let Some(open) = &mut self.open
+            && open.annotations.len() < ANNOTATIONS
+        {
             open.annotations.push((key.into(), cut(value)));
         }
     }
@@ -234,10 +248,24 @@ impl Trail {
             self.stage(Stage::ResponseStarted, None);
             return response.map(|body| Body::new(Watched { body, _trail: self }));
         }
+        // A creation says in its answer what it made.
+        if code == StatusCode::CREATED && !open.object.contains_key("name") && length(&response).is_some() {
+            let (parts, body) = response.into_parts();
+            let bytes = axum::body::to_bytes(body, usize::MAX).await.unwrap_or_default();
+            if let Ok(Made { metadata }) = serde_json::from_slice(&bytes) {
+                let object = Arc::make_mut(&mut open.object);
+                for (key, value) in [("name", metadata.name), ("uid", metadata.uid)] {
+                    if !value.is_empty() {
+                        object.insert(key.into(), value.into());
+                    }
+                }
+            }
+            response = Response::from_parts(parts, bytes.into());
+        }
         let mut recorded = None;
         if open.decided.level == Level::RequestResponse
             && code != StatusCode::SWITCHING_PROTOCOLS
-            && response.body().size_hint().upper().is_some_and(|n| n <= LARGEST_ANSWER)
+            && length(&response).is_some_and(|n| n <= LARGEST_ANSWER)
         {
             let omit = open.decided.omit_managed_fields;
             let (parts, body) = response.into_parts();
@@ -264,6 +292,7 @@ impl Trail {
         }
         audit.log.record(Entry {
             facts: open.facts.clone(),
+            object: open.object.clone(),
             stage,
             at: Utc::now(),
             status: open.status.clone(),
@@ -284,6 +313,24 @@ impl Drop for Trail {
             self.stage(Stage::ResponseComplete, None);
         }
     }
+}
+
+/// The length of an answer that is in memory.
+fn length(response: &Response) -> Option<u64> {
+    response.body().size_hint().exact()
+}
+
+/// Of an object: what it is called.
+#[derive(Deserialize)]
+struct Made {
+    metadata: MadeMetadata,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct MadeMetadata {
+    name: String,
+    uid: String,
 }
 
 /// Those that proxies claim, then the one that is certain.

@@ -20,8 +20,6 @@ pub struct Facts {
     pub impersonated: Option<UserInfo>,
     pub source_ips: Vec<String>,
     pub user_agent: String,
-    /// Empty for requests that are not about resources.
-    pub object: Map<String, Value>,
     pub received: DateTime<Utc>,
 }
 
@@ -30,6 +28,8 @@ pub struct Entry {
     pub facts: Arc<Facts>,
     pub stage: Stage,
     pub at: DateTime<Utc>,
+    /// What the request is about; empty for those that are not about resources.
+    pub object: Arc<Map<String, Value>>,
     /// A `Status`.
     pub status: Option<Value>,
     pub annotations: Arc<Vec<(Cow<'static, str>, String)>>,
@@ -62,7 +62,7 @@ impl Entry {
             impersonated_user: facts.impersonated.as_ref(),
             source_ips: &facts.source_ips,
             user_agent: &facts.user_agent,
-            object_ref: (!facts.object.is_empty()).then_some(&facts.object),
+            object_ref: Some(&*self.object).filter(|object| !object.is_empty()),
             response_status: self.status.as_ref(),
             request_object: self.request.as_deref(),
             response_object: self.response.as_ref(),

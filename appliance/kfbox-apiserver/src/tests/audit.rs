@@ -52,7 +52,9 @@ async fn a_secret_is_created_read_and_watched_on_record_without_its_content() {
         (&created["kind"], &created["apiVersion"], &created["level"], &created["auditID"]),
         (&json!("Event"), &json!("audit.k8s.io/v1"), &json!("Metadata"), &json!("mine"))
     );
-    assert_eq!(created["objectRef"], json!({"resource": "secrets", "namespace": "default", "apiVersion": "v1"}));
+    let uid = world.get(&format!("{SECRETS}/s")).await.1["metadata"]["uid"].clone();
+    let object = json!({"resource": "secrets", "namespace": "default", "apiVersion": "v1", "name": "s", "uid": uid});
+    assert_eq!(created["objectRef"], object);
     assert_eq!((&created["userAgent"], &created["requestURI"]), (&json!("kubectl/v1.37.0"), &json!(SECRETS)));
     assert_eq!(
         created["annotations"],

@@ -44,8 +44,7 @@ impl Directory {
     pub fn of(services: Store<Service>, slices: Store<EndpointSlice>, changed: watch::Receiver<u64>) -> Self {
         // A store wakes only one of those who wait for it, the one that looked last; a shared future wakes them all.
         let (first, second) = (services.clone(), slices.clone());
-        let complete =
-            async move { first.wait_until_ready().await.is_ok() && second.wait_until_ready().await.is_ok() };
+        let complete = async move { first.wait_until_ready().await.is_ok() && second.wait_until_ready().await.is_ok() };
         Self { services, slices, changed, complete: complete.boxed().shared() }
     }
 

@@ -86,16 +86,12 @@ pub(super) fn secret(c: &mut Check, value: &Value, old: Option<&Value>) {
                 Some(_) => {}
             }
         }
-        "kubernetes.io/basic-auth" => {
-            if data("username").is_none() && data("password").is_none() {
-                c.required(&field("username"), "");
-                c.required(&field("password"), "");
-            }
+        "kubernetes.io/basic-auth" if data("username").is_none() && data("password").is_none() => {
+            c.required(&field("username"), "");
+            c.required(&field("password"), "");
         }
-        "kubernetes.io/ssh-auth" => {
-            if data("ssh-privatekey").is_none_or(|key| key == "") {
-                c.required(&field("ssh-privatekey"), "");
-            }
+        "kubernetes.io/ssh-auth" if data("ssh-privatekey").is_none_or(|key| key == "") => {
+            c.required(&field("ssh-privatekey"), "");
         }
         "kubernetes.io/tls" => {
             for name in ["tls.crt", "tls.key"] {

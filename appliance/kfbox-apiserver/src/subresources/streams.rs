@@ -21,6 +21,7 @@ use bytes::Bytes;
 use futures::{SinkExt as _, StreamExt as _, stream::SplitSink};
 use http::{HeaderName, HeaderValue, StatusCode, header, request::Parts};
 use hyper::upgrade::OnUpgrade;
+use kfbox_base::{Decision, ResourceAttributes};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -78,7 +79,26 @@ pub async fn upgrade(
     Ok((upgrade, chosen))
 }
 
+/// A stream is made, however it is asked for: WebSockets begin with GET, which by itself is the right to read (upstream's
+/// AuthorizePodWebsocketUpgradeCreatePermission, on since 1.35).
+fn may_create(call: &Call) -> Result<(), ApiError> {
+    let target = &call.target;
+    let wanted = ResourceAttributes {
+        verb: "create".into(),
+        group: target.group.clone(),
+        resource: target.resource.clone(),
+        subresource: target.subresource.clone(),
+        namespace: target.namespace.clone(),
+        name: target.name.clone(),
+    };
+    match call.core.rbac.authorize(&call.user, &wanted) {
+        Decision::Deny(why) => Err(ApiError::forbidden(&target.group, &target.resource, &target.name, why)),
+        _ => Ok(()),
+    }
+}
+
 pub async fn exec(call: &Arc<Call>, parts: Parts) -> Result<Response, ApiError> {
+    may_create(call)?;
     let stored = pod::stored_pod(call)?;
     let object = convert::value(&call.resource, &stored);
     let container = pod::container(call, &object)?;
@@ -359,6 +379,7 @@ pub(super) fn terminal_size(data: &[u8]) -> Option<TerminalSize> {
 }
 
 pub async fn port_forward(call: &Arc<Call>, parts: Parts) -> Result<Response, ApiError> {
+    may_create(call)?;
     let pod = pod::stored_pod(call)?.value();
     if pod["status"]["phase"] != "Running" {
         return Err(ApiError::bad_request(format!(

@@ -58,7 +58,7 @@ def pods() -> None:
     pod.namespace = NAMESPACE
     pod.raw["spec"]["terminationGracePeriodSeconds"] = 0
     pod.raw["spec"]["containers"][0]["readinessProbe"] = {"httpGet": {"path": "/", "port": 8000}, "periodSeconds": 1}
-    pod.labels["app"] = "web"
+    pod.raw["metadata"]["labels"] = {"app": "web"}
     pod.create()
     pod.wait("condition=Ready", timeout=60)
     assert pod.ready()

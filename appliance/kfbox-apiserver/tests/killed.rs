@@ -329,7 +329,7 @@ impl World {
             .views
             .iter()
             .enumerate()
-            .filter(|(n, _)| *n > 0 || number.is_multiple_of(12))
+            .filter(|(n, _)| *n > 0 || number.is_multiple_of(90))
             .map(|(_, v)| v.clone())
             .collect();
         let mut followers = JoinSet::new();

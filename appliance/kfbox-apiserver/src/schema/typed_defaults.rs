@@ -87,10 +87,14 @@ pub fn default_builtin(group: &str, version: &str, kind: &str, value: &mut Value
                 items(subset, "ports").for_each(|port| set(port, "protocol", "TCP"));
             }
         }
-        ("discovery.k8s.io", "EndpointSlice") => items(object, "ports").for_each(|port| {
-            set(port, "name", "");
-            set(port, "protocol", "TCP");
-        }),
+        ("discovery.k8s.io", "EndpointSlice") => {
+            // Not optional upstream: clients made from its schema refuse a slice without.
+            set(object, "endpoints", json!([]));
+            items(object, "ports").for_each(|port| {
+                set(port, "name", "");
+                set(port, "protocol", "TCP");
+            });
+        }
         ("", "PersistentVolumeClaim") => {
             claim(object);
             set(make(object, "status"), "phase", "Pending");

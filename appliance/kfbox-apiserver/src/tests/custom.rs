@@ -92,9 +92,13 @@ async fn definitions_survive_a_restart_and_bad_ones_are_refused() {
     let world = world().await;
     assert_eq!(world.post(CRDS, definition()).await.0, 201);
     world.post(WIDGETS, widget("a", json!({"size": 2}))).await;
-    let (again, tasks) = open(world.dir.path()).await;
-    let again = World { client: again.client(), server: again, tasks, dir: tempfile::tempdir().unwrap() };
-    assert_eq!(again.get(&format!("{WIDGETS}/a")).await.0, 200);
+    let World { dir, tasks, server, client } = world;
+    tasks.stop();
+    assert!(tasks.drain(std::time::Duration::from_secs(10)).await.is_empty());
+    drop((server, client));
+    let (server, tasks) = open(dir.path()).await;
+    let world = World { client: server.client(), server, tasks, dir };
+    assert_eq!(world.get(&format!("{WIDGETS}/a")).await.0, 200);
 
     let mut misnamed = definition();
     misnamed["metadata"]["name"] = "gadgets.example.com".into();

@@ -204,12 +204,12 @@ mod tests {
     }
 
     #[test]
-    fn thresholds_are_upstreams() {
+    fn thresholds_are_upstreams_but_for_the_disk() {
         let config = EvictionConfig::default();
         assert_eq!(shortages(&config, &plenty()), []);
         let mut now = plenty();
         now.memory_available = (100 << 20) - 1;
-        now.image_fs.free = 15 * GIB - 1;
+        now.image_fs.free = 5 * GIB - 1;
         now.node_fs.inodes_free = 49;
         now.pids_available = 0;
         let found = shortages(&config, &now);

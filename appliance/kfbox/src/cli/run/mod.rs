@@ -108,7 +108,7 @@ async fn documents(args: &RunArgs) -> anyhow::Result<Vec<Value>> {
     let documents: Result<Vec<Value>, _> = serde_yaml::Deserializer::from_str(&text).map(Value::deserialize).collect();
     let documents = documents.with_context(|| format!("{} is no YAML or JSON", args.file.display()))?;
     let documents: Vec<Value> = documents.into_iter().filter(|d| !d.is_null()).collect();
-    if !documents.first().is_some_and(|d| d.get("root").is_some()) {
+    if documents.first().is_none_or(|d| d.get("root").is_none()) {
         return Err(Failure::new(
             Code::General,
             format!("{} is no compiled pipeline", args.file.display()),

@@ -2,6 +2,7 @@
 """kr8s, its synchronous side: objects, watch, wait, scale, exec, logs, port-forward, custom kinds. Works in the namespace
 $NAMESPACE of $KUBECONFIG."""
 import os
+import time
 import urllib.request
 
 import kr8s
@@ -78,12 +79,20 @@ def pods() -> None:
         if any(e.get("conditions", {}).get("ready") for e in slice_.raw.get("endpoints") or []):
             break
     assert service.ready() and [p.name for p in service.ready_pods()] == ["web"]
-    assert service.http_get("/etc/hostname").text == "web\n"
-    with service.portforward(remote_port=80, local_port="auto") as port:
+    assert service.proxy_http_get("/etc/hostname").text == "web\n"
+    # Of one of its pods: kr8s does not translate the port.
+    with service.portforward(remote_port=8000, local_port="auto") as port:
         with urllib.request.urlopen(f"http://localhost:{port}/etc/hostname", timeout=20) as answer:
             assert answer.read() == b"web\n"
     pod.delete()
     pod.wait("delete", timeout=30)
+
+
+def with_status(item) -> None:
+    """kr8s can wait for a condition only of what has a status; a controller makes it a moment after the object."""
+    deadline = time.monotonic() + 30
+    while "status" not in item.raw and time.monotonic() < deadline:
+        item.refresh()
 
 
 def deployments() -> None:
@@ -105,10 +114,12 @@ def deployments() -> None:
         }
     )
     deployment.create()
+    with_status(deployment)
     deployment.wait("condition=Available", timeout=60)
     deployment.scale(2)
-    assert deployment.replicas == 2 and len(deployment.pods()) == 2
-    deployment.wait("jsonpath={.status.readyReplicas}=2", timeout=60)
+    assert deployment.replicas == 2
+    deployment.wait("jsonpath='{.status.readyReplicas}'=2", timeout=60)
+    assert len(deployment.pods()) == 2
     deployment.delete(propagation_policy="Foreground")
     deployment.wait("delete", timeout=60)
     assert list(kr8s.get("pods", namespace=NAMESPACE, label_selector=labels)) == []
@@ -128,6 +139,7 @@ def custom() -> None:
         }
     )
     definition.create()
+    with_status(definition)
     definition.wait("condition=Established", timeout=30)
     dial_class = new_class(kind="Dial", version=f"{GROUP}/v1", namespaced=True)
     dial = dial_class({"metadata": {"name": "d", "namespace": NAMESPACE}, "spec": {"n": 3}})

@@ -175,7 +175,7 @@ fn kubectl_top_shows_what_pods_and_nodes_use() -> anyhow::Result<()> {
     let s = Space::new(&TestBox::shared()?, "top")?;
     s.apply(
         &IDLE
-            .replace("[sleep, infinity]", "[python3, -c, \"x = bytes(40_000_000)\\nwhile True: pass\"]")
+            .replace("[sleep, infinity]", "[python3, -c, \"x = b'x' * 40_000_000\\nwhile True: pass\"]")
             .replace("name: main,", "name: main, resources: {limits: {cpu: 200m}},"),
     )?;
     s.ok("wait --for=condition=Ready pod/idle --timeout=60s")?;

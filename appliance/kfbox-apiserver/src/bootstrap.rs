@@ -1,7 +1,7 @@
 //! The objects that every cluster starts with. Made where they are missing, at each start and every half minute; what an
 //! administrator changed stays, but for the default roles, whose upkeep is [`policy`]'s.
 
-mod flowcontrol;
+pub mod flowcontrol;
 
 use crate::{
     auth::policy,

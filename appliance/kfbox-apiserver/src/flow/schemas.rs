@@ -3,6 +3,7 @@
 //! (apiserver `pkg/apis/flowcontrol/bootstrap`, matching as in `pkg/util/flowcontrol/rule.go`).
 
 use super::queue::{FlowKey, LevelConfig, QueueConfig};
+use crate::bootstrap::flowcontrol::default_objects;
 use kfbox_base::UserInfo;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -11,7 +12,6 @@ use std::{collections::BTreeMap, sync::Arc};
 pub const SCHEMAS: &str = "flowschemas.flowcontrol.apiserver.k8s.io";
 pub const LEVELS: &str = "prioritylevelconfigurations.flowcontrol.apiserver.k8s.io";
 
-const EXEMPT: &str = "exempt";
 const CATCH_ALL: &str = "catch-all";
 
 /// What of a request decides where it belongs.
@@ -270,93 +270,9 @@ fn uid(object: &Value) -> Arc<str> {
     object["metadata"]["uid"].as_str().unwrap_or_default().into()
 }
 
-/// Upstream's mandatory and suggested FlowSchemas and PriorityLevelConfigurations.
+/// Upstream's mandatory and suggested FlowSchemas and PriorityLevelConfigurations, which the cluster begins with too.
 pub fn defaults() -> (Vec<Value>, Vec<Value>) {
-    const ALL: [&str; 2] = [UserInfo::UNAUTHENTICATED, UserInfo::AUTHENTICATED];
-    const MANAGER: &str = "system:kube-controller-manager";
-    const SCHEDULER: &str = "system:kube-scheduler";
-    let object = |kind: &str, name: &str, spec: Value| {
-        json!({
-            "apiVersion": "flowcontrol.apiserver.k8s.io/v1", "kind": kind, "spec": spec,
-            "metadata": {"name": name, "annotations": {"apf.kubernetes.io/autoupdate-spec": "true"}},
-        })
-    };
-    let groups = |names: &[&str]| -> Vec<Value> {
-        names.iter().map(|n| json!({"kind": "Group", "group": {"name": n}})).collect()
-    };
-    let users =
-        |names: &[&str]| -> Vec<Value> { names.iter().map(|n| json!({"kind": "User", "user": {"name": n}})).collect() };
-    let system_accounts =
-        || vec![json!({"kind": "ServiceAccount", "serviceAccount": {"namespace": "kube-system", "name": "*"}})];
-    let resources = |verbs: &[&str], groups: &[&str], resources: &[&str], cluster: bool| {
-        let mut rule = json!({"verbs": verbs, "apiGroups": groups, "resources": resources, "namespaces": ["*"]});
-        if cluster {
-            rule["clusterScope"] = true.into();
-        }
-        rule
-    };
-    let everything = |subjects: Vec<Value>| {
-        json!([{
-            "subjects": subjects,
-            "resourceRules": [resources(&["*"], &["*"], &["*"], true)],
-            "nonResourceRules": [{"verbs": ["*"], "nonResourceURLs": ["*"]}],
-        }])
-    };
-    let schema = |name: &str, level: &str, precedence: u32, by: &str, rules: Value| {
-        let mut spec = json!({
-            "priorityLevelConfiguration": {"name": level}, "matchingPrecedence": precedence, "rules": rules,
-        });
-        if !by.is_empty() {
-            spec["distinguisherMethod"] = json!({"type": by});
-        }
-        object("FlowSchema", name, spec)
-    };
-    let mut electors = users(&[MANAGER, SCHEDULER]);
-    electors.extend(system_accounts());
-    let leases = |verbs: &[&str]| resources(verbs, &["coordination.k8s.io"], &["leases"], false);
-    let probes = json!([{
-        "subjects": groups(&ALL),
-        "nonResourceRules": [{"verbs": ["get"], "nonResourceURLs": ["/healthz", "/readyz", "/livez"]}],
-    }]);
-    let election = json!([{"subjects": electors, "resourceRules": [leases(&["get", "create", "update"])]}]);
-    let health = json!([{
-        "subjects": groups(&["system:nodes"]),
-        "resourceRules": [resources(&["*"], &[""], &["nodes", "nodes/status"], true), leases(&["*"])],
-    }]);
-    let schemas = vec![
-        schema(EXEMPT, EXEMPT, 1, "", everything(groups(&[UserInfo::MASTERS]))),
-        schema("probes", EXEMPT, 2, "", probes),
-        schema("system-leader-election", "leader-election", 100, "ByUser", election),
-        schema("system-node-high", "node-high", 400, "ByUser", health),
-        schema("system-nodes", "system", 500, "ByUser", everything(groups(&["system:nodes"]))),
-        schema("kube-controller-manager", "workload-high", 800, "ByNamespace", everything(users(&[MANAGER]))),
-        schema("kube-scheduler", "workload-high", 800, "ByNamespace", everything(users(&[SCHEDULER]))),
-        schema("kube-system-service-accounts", "workload-high", 900, "ByNamespace", everything(system_accounts())),
-        schema("service-accounts", "workload-low", 9000, "ByUser", everything(groups(&["system:serviceaccounts"]))),
-        schema("global-default", "global-default", 9900, "ByUser", everything(groups(&ALL))),
-        schema(CATCH_ALL, CATCH_ALL, 10_000, "ByUser", everything(groups(&ALL))),
-    ];
-    let level = |name: &str, shares: u32, lendable: u32, queues: u32, hand: u32| {
-        let response = json!({
-            "type": "Queue", "queuing": {"queues": queues, "handSize": hand, "queueLengthLimit": 50},
-        });
-        let limited =
-            json!({"nominalConcurrencyShares": shares, "lendablePercent": lendable, "limitResponse": response});
-        object("PriorityLevelConfiguration", name, json!({"type": "Limited", "limited": limited}))
-    };
-    let exempt = json!({"type": "Exempt", "exempt": {"nominalConcurrencyShares": 0, "lendablePercent": 0}});
-    let limited = json!({"nominalConcurrencyShares": 5, "lendablePercent": 0, "limitResponse": {"type": "Reject"}});
-    let levels = vec![
-        object("PriorityLevelConfiguration", EXEMPT, exempt),
-        object("PriorityLevelConfiguration", CATCH_ALL, json!({"type": "Limited", "limited": limited})),
-        level("system", 30, 33, 64, 6),
-        level("node-high", 40, 25, 64, 6),
-        level("leader-election", 10, 0, 16, 4),
-        level("workload-high", 40, 50, 128, 6),
-        level("workload-low", 100, 90, 128, 6),
-        level("global-default", 20, 50, 128, 6),
-    ];
-    (schemas, levels)
+    default_objects().into_iter().partition(|object| object["kind"] == "FlowSchema")
 }
 
 #[cfg(test)]

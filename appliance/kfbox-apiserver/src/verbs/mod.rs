@@ -13,7 +13,7 @@ pub use delete::{DeleteOptions, Deleted, delete, delete_collection, delete_objec
 pub use list::{list, namespace as list_namespace, selector as list_selector};
 pub use patch::{Patch, patch};
 pub use read::{get, object_response};
-pub use update::{Modification, modify, update};
+pub use update::{Modification, SERVER_OWNED, modify, update};
 pub use watch::watch;
 
 use crate::{

@@ -192,20 +192,23 @@ async fn prepare(
     Ok(reservations.into_iter().chain(admission::charge(call, new, Some(old))?).collect())
 }
 
+/// Metadata that no client and no webhook changes.
+pub const SERVER_OWNED: [&str; 10] = [
+    "name",
+    "namespace",
+    "uid",
+    "creationTimestamp",
+    "deletionTimestamp",
+    "deletionGracePeriodSeconds",
+    "generation",
+    "generateName",
+    "resourceVersion",
+    "selfLink",
+];
+
 fn keep_server_owned(old: &Value, new: &mut Value) {
     let metadata = metadata_mut(new);
-    for field in [
-        "name",
-        "namespace",
-        "uid",
-        "creationTimestamp",
-        "deletionTimestamp",
-        "deletionGracePeriodSeconds",
-        "generation",
-        "generateName",
-        "resourceVersion",
-        "selfLink",
-    ] {
+    for field in SERVER_OWNED {
         match old["metadata"].get(field) {
             Some(value) => drop(metadata.insert(field.into(), value.clone())),
             None => drop(metadata.remove(field)),

@@ -6,7 +6,7 @@ use crate::{
     resources::Resource,
     status::ApiError,
     subresources,
-    verbs::{Call, DeleteOptions},
+    verbs::{self, Call, DeleteOptions},
 };
 use serde_json::{Map, Value, json};
 
@@ -267,19 +267,7 @@ pub fn restore(call: &Call, subresource: &str, before: &Value, object: &mut Valu
         object[field] = before[field].clone();
     }
     let metadata = member_mut(object, "metadata");
-    for field in [
-        "name",
-        "namespace",
-        "uid",
-        "creationTimestamp",
-        "deletionTimestamp",
-        "deletionGracePeriodSeconds",
-        "generation",
-        "generateName",
-        "resourceVersion",
-        "selfLink",
-        "managedFields",
-    ] {
+    for field in verbs::SERVER_OWNED.into_iter().chain(["managedFields"]) {
         match before["metadata"].get(field) {
             Some(value) => drop(metadata.insert(field.into(), value.clone())),
             None => drop(metadata.remove(field)),

@@ -26,6 +26,7 @@ pub async fn ensure(core: &Arc<Core>) -> Result<(), ApiError> {
     futures::future::try_join_all(policy::default_objects().iter().map(|o| ensure_role(core, o))).await?;
     futures::future::try_join_all(flowcontrol::default_objects().iter().map(|o| ensure_flow(core, o))).await?;
     tell_dangling(core).await?;
+    tell_range(core).await?;
     fill_aggregated(core).await?;
     keep_endpoint(core).await
 }
@@ -73,6 +74,10 @@ fn others(core: &Core) -> Vec<Value> {
                 "clusterIP": core.config.api_service_ip.to_string(),
                 "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": 6443}],
             },
+        }),
+        json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
+            "metadata": {"name": "kubernetes"}, "spec": {"cidrs": [core.config.service_cidr]},
         }),
         json!({
             "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass",
@@ -156,6 +161,28 @@ async fn tell_dangling(core: &Arc<Core>) -> Result<(), ApiError> {
         }
     });
     futures::future::try_join_all(written).await.map(drop)
+}
+
+/// The range that Services get their addresses from is in use.
+async fn tell_range(core: &Arc<Core>) -> Result<(), ApiError> {
+    let range =
+        json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"}});
+    let call = call_for(core, &range)?;
+    let how = Modification { subresource: "status", track: true, replace: false };
+    let told = verbs::modify(&call, &how, |stored| {
+        let mut range = stored.clone();
+        if range["status"]["conditions"].as_array().is_none_or(Vec::is_empty) {
+            range["status"]["conditions"] = json!([{
+                "type": "Ready", "status": "True", "reason": "", "message": "Kubernetes default Service CIDR is ready",
+                "lastTransitionTime": crate::object::now(),
+            }]);
+        }
+        Ok(range)
+    });
+    match told.await {
+        Err(error) if error.reason() != "NotFound" => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// The slice behind the Service `kubernetes`, when it is known where pods reach this server.

@@ -13,6 +13,7 @@ pub fn track(call: &Call, old: Option<&Value>, new: &mut Value, subresource: &st
         new,
         manager: &manager,
         subresource,
+        has_status: call.resource.has_subresource("status"),
         api_version: &api_version,
         now: chrono::Utc::now(),
     });

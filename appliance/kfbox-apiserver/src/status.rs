@@ -60,7 +60,7 @@ impl ApiError {
         this
     }
 
-    fn causes(self, causes: impl IntoIterator<Item = Value>) -> Self {
+    pub fn causes(self, causes: impl IntoIterator<Item = Value>) -> Self {
         let causes: Vec<Value> = causes.into_iter().collect();
         self.detail("causes", causes)
     }

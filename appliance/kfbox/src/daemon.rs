@@ -345,6 +345,7 @@ async fn start(config: &Config, tasks: &Tasks, announce: bool) -> anyhow::Result
     platform_ready.ready();
     housekeeping(tasks, data_dir.join("pki"), authority, node);
     tell_when_ready(control.clone(), readiness, tasks, announce);
+    crate::memory::keep_small(tasks);
     Ok(control)
 }
 

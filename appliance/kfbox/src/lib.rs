@@ -8,6 +8,7 @@ mod control;
 mod daemon;
 mod failure;
 mod lock;
+mod memory;
 mod pip;
 mod publish;
 

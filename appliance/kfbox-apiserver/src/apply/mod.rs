@@ -37,6 +37,8 @@ pub struct TrackRequest<'a> {
     pub new: &'a mut Value,
     pub manager: &'a str,
     pub subresource: &'a str,
+    /// The kind has a status subresource, through which alone its status is written.
+    pub has_status: bool,
     pub api_version: &'a str,
     pub now: DateTime<Utc>,
 }
@@ -240,7 +242,7 @@ fn merge(request: ApplyRequest<'_>) -> Result<Value, ApplyError> {
 
 /// Keeps book of a write that is not an apply: the manager owns what it changed, others lose it.
 pub fn track_update(request: TrackRequest<'_>) {
-    let TrackRequest { schema, old, new, manager, subresource, api_version, now } = request;
+    let TrackRequest { schema, old, new, manager, subresource, has_status, api_version, now } = request;
     if !new.get("metadata").is_some_and(Value::is_object) {
         return;
     }
@@ -262,6 +264,10 @@ pub fn track_update(request: TrackRequest<'_>) {
     let mut difference = walk::compare(Some(schema.root()), schema.is_builtin, &base, &plain);
     strip(&mut difference.changed);
     strip(&mut difference.removed);
+    // The status of a new object is the server's own.
+    if old.is_none() && has_status {
+        difference.changed.children.remove(&set::Element::Field("status".to_owned()));
+    }
     let mine = entries.iter().position(|e| e.is(manager, false, api_version, subresource));
     for (at, entry) in entries.iter_mut().enumerate() {
         if Some(at) != mine {

@@ -115,6 +115,7 @@ fn conflicts_are_listed_by_manager() {
         new: &mut live,
         manager: "kubectl-create",
         subresource: "",
+        has_status: true,
         api_version: "apps/v1",
         now: now(0),
     });
@@ -192,6 +193,7 @@ fn updates_take_what_they_change() {
         new: &mut live,
         manager: "creator",
         subresource: "",
+        has_status: true,
         api_version: "apps/v1",
         now: now(0),
     });
@@ -215,6 +217,7 @@ fn updates_take_what_they_change() {
         new: &mut edited,
         manager: "edit",
         subresource: "",
+        has_status: true,
         api_version: "apps/v1",
         now: now(2),
     });
@@ -231,6 +234,7 @@ fn updates_take_what_they_change() {
         new: &mut same,
         manager: "idle",
         subresource: "",
+        has_status: true,
         api_version: "apps/v1",
         now: now(3),
     });
@@ -244,6 +248,7 @@ fn updates_take_what_they_change() {
         new: &mut status,
         manager: "edit",
         subresource: "status",
+        has_status: true,
         api_version: "apps/v1",
         now: now(4),
     });
@@ -273,6 +278,7 @@ fn the_book_can_be_cleared_edited_and_stays_short() {
             new: &mut new,
             manager: "x",
             subresource: "",
+            has_status: true,
             api_version: "apps/v1",
             now: now(1),
         });
@@ -288,6 +294,7 @@ fn the_book_can_be_cleared_edited_and_stays_short() {
         new: &mut edited,
         manager: "x",
         subresource: "",
+        has_status: true,
         api_version: "apps/v1",
         now: now(1),
     });
@@ -300,6 +307,7 @@ fn the_book_can_be_cleared_edited_and_stays_short() {
         new: &mut broken,
         manager: "x",
         subresource: "",
+        has_status: true,
         api_version: "apps/v1",
         now: now(1),
     });
@@ -314,6 +322,7 @@ fn the_book_can_be_cleared_edited_and_stays_short() {
             new: &mut next,
             manager: &format!("u{n}"),
             subresource: "",
+            has_status: true,
             api_version: "apps/v1",
             now: now(n),
         });
@@ -418,9 +427,9 @@ mod properties {
         fn tracking_agrees_with_the_objects(a in applied(), b in applied()) {
             let schema = deployments();
             let mut old = a;
-            track_update(TrackRequest { schema: &schema, old: None, new: &mut old, manager: "one", subresource: "", api_version: "apps/v1", now: now(0) });
+            track_update(TrackRequest { schema: &schema, old: None, new: &mut old, manager: "one", subresource: "", has_status: true, api_version: "apps/v1", now: now(0) });
             let mut new = b;
-            track_update(TrackRequest { schema: &schema, old: Some(&old), new: &mut new, manager: "two", subresource: "", api_version: "apps/v1", now: now(1) });
+            track_update(TrackRequest { schema: &schema, old: Some(&old), new: &mut new, manager: "two", subresource: "", has_status: true, api_version: "apps/v1", now: now(1) });
             // every owned path is there and no path has two owners
             let mut paths = Vec::new();
             for entry in new["metadata"]["managedFields"].as_array().into_iter().flatten() {
@@ -445,7 +454,16 @@ fn kubectl_takes_over_from_its_own_client_side_apply() {
     live["metadata"]["annotations"] = json!({annotation: said.to_string()});
     let track = |old: Option<&Value>, new: &mut Value, manager: &str| {
         let (subresource, api_version) = ("", "v1");
-        track_update(TrackRequest { schema: &schema, old, new, manager, subresource, api_version, now: now(0) });
+        track_update(TrackRequest {
+            schema: &schema,
+            old,
+            new,
+            manager,
+            subresource,
+            has_status: false,
+            api_version,
+            now: now(0),
+        });
     };
     track(None, &mut live, "kubectl-client-side-apply");
     // Another has changed `c` since: that is no longer what kubectl said.

@@ -1,8 +1,35 @@
-//! Defaults of custom resources. Upstream: `apiextensions-apiserver/pkg/apiserver/schema/defaulting`.
+//! Defaults that schemas state. Of custom resources: upstream's `apiextensions-apiserver/pkg/apiserver/schema/defaulting`.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{Additional, Node, Schema};
+
+/// `spec` and `status` of a built-in kind, where absent: Go's structs have a zero value that is written out, so that
+/// clients may rely on `status: {}` in what nobody has touched yet.
+pub fn fill_parts(schema: &Schema, object: &mut Map<String, Value>) {
+    for part in ["spec", "status"] {
+        if let Some(property) = schema.root().property(part)
+            && property.default.as_deref().is_some_and(Value::is_object)
+            && !object.contains_key(part)
+        {
+            object.insert(part.to_owned(), zero(property.link.node()));
+        }
+    }
+}
+
+/// Members that are not optional, and structs within the struct.
+fn zero(node: &Node) -> Value {
+    let mut out = Map::new();
+    for property in &node.properties {
+        let Some(default) = property.default.as_deref() else { continue };
+        if default.is_object() {
+            out.insert(property.name.to_string(), zero(property.link.node()));
+        } else if node.required.contains(&property.name) {
+            out.insert(property.name.to_string(), default.clone());
+        }
+    }
+    Value::Object(out)
+}
 
 /// Fills `default`s of a CRD schema in place, and drops nulls that are not allowed where a default exists. Built-in kinds
 /// have their defaults in [`super::default_builtin`].

@@ -11,14 +11,18 @@ use super::{Node, Type, builtin, quantity};
 
 /// Fills the defaults of a built-in kind in place. Nulls are dropped first, as Go's decoder does.
 pub fn default_builtin(group: &str, version: &str, kind: &str, value: &mut Value) {
-    if let Some(schema) = builtin(group, version, kind) {
+    let schema = builtin(group, version, kind);
+    if let Some(schema) = &schema {
         drop_nulls(schema.root(), value);
-        if !super::validate(&schema, value, None).is_empty() {
+        if !super::validate(schema, value, None).is_empty() {
             return;
         }
         quantities(schema.root(), value);
     }
     let Some(object) = value.as_object_mut() else { return };
+    if let Some(schema) = &schema {
+        super::default::fill_parts(schema, object);
+    }
     match (group, kind) {
         ("", "Pod") => {
             if let Some(spec) = child(object, "spec") {

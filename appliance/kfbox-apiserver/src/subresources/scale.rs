@@ -2,11 +2,11 @@
 
 use crate::{
     convert,
-    negotiate::{Form, decode, read_body},
+    negotiate::{Form, content_type, decode, read_body, yaml},
     object::meta,
     printing, respond,
     status::ApiError,
-    verbs::{self, Call, Modification, Patch},
+    verbs::{self, Call, Modification, Patch, apply_object},
 };
 use axum::{body::Body, response::Response};
 use http::StatusCode;
@@ -127,12 +127,50 @@ pub async fn update(call: &Call, body: Body) -> Result<Response, ApiError> {
 
 pub async fn patch(call: &Call, body: Body) -> Result<Response, ApiError> {
     let body = read_body(body).await?;
+    if content_type(&call.headers) == "application/apply-patch+yaml" {
+        return apply(call, &body).await;
+    }
     let patch = match Patch::read(call, &body)? {
         // A Scale has no lists: both kinds of merge are the same.
         Patch::Strategic(patch) => Patch::Merge(patch),
         patch => patch,
     };
     change(call, |scale| patch.apply(call, scale)).await
+}
+
+/// An applied Scale owns the replicas of its object, under the name of the subresource.
+async fn apply(call: &Call, body: &[u8]) -> Result<Response, ApiError> {
+    let given = yaml(body)?;
+    if given["kind"] != "Scale" || given["apiVersion"] != "autoscaling/v1" {
+        return Err(ApiError::bad_request("the applied configuration must be a Scale of autoscaling/v1"));
+    }
+    let name = meta(&given, "name");
+    if !name.is_empty() && name != call.target.name {
+        return Err(ApiError::bad_request(format!(
+            "the name of the object ({name}) does not match the name on the URL ({})",
+            call.target.name
+        )));
+    }
+    let paths = paths(call);
+    let mut applied = json!({
+        "apiVersion": call.resource.api_version(), "kind": call.resource.kind,
+        "metadata": {"name": call.target.name, "resourceVersion": meta(&given, "resourceVersion")},
+    });
+    if let Some(replicas) = given.pointer("/spec/replicas").filter(|r| !r.is_null()) {
+        check_replicas(call, replicas.as_i64().unwrap_or(-1))?;
+        set(&mut applied, &paths.spec, replicas.clone());
+    }
+    let (code, object) = apply_object(call, &applied).await?;
+    Ok(respond::value(call, code, &scale_of(&convert::value(&call.resource, &object), &paths)))
+}
+
+fn check_replicas(call: &Call, replicas: i64) -> Result<(), ApiError> {
+    if (0..=i64::from(i32::MAX)).contains(&replicas) {
+        return Ok(());
+    }
+    let error =
+        crate::schema::FieldError::invalid("spec.replicas", &json!(replicas), "must be greater than or equal to 0");
+    Err(ApiError::invalid("autoscaling", "Scale", &call.target.name, &[error]))
 }
 
 async fn change(call: &Call, f: impl Fn(&Value) -> Result<Value, ApiError>) -> Result<Response, ApiError> {
@@ -142,14 +180,7 @@ async fn change(call: &Call, f: impl Fn(&Value) -> Result<Value, ApiError>) -> R
         let before = scale_of(old, &paths);
         let after = f(&before)?;
         let replicas = after["spec"]["replicas"].as_i64().unwrap_or(0);
-        if replicas < 0 || replicas > i64::from(i32::MAX) {
-            let error = crate::schema::FieldError::invalid(
-                "spec.replicas",
-                &json!(replicas),
-                "must be greater than or equal to 0",
-            );
-            return Err(ApiError::invalid("autoscaling", "Scale", &call.target.name, &[error]));
-        }
+        check_replicas(call, replicas)?;
         let mut new = old.clone();
         set(&mut new, &paths.spec, replicas.into());
         // The revision that was read is no demand; any other one is, and conflicts.

@@ -307,7 +307,8 @@ async fn status_and_spec_are_written_apart() {
         "status": {"replicas": 7}});
     let (code, created) = world.post(path, object).await;
     assert_eq!(code, 201, "{created}");
-    assert!(created["status"]["replicas"].is_null());
+    assert_eq!(created["status"], json!({}), "what nobody has told yet is there, and empty");
+    assert!(created["metadata"]["managedFields"][0]["fieldsV1"]["f:status"].is_null(), "{created}");
     assert_eq!(created["metadata"]["generation"], 1);
     let path = &format!("{path}/web");
     let (_, status) =
@@ -323,6 +324,73 @@ async fn status_and_spec_are_written_apart() {
     assert_eq!((code.as_u16(), &scale["spec"]["replicas"]), (200, &json!(4)), "{scale}");
     let (_, whole) = world.get(path).await;
     assert_eq!((&whole["spec"]["replicas"], &whole["metadata"]["generation"]), (&json!(4), &json!(3)));
+}
+
+#[tokio::test]
+async fn parts_that_are_absent_have_their_zero_value() {
+    let world = world().await;
+    let labels = json!({"a": "b"});
+    let template = json!({"metadata": {"labels": labels}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+    for (path, spec, status) in [
+        (
+            "/apis/apps/v1/namespaces/default/daemonsets",
+            json!({"selector": {"matchLabels": labels}, "template": template}),
+            json!({"currentNumberScheduled": 0, "desiredNumberScheduled": 0, "numberMisscheduled": 0, "numberReady": 0}),
+        ),
+        (
+            "/apis/policy/v1/namespaces/default/poddisruptionbudgets",
+            json!({"selector": {"matchLabels": labels}}),
+            json!({"currentHealthy": 0, "desiredHealthy": 0, "disruptionsAllowed": 0, "expectedPods": 0}),
+        ),
+        ("/api/v1/namespaces/default/services", json!({"ports": [{"port": 1}]}), json!({"loadBalancer": {}})),
+    ] {
+        let (code, created) = world.post(path, json!({"metadata": {"name": "x"}, "spec": spec})).await;
+        assert_eq!((code.as_u16(), &created["status"]), (201, &status), "{created}");
+    }
+    let (_, quota) = world.post("/api/v1/namespaces/default/resourcequotas", json!({"metadata": {"name": "q"}})).await;
+    assert_eq!((&quota["spec"], &quota["status"]), (&json!({}), &json!({})), "{quota}");
+}
+
+#[tokio::test]
+async fn an_applied_scale_owns_the_replicas() {
+    let world = world().await;
+    let path = "/apis/apps/v1/namespaces/default/deployments";
+    let object = json!({"metadata": {"name": "web"}, "spec": {"replicas": 1, "selector": {"matchLabels": {"a": "b"}},
+        "template": {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}}}});
+    world.post(&format!("{path}?fieldManager=author"), object).await;
+    let scale =
+        json!({"apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": {"name": "web"}, "spec": {"replicas": 3}});
+    let apply = [("content-type", "application/apply-patch+yaml")];
+    let to = format!("{path}/web/scale?fieldManager=scaler");
+    let (code, _, refused) = world.request("PATCH", &to, &apply, scale.clone()).await;
+    assert_eq!((code.as_u16(), &refused["reason"]), (409, &json!("Conflict")), "{refused}");
+    assert_eq!(refused["details"]["causes"][0]["field"], ".spec.replicas");
+    let (code, _, scaled) = world.request("PATCH", &format!("{to}&force=true"), &apply, scale).await;
+    assert_eq!((code.as_u16(), &scaled["spec"]["replicas"]), (200, &json!(3)), "{scaled}");
+    let (_, whole) = world.get(&format!("{path}/web")).await;
+    assert_eq!(whole["spec"]["replicas"], 3);
+    let entries = whole["metadata"]["managedFields"].as_array().unwrap();
+    let own = entries.iter().find(|e| e["manager"] == "scaler").unwrap();
+    assert_eq!((&own["operation"], &own["subresource"]), (&json!("Apply"), &json!("scale")));
+    assert_eq!(own["fieldsV1"], json!({"f:spec": {"f:replicas": {}}}));
+}
+
+#[tokio::test]
+async fn the_range_of_services_is_an_object() {
+    let world = world().await;
+    let path = "/apis/networking.k8s.io/v1/servicecidrs";
+    let (_, range) = world.get(&format!("{path}/kubernetes")).await;
+    assert_eq!(range["spec"]["cidrs"], json!(["10.96.0.0/16"]));
+    assert_eq!(range["status"]["conditions"][0]["type"], "Ready");
+    for (ranges, why) in [
+        (json!([]), "at least one CIDR required"),
+        (json!(["10.0.0.0/8", "11.0.0.0/8"]), "no more than one IP for each IP family"),
+        (json!(["somewhere"]), "must be a valid CIDR value"),
+    ] {
+        let (code, refused) = world.post(path, json!({"metadata": {"name": "x"}, "spec": {"cidrs": ranges}})).await;
+        assert_eq!(code, 422, "{refused}");
+        assert!(refused["message"].as_str().unwrap().contains(why), "{refused}");
+    }
 }
 
 #[tokio::test]

@@ -330,7 +330,7 @@ proptest! {
         let mut new = wrapped(&applied);
         apply::track_update(apply::TrackRequest {
             schema: &schema, old: Some(&wrapped(&live)), new: &mut new, manager: "u", subresource: "",
-            api_version: "apps/v1", now: chrono::DateTime::UNIX_EPOCH,
+            has_status: true, api_version: "apps/v1", now: chrono::DateTime::UNIX_EPOCH,
         });
     }
 

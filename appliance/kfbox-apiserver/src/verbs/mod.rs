@@ -11,7 +11,7 @@ mod watch;
 pub use create::{create, create_object};
 pub use delete::{DeleteOptions, Deleted, delete, delete_collection, delete_object};
 pub use list::{list, namespace as list_namespace, selector as list_selector};
-pub use patch::{Patch, patch};
+pub use patch::{Patch, apply_object, patch};
 pub use read::{get, object_response};
 pub use update::{Modification, SERVER_OWNED, modify, update};
 pub use watch::watch;

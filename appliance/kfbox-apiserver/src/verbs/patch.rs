@@ -3,15 +3,17 @@
 use super::{Call, Modification, create_object, modify, object_response};
 use crate::{
     apply,
-    negotiate::{content_type, json, read_body, yaml},
+    negotiate::{self, content_type, read_body, yaml},
     object::{meta, set_meta},
     patch::{self as patches, PatchError},
     schema::FieldError,
     status::ApiError,
+    store::Object,
 };
 use axum::{body::Body, response::Response};
 use http::StatusCode;
-use serde_json::Value;
+use serde_json::{Value, json};
+use std::sync::Arc;
 
 const PATCHES: &str = "application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml";
 
@@ -24,11 +26,11 @@ pub enum Patch {
 impl Patch {
     pub fn read(call: &Call, body: &[u8]) -> Result<Self, ApiError> {
         match content_type(&call.headers) {
-            "application/json-patch+json" => json(body).map(Self::Json),
-            "application/merge-patch+json" => json(body).map(Self::Merge),
+            "application/json-patch+json" => negotiate::json(body).map(Self::Json),
+            "application/merge-patch+json" => negotiate::json(body).map(Self::Merge),
             // Custom resources have no strategies.
             "application/strategic-merge-patch+json" if call.resource.custom.is_none() => {
-                json(body).map(Self::Strategic)
+                negotiate::json(body).map(Self::Strategic)
             }
             _ if call.resource.custom.is_some() => Err(ApiError::unsupported_media_type(PATCHES)),
             _ => Err(ApiError::unsupported_media_type(&format!("{PATCHES}, application/strategic-merge-patch+json"))),
@@ -51,7 +53,13 @@ impl Patch {
 pub fn refuse(error: &PatchError) -> ApiError {
     match error {
         PatchError::Malformed(why) => ApiError::bad_request(why.clone()),
-        PatchError::Unprocessable(why) => ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", why.clone()),
+        // Upstream says no more than its generic text; the cause beside it is what helps.
+        PatchError::Unprocessable(why) => ApiError::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "Invalid",
+            "the server rejected our request due to an error in our request",
+        )
+        .causes([json!({"reason": "FieldValueInvalid", "message": why, "field": "patch"})]),
         PatchError::TooLarge(why) => ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "RequestEntityTooLarge", why.clone()),
     }
 }
@@ -108,20 +116,26 @@ fn check_identity(old: &Value, new: &Value) -> Result<(), ApiError> {
 }
 
 async fn apply(call: &Call, body: &[u8]) -> Result<Response, ApiError> {
-    let Some(manager) = call.query.get("fieldManager").filter(|m| !m.is_empty()) else {
-        return Err(bad_options(FieldError::required("fieldManager", "is required for apply patch")));
-    };
     let mut applied = yaml(body)?;
     call.check_type(&mut applied)?;
     super::create::place(call, &mut applied)?;
-    let subresource = &*call.target.subresource;
-    if subresource.is_empty()
+    if call.target.subresource.is_empty()
         && call.resource.has_subresource("status")
         && let Some(members) = applied.as_object_mut()
     {
         members.remove("status");
     }
     call.prune(&mut applied)?;
+    let (code, object) = apply_object(call, &applied).await?;
+    Ok(object_response(call, code, &object))
+}
+
+/// The object after the apply of a configuration of its own kind.
+pub async fn apply_object(call: &Call, applied: &Value) -> Result<(StatusCode, Arc<Object>), ApiError> {
+    let Some(manager) = call.query.get("fieldManager").filter(|m| !m.is_empty()) else {
+        return Err(bad_options(FieldError::required("fieldManager", "is required for apply patch")));
+    };
+    let subresource = &*call.target.subresource;
     if applied["metadata"].get("managedFields").is_some_and(|m| m.as_array().is_none_or(|a| !a.is_empty())) {
         return Err(ApiError::bad_request("metadata.managedFields must be nil"));
     }
@@ -132,7 +146,7 @@ async fn apply(call: &Call, body: &[u8]) -> Result<Response, ApiError> {
         let request = apply::ApplyRequest {
             schema: &schema,
             live,
-            applied: &applied,
+            applied,
             manager,
             force,
             subresource,
@@ -143,7 +157,7 @@ async fn apply(call: &Call, body: &[u8]) -> Result<Response, ApiError> {
     };
     let how = Modification { subresource, track: false, replace: false };
     for _ in 0..4 {
-        let asked = meta(&applied, "resourceVersion").to_owned();
+        let asked = meta(applied, "resourceVersion").to_owned();
         let missing = call.core.store.get(&call.resource.collection, &call.key()).is_none();
         if missing && subresource.is_empty() {
             if !asked.is_empty() {
@@ -152,19 +166,19 @@ async fn apply(call: &Call, body: &[u8]) -> Result<Response, ApiError> {
             match create_object(call, merge(None)?, false).await {
                 // Somebody else was quicker: apply to what is there now.
                 Err(error) if error.reason() == "AlreadyExists" => continue,
-                result => return Ok(object_response(call, StatusCode::CREATED, &result?)),
+                result => return Ok((StatusCode::CREATED, result?)),
             }
         }
         let modified = modify(call, &how, |live| {
             let mut new = merge(Some(live))?;
             set_meta(&mut new, "resourceVersion", asked.clone());
-            set_meta(&mut new, "uid", meta(&applied, "uid"));
+            set_meta(&mut new, "uid", meta(applied, "uid"));
             Ok(new)
         })
         .await;
         match modified {
             Err(error) if error.reason() == "NotFound" && subresource.is_empty() => {}
-            result => return Ok(object_response(call, StatusCode::OK, &result?)),
+            result => return Ok((StatusCode::OK, result?)),
         }
     }
     Err(ApiError::modified(&call.resource.group, &call.resource.plural, &call.target.name))

@@ -119,19 +119,31 @@ mod tests {
     use super::*;
     use std::{net::SocketAddr, time::Duration};
 
+    /// A port, and the next one, that no other run of these tests is likely to use, below those that the kernel gives out.
+    fn free_port() -> u16 {
+        10_000 + 2 * (uuid::Uuid::new_v4().as_u128() % 9_000) as u16
+    }
+
     #[tokio::test]
     async fn a_host_port_leads_to_its_pod_from_everywhere_until_it_goes() {
         let test = TestNetwork::start().await;
         let (pod, client) = (test.pod("server").await, test.pod("client").await);
         let server = serve_peer_address(&pod).await;
         let gateway = test.network.gateway();
-        let number = 20_000 + (std::process::id() % 20_000) as u16;
+        let number = free_port();
         let of = |address, port| HostPort { protocol: "tcp", address, port, target: server.port() };
         let ports = vec![of(None, number), of(Some(Ipv4Addr::new(127, 0, 0, 9)), number + 1)];
         test.network.expose("server", pod.ip, ports.clone()).await.unwrap();
         test.network.expose("server", pod.ip, ports.clone()).await.unwrap();
         let to = |ip: [u8; 4], port| SocketAddr::from((ip, port));
-        let served = |answer: std::io::Result<String>| answer.is_ok_and(|a| a.ends_with(&format!("at {server}")));
+        // What came instead is shown when it fails.
+        let served = |answer: std::io::Result<String>| {
+            let is_ours = answer.as_ref().is_ok_and(|a| a.ends_with(&format!("at {server}")));
+            if !is_ours {
+                eprintln!("instead of {server}: {answer:?}");
+            }
+            is_ours
+        };
         let host = async |at: SocketAddr| tokio::task::spawn_blocking(move || ask(at)).await.unwrap();
         assert!(served(host(to(gateway.octets(), number)).await));
         assert!(served(host(to([127, 0, 0, 1], number)).await));
@@ -165,7 +177,7 @@ mod tests {
         };
         serve(&first, "first").await;
         serve(&second, "second").await;
-        let number = 20_000 + (std::process::id() % 20_000) as u16;
+        let number = free_port();
         let port = HostPort { protocol: "udp", address: None, port: number, target: 5353 };
         test.network.expose("first", first.ip, vec![port.clone()]).await.unwrap();
         // One socket for all: to the kernel it is one flow.

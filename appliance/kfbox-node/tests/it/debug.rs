@@ -114,7 +114,7 @@ async fn containers_share_processes_where_the_pod_says_so() {
         })
         .await;
     world.until_phase("shared", "Running").await;
-    let own: u32 = world.logs("shared", "other").await.trim().parse().unwrap();
+    let own: u32 = world.first_line("shared", "other").await.parse().unwrap();
     assert!(own > 1, "the first process is nobody's container");
     let list = "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline; echo; done";
     let seen = world.output("shared", "main", list).await;

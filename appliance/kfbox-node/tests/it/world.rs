@@ -4,7 +4,7 @@
 use k8s_openapi::api::core::v1::{Namespace, Pod, ServiceAccount};
 use kfbox_apiserver::ApiServer;
 use kfbox_base::{Readiness, Tasks};
-use kfbox_node::{EvictionConfig, Node, NodeConfig, images::RunConfig, network::NetworkConfig};
+use kfbox_node::{EvictionConfig, LogOptions, Node, NodeConfig, images::RunConfig, network::NetworkConfig};
 use kube::{
     Api, Client,
     api::{DeleteParams, PostParams},
@@ -224,6 +224,23 @@ impl World {
         let stream = self.node().logs("default", name, container, Default::default()).await.unwrap();
         let pieces: Vec<bytes::Bytes> = stream.try_collect().await.unwrap();
         String::from_utf8(pieces.concat()).unwrap()
+    }
+
+    /// The first line that a container writes, which may come after it is said to run.
+    pub async fn first_line(&self, name: &str, container: &str) -> String {
+        use futures::TryStreamExt;
+        let options = LogOptions { follow: true, ..Default::default() };
+        let mut stream = self.node().logs("default", name, container, options).await.unwrap();
+        let mut text = String::new();
+        let read = async {
+            while !text.contains('\n')
+                && let Some(piece) = stream.try_next().await.unwrap()
+            {
+                text.push_str(&String::from_utf8_lossy(&piece));
+            }
+        };
+        tokio::time::timeout(PATIENCE, read).await.unwrap();
+        text.lines().next().unwrap_or_default().to_owned()
     }
 
     pub async fn delete(&self, name: &str) {

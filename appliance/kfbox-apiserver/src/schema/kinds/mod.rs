@@ -4,6 +4,7 @@
 //! Guarantee: what an update leaves as it was is not judged again, so that an object which an earlier release let in can
 //! still be reported on, released and deleted.
 
+mod addresses;
 mod autoscaling;
 mod batch;
 mod config;
@@ -100,6 +101,8 @@ fn kind_rules(c: &mut Check, group: &str, version: &str, kind: &str, value: &Val
         ("discovery.k8s.io", "EndpointSlice") => services::endpoint_slice(c, value, old),
         ("networking.k8s.io", "Ingress") => services::ingress(c, value, old),
         ("networking.k8s.io", "IngressClass") => services::ingress_class(c, value, old),
+        ("networking.k8s.io", "ServiceCIDR") => addresses::service_cidr(c, value, old),
+        ("networking.k8s.io", "IPAddress") => addresses::ip_address(c, value, old),
         ("networking.k8s.io", "NetworkPolicy") => services::network_policy(c, value),
         ("", "ConfigMap") => config::config_map(c, value, old),
         ("", "Secret") => config::secret(c, value, old),

@@ -22,6 +22,8 @@ pub mod label {
     pub const PIPELINES: &str = "pipelines.kubeflow.org/enabled";
     /// Pod Security Standards level of a namespace.
     pub const POD_SECURITY_ENFORCE: &str = "pod-security.kubernetes.io/enforce";
+    /// On every namespace: its own name, for the selectors of NetworkPolicies.
+    pub const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 }
 
 pub mod annotation {
@@ -48,6 +50,8 @@ pub mod profile {
     pub const DEFAULT_VIEWER: &str = "default-viewer";
     pub const OWNER_BINDING: &str = "namespaceAdmin";
     pub const RESOURCE_QUOTA: &str = "kf-resource-quota";
+    /// Named as the one that upstream's manifests put into the namespace `kubeflow`.
+    pub const NETWORK_POLICY: &str = "default-allow-same-namespace";
 }
 
 /// `status.conditions[].type` values.

@@ -28,8 +28,9 @@ pub const SESSION_COOKIE: &str = "oauth2_proxy_kubeflow";
 /// The cookie of Kubeflow before 1.9 (oidc-authservice): read, never set.
 pub const OLD_SESSION_COOKIE: &str = "authservice_session";
 
-/// Positive answers of a TokenReview are used again for this long: a pod's SDK sends its token with each call.
-const REVIEW_CACHE: Duration = Duration::from_secs(15);
+/// Positive answers of a TokenReview are used again for this long: a pod's SDK sends its token with each call. Short, so
+/// that an account that is deleted is out within a second; what a caller may do is never remembered.
+const REVIEW_CACHE: Duration = Duration::from_millis(500);
 /// Tokens whose answer is kept; bounds memory.
 const REVIEW_CACHE_SIZE: usize = 1024;
 

@@ -122,13 +122,14 @@ impl Gateway {
         config.access_token_ttl = config.access_token_ttl.min(store::keys::MAX_TOKEN_LIFE);
         let issuer = format!("{}/dex", url.as_str().trim_end_matches('/'));
         let store = Store::open(&config.data_dir)?;
+        let limits = limits::SignInLimits::restored(&store.attempts, std::time::Instant::now(), store::now());
         Ok(Self {
             inner: Arc::new(Inner {
                 config,
                 deps,
                 issuer,
                 store,
-                limits: limits::SignInLimits::default(),
+                limits,
                 reviews: guard::ReviewCache::default(),
                 codes: oidc::Codes::default(),
             }),

@@ -1,8 +1,9 @@
 //! Brakes on guessing passwords: per account and per address, with a wait that doubles.
 //!
 //! Guarantee: an attempt is counted before the password is checked, so that many at once gain nothing. Accounts that do
-//! not exist are braked like those that do.
+//! not exist are braked like those that do. What was counted survives a restart: see `store::attempts`.
 
+use crate::store::{attempts::Attempts as Kept, seconds, users::canonical_email};
 use parking_lot::Mutex;
 use std::{
     collections::HashMap,
@@ -17,7 +18,7 @@ const ACCOUNT: Rule = Rule { free: 5, longest: Duration::from_secs(300) };
 /// The same for one address: higher, because a laboratory may share one.
 const ADDRESS: Rule = Rule { free: 30, longest: Duration::from_secs(60) };
 /// Failures are forgotten after this long without another.
-const FORGET: Duration = Duration::from_secs(900);
+pub const FORGET: Duration = Duration::from_secs(900);
 /// Names remembered; bounds the memory that a flood of invented accounts takes.
 const REMEMBERED: usize = 10_000;
 
@@ -45,6 +46,52 @@ pub struct SignInLimits {
 pub struct Wait(pub Duration);
 
 impl SignInLimits {
+    /// Goes on from what was kept. `wall` is the time of `now` in seconds since 1970.
+    pub fn restored(kept: &[Kept], now: Instant, wall: i64) -> Self {
+        let limits = Self::default();
+        for Kept { who, failures, last, blocked_until } in kept {
+            let ago = Duration::from_secs(wall.saturating_sub(*last).max(0).unsigned_abs());
+            let ahead = Duration::from_secs(blocked_until.saturating_sub(wall).max(0).unsigned_abs());
+            let attempts = Attempts {
+                failures: *failures,
+                last: now.checked_sub(ago).unwrap_or(now),
+                // A clock that was set back must not lock anybody out for longer than the rules do.
+                blocked_until: now + ahead.min(ACCOUNT.longest),
+            };
+            match who.split_once(' ') {
+                Some(("account", name)) => drop(limits.accounts.lock().insert(name.to_owned(), attempts)),
+                Some(("address", ip)) => {
+                    if let Ok(ip) = ip.parse() {
+                        limits.addresses.lock().insert(ip, attempts);
+                    }
+                }
+                _ => {}
+            }
+        }
+        limits
+    }
+
+    /// What is to be kept after an attempt, good or bad.
+    pub fn kept(&self, account: &str, address: IpAddr, now: Instant, wall: i64) -> Vec<Kept> {
+        let row = |who: String, found: Option<&Attempts>| Kept {
+            who,
+            failures: found.map_or(0, |a| a.failures),
+            last: wall,
+            // Whole seconds, rounded up: a restart must not shorten the wait.
+            blocked_until: found.map_or(0, |a| {
+                let wait = a.blocked_until.saturating_duration_since(now);
+                wall.saturating_add(seconds(wait)).saturating_add(i64::from(wait.subsec_nanos() > 0))
+            }),
+        };
+        let name = account.trim().to_lowercase();
+        let mut rows = Vec::new();
+        if canonical_email(account).is_ok() {
+            rows.push(row(format!("account {name}"), self.accounts.lock().get(&name)));
+        }
+        rows.push(row(format!("address {address}"), self.addresses.lock().get(&address)));
+        rows
+    }
+
     /// Counts an attempt as failed and lets it through, or says how long to wait.
     pub fn admit(&self, account: &str, address: IpAddr, now: Instant) -> Result<(), Wait> {
         let account = account.trim().to_lowercase();
@@ -56,6 +103,16 @@ impl SignInLimits {
         count(&mut accounts, account, now, ACCOUNT);
         count(&mut addresses, address, now, ADDRESS);
         Ok(())
+    }
+
+    /// The attempt was bad: the wait begins now, when the guesser learns of it. Checking a password takes its time.
+    pub fn failed(&self, account: &str, address: IpAddr, now: Instant) {
+        if let Some(attempts) = self.accounts.lock().get_mut(&account.trim().to_lowercase()) {
+            attempts.blocked_until = attempts.blocked_until.max(now + wait(attempts.failures, ACCOUNT));
+        }
+        if let Some(attempts) = self.addresses.lock().get_mut(&address) {
+            attempts.blocked_until = attempts.blocked_until.max(now + wait(attempts.failures, ADDRESS));
+        }
     }
 
     /// The attempt was good: forgets the account's failures, and takes this one off the address.
@@ -87,10 +144,14 @@ fn count<K: Hash + Eq + Clone>(map: &mut HashMap<K, Attempts>, key: K, now: Inst
     }
     attempts.failures = attempts.failures.saturating_add(1);
     attempts.last = now;
-    attempts.blocked_until = match attempts.failures.checked_sub(rule.free) {
-        None => now,
-        Some(over) => now + Duration::from_secs(1 << over.min(20)).min(rule.longest),
-    };
+    attempts.blocked_until = now + wait(attempts.failures, rule);
+}
+
+fn wait(failures: u32, rule: Rule) -> Duration {
+    match failures.checked_sub(rule.free) {
+        None => Duration::ZERO,
+        Some(over) => Duration::from_secs(1 << over.min(20)).min(rule.longest),
+    }
 }
 
 #[cfg(test)]
@@ -137,6 +198,28 @@ mod tests {
         let (limits, now) = (SignInLimits::default(), Instant::now());
         let refused = (0..60).filter(|n| limits.admit(&format!("user{n}@x.org"), HERE, now).is_err()).count();
         assert_eq!(refused, 30);
+    }
+
+    #[test]
+    fn what_is_kept_brakes_as_before_and_a_clock_set_back_locks_nobody_out() {
+        let (limits, now) = (SignInLimits::default(), Instant::now());
+        for _ in 0..5 {
+            limits.admit(" A@x.org", HERE, now).unwrap();
+        }
+        let kept = limits.kept("A@x.org", HERE, now, 1000);
+        assert_eq!(kept[0], Kept { who: "account a@x.org".into(), failures: 5, last: 1000, blocked_until: 1001 });
+        assert_eq!((kept[1].who.as_str(), kept[1].failures), ("address 127.0.0.1", 5));
+        let again = SignInLimits::restored(&kept, now, 1000);
+        assert_eq!(again.admit("a@x.org", HERE, now), Err(Wait(Duration::from_secs(1))));
+        again.admit("a@x.org", HERE, now + Duration::from_secs(1)).unwrap();
+        assert_eq!(SignInLimits::restored(&kept, now, 1000 + 901).admit("a@x.org", HERE, now), Ok(()));
+        let Err(Wait(wait)) = SignInLimits::restored(&kept, now, 10).admit("a@x.org", HERE, now) else { panic!() };
+        assert!(wait <= ACCOUNT.longest);
+        limits.succeeded("a@x.org", HERE);
+        assert_eq!(limits.kept("a@x.org", HERE, now, 1000)[0].failures, 0);
+        // What is no address is written nowhere.
+        limits.admit("hunter2", HERE, now).unwrap();
+        assert_eq!(limits.kept("hunter2", HERE, now, 1000).len(), 1);
     }
 
     #[test]

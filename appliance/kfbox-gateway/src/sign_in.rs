@@ -7,8 +7,9 @@
 use crate::{
     Gateway,
     guard::{self, SESSION_COOKIE, same_origin, session_secrets},
-    limits::Wait,
+    limits::{FORGET, Wait},
     oidc, paths,
+    store::{StoreError, now, seconds},
 };
 use askama::Template;
 use axum::{
@@ -225,13 +226,22 @@ pub(crate) async fn check(
         tracing::warn!(target: "audit", user = %named, %address, "sign-in refused: too many attempts");
         return Err(Refused::Wait(wait.as_secs().max(1)));
     }
+    // On disk before the password is looked at: who can make the daemon restart gains no tries.
+    if let Err(error) = keep_attempts(gateway, login, address).await {
+        tracing::error!(%error, "a sign-in cannot be counted, so it is refused");
+        return Err(Refused::Broken);
+    }
     match gateway.inner.store.check_password(login, password).await {
         Ok(Some(user)) => {
             gateway.inner.limits.succeeded(login, address);
+            if let Err(error) = keep_attempts(gateway, login, address).await {
+                tracing::warn!(%error, "failed sign-ins are not forgotten on disk");
+            }
             tracing::info!(target: "audit", user = %user.email, %address, "signed in");
             Ok(user)
         }
         Ok(None) => {
+            gateway.inner.limits.failed(login, address, Instant::now());
             tracing::warn!(target: "audit", user = %named, %address, "sign-in failed");
             Err(Refused::Wrong)
         }
@@ -240,6 +250,12 @@ pub(crate) async fn check(
             Err(Refused::Broken)
         }
     }
+}
+
+async fn keep_attempts(gateway: &Gateway, login: &str, address: IpAddr) -> Result<(), StoreError> {
+    let wall = now();
+    let kept = gateway.inner.limits.kept(login, address, Instant::now(), wall);
+    gateway.inner.store.keep_attempts(kept, wall.saturating_sub(seconds(FORGET))).await
 }
 
 fn set_cookie(response: &mut Response, gateway: &Gateway, value: &str, max_age: u64) {

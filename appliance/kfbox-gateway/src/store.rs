@@ -1,9 +1,11 @@
-//! `gateway.db` and what is held of it in memory: users, sessions, personal tokens, refresh tokens and signing keys.
+//! `gateway.db` and what is held of it in memory: users, sessions, personal tokens, refresh tokens,
+//! signing keys and failed sign-ins.
 //!
 //! Guarantees: a secret (password, session, token, code) is never stored, only its hash; a change is on disk before it
 //! has effect in memory; removing or disabling a user, or changing the password, ends everything issued to that user.
 //! Assumption: one process writes the file, so memory is the truth for reads and no request waits for the disk.
 
+pub mod attempts;
 pub mod keys;
 pub mod password;
 pub mod refresh;
@@ -23,7 +25,8 @@ use std::{
 
 pub const SCHEMA: Schema = Schema {
     name: "gateway",
-    migrations: &["
+    migrations: &[
+        "
     CREATE TABLE users (
         email TEXT PRIMARY KEY, uid TEXT NOT NULL UNIQUE, password TEXT NOT NULL, groups TEXT NOT NULL,
         disabled INTEGER NOT NULL, created INTEGER NOT NULL, valid_after INTEGER NOT NULL
@@ -47,7 +50,14 @@ pub const SCHEMA: Schema = Schema {
     CREATE INDEX refresh_by_family ON refresh (family);
     CREATE TABLE keys (kid TEXT PRIMARY KEY, pkcs8 BLOB NOT NULL, created INTEGER NOT NULL) STRICT;
     CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
-    "],
+    ",
+        "
+    CREATE TABLE attempts (
+        who TEXT PRIMARY KEY, failures INTEGER NOT NULL, last INTEGER NOT NULL, blocked_until INTEGER NOT NULL
+    ) STRICT;
+    CREATE INDEX attempts_by_time ON attempts (last);
+    ",
+    ],
 };
 
 /// SHA-256 of a random secret of at least 256 bits: no salt or stretching is needed to keep it safe at rest.
@@ -92,6 +102,8 @@ pub struct Store {
     pub(crate) sessions: RwLock<HashMap<SecretHash, sessions::Session>>,
     pub(crate) tokens: RwLock<HashMap<SecretHash, tokens::Token>>,
     pub(crate) keys: RwLock<keys::KeySet>,
+    /// As they were when the store was opened; `limits` counts on from there.
+    pub(crate) attempts: Vec<attempts::Attempts>,
     pub(crate) hashing: password::Hashing,
     /// Serialises check-then-write changes of users; held over a commit, so asynchronous.
     pub(crate) changes: tokio::sync::Mutex<()>,
@@ -120,12 +132,14 @@ impl Store {
         let sessions = db.read_blocking(sessions::load)?;
         let tokens = db.read_blocking(tokens::load)?;
         let keys = keys::KeySet::open(&db)?;
+        let attempts = db.read_blocking(attempts::load)?;
         Ok(Self {
             db,
             users: RwLock::new(users),
             sessions: RwLock::new(sessions),
             tokens: RwLock::new(tokens),
             keys: RwLock::new(keys),
+            attempts,
             hashing: password::Hashing::default(),
             changes: tokio::sync::Mutex::new(()),
             sweep: Mutex::new(now),

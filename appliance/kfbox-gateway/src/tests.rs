@@ -312,6 +312,36 @@ async fn guessing_locks_the_account_out_even_for_the_right_password_and_for_name
 }
 
 #[tokio::test]
+async fn a_restart_is_no_way_around_the_lock_out() {
+    let w = world().await;
+    let attempt = async |w: &World, password: &str| {
+        w.form("/dex/auth/local/login", &[("login", EMAIL), ("password", password)], &[]).await.status
+    };
+    // Two more than are free: the wait is several seconds, longer than this test's restart takes.
+    for _ in 0..5 {
+        assert_eq!(attempt(&w, "wrong-one").await, StatusCode::UNAUTHORIZED);
+    }
+    let now = std::time::Instant::now();
+    for later in [2, 5, 10] {
+        let here = std::net::IpAddr::from([127, 0, 0, 1]);
+        w.gateway.inner.limits.admit(EMAIL, here, now + Duration::from_secs(later)).unwrap();
+        let kept = w.gateway.inner.limits.kept(EMAIL, here, now, store::now());
+        w.gateway.inner.store.keep_attempts(kept, 0).await.unwrap();
+    }
+    assert_eq!(attempt(&w, PASSWORD).await, StatusCode::TOO_MANY_REQUESTS);
+    let World { gateway, router, reviewer, readiness, _dir } = w;
+    let config = gateway.inner.config.clone();
+    drop((gateway, router));
+    let deps = Deps { token_reviewer: reviewer.clone(), readiness: readiness.clone() };
+    let gateway = Gateway::open(config, deps).unwrap();
+    let again = World { router: gateway.router(Mounts::new()), gateway, reviewer, readiness, _dir };
+    assert_eq!(attempt(&again, PASSWORD).await, StatusCode::TOO_MANY_REQUESTS);
+    let somebody_else = [("login", "other@example.com"), ("password", "x")];
+    let answer = again.form("/dex/auth/local/login", &somebody_else, &[]).await;
+    assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "only the account is locked, not the address");
+}
+
+#[tokio::test]
 async fn sessions_end_by_sign_out_revocation_password_change_and_disabling() {
     let w = world().await;
     let works = async |cookie: &str| w.get("/apis/x", &[("cookie", cookie)]).await.status == StatusCode::OK;

@@ -1,4 +1,5 @@
-//! The controllers and back ends of the platform: profiles, KFAM, and the package index cache.
+//! The controllers and back ends of the platform: profiles, KFAM, the dashboard's REST API, and the
+//! package index cache.
 //!
 //! Architecture Invariant: the cluster is seen only through `kube::Client`; nothing here knows which cluster it is.
 
@@ -6,8 +7,9 @@ pub mod kfam;
 pub mod packages;
 pub mod profiles;
 mod setup;
+pub mod workgroup;
 
-pub use setup::{Config, DefaultProfile, SetupError};
+pub use setup::{Config, DefaultProfile, PodSecurity, SetupError, Walls};
 
 use kfbox_base::{BoxError, Readiness, Tasks};
 use kube::Client;
@@ -27,7 +29,7 @@ pub fn start(client: Client, config: Config, tasks: &Tasks, readiness: &Readines
                 }
             }
         }
-        profiles::run(client, component, shutdown).await;
+        profiles::run(client, config.walls, component, shutdown).await;
         Ok(())
     });
 }

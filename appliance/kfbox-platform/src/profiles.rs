@@ -1,19 +1,21 @@
-//! The Profile controller: a Profile becomes a namespace with service accounts, role bindings and a quota, owned by the
-//! Profile. Follows `components/profile-controller` of <https://github.com/kubeflow/dashboard>.
+//! The Profile controller: a Profile becomes a namespace with service accounts, role bindings, a NetworkPolicy and a
+//! quota, owned by the Profile. Follows `components/profile-controller` of <https://github.com/kubeflow/dashboard>.
 //!
 //! Guarantees: a namespace that is not the profile's own is never touched (a Profile named `kube-system` fails); what a
-//! user changes on the objects is put back; deciding ([`plan`]) is apart from writing.
+//! user changes on the objects is put back, but for the NetworkPolicy: its rules stay as they were edited, and come back
+//! when it is deleted. Deciding ([`plan`]) is apart from writing.
 
 pub mod plan;
 
 #[cfg(test)]
 mod cluster_tests;
 
-use crate::setup::{Namespaced, applied};
+use crate::setup::{Namespaced, Walls, applied};
 use futures::StreamExt as _;
 use k8s_openapi::{
     api::{
         core::v1::{Namespace, ResourceQuota, ServiceAccount},
+        networking::v1::NetworkPolicy,
         rbac::v1::RoleBinding,
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -57,10 +59,11 @@ impl From<kube::Error> for ProfileError {
 
 struct Context {
     client: Client,
+    walls: Walls,
 }
 
 /// Runs until shutdown.
-pub(crate) async fn run(client: Client, component: Component, shutdown: CancellationToken) {
+pub(crate) async fn run(client: Client, walls: Walls, component: Component, shutdown: CancellationToken) {
     let profiles: Api<Profile> = Api::all(client.clone());
     // Only objects that this controller made are worth memory.
     let own = || watcher::Config::default().labels(&format!("{}={}", names::label::MANAGED_BY, names::FIELD_MANAGER));
@@ -69,9 +72,10 @@ pub(crate) async fn run(client: Client, component: Component, shutdown: Cancella
         .owns(Api::<ServiceAccount>::all(client.clone()), own())
         .owns(Api::<RoleBinding>::all(client.clone()), own())
         .owns(Api::<ResourceQuota>::all(client.clone()), own())
+        .owns(Api::<NetworkPolicy>::all(client.clone()), own())
         .graceful_shutdown_on(shutdown.cancelled_owned());
     let store = controller.store();
-    let mut events = std::pin::pin!(controller.run(reconcile, retry, Arc::new(Context { client })));
+    let mut events = std::pin::pin!(controller.run(reconcile, retry, Arc::new(Context { client, walls })));
     let mut ready = std::pin::pin!(store.wait_until_ready());
     let mut waiting = true;
     loop {
@@ -100,7 +104,7 @@ async fn reconcile(profile: Arc<Profile>, context: Arc<Context>) -> Result<Actio
     let api: Api<Profile> = Api::all(context.client.clone());
     finalizer(&api, object::FINALIZER, profile, |event| async {
         match event {
-            Event::Apply(profile) => apply(&profile, &context.client).await,
+            Event::Apply(profile) => apply(&profile, &context).await,
             Event::Cleanup(profile) => cleanup(&profile, &context.client).await,
         }
     })
@@ -111,11 +115,12 @@ async fn reconcile(profile: Arc<Profile>, context: Arc<Context>) -> Result<Actio
     })
 }
 
-async fn apply(profile: &Profile, client: &Client) -> Result<Action, ProfileError> {
+async fn apply(profile: &Profile, context: &Context) -> Result<Action, ProfileError> {
+    let Context { client, walls } = context;
     let name = profile.name_any();
     let namespaces: Api<Namespace> = Api::all(client.clone());
     let existing = namespaces.get_opt(&name).await?;
-    match plan(profile, existing.as_ref()) {
+    match plan(profile, existing.as_ref(), walls) {
         Plan::Refuse { status } => {
             write_status(profile, status, client).await?;
             // A namespace in the way may go; nothing else tells us.
@@ -123,6 +128,11 @@ async fn apply(profile: &Profile, client: &Client) -> Result<Action, ProfileErro
         }
         Plan::Apply { desired, status } => {
             namespaces.patch(&name, &applied(), &Patch::Apply(&desired.namespace)).await?;
+            // The wall stands before anybody is let in to start pods behind it.
+            match &desired.network_policy {
+                Some(policy) => put_policy(client, &name, policy).await?,
+                None => remove_own::<NetworkPolicy>(client, &name, object::NETWORK_POLICY, profile).await?,
+            }
             for account in &desired.service_accounts {
                 put(client, &name, account).await?;
             }
@@ -131,7 +141,7 @@ async fn apply(profile: &Profile, client: &Client) -> Result<Action, ProfileErro
             }
             match &desired.quota {
                 Some(quota) => put(client, &name, quota).await?,
-                None => remove_quota(client, &name, profile).await?,
+                None => remove_own::<ResourceQuota>(client, &name, object::RESOURCE_QUOTA, profile).await?,
             }
             write_status(profile, status, client).await?;
             Ok(Action::requeue(RESYNC))
@@ -159,12 +169,30 @@ async fn put_binding(client: &Client, namespace: &str, binding: &RoleBinding) ->
     put(client, namespace, binding).await
 }
 
-async fn remove_quota(client: &Client, namespace: &str, profile: &Profile) -> Result<(), kube::Error> {
-    let api: Api<ResourceQuota> = Api::namespaced(client.clone(), namespace);
-    match api.get_opt(object::RESOURCE_QUOTA).await? {
-        // An administrator's own quota of that name stays.
-        Some(quota) if plan::owned_by(&quota.metadata, profile) => {
-            api.delete(object::RESOURCE_QUOTA, &DeleteParams::default()).await.map(drop)
+/// Without force: rules that somebody else set are theirs (a conflict), and stay.
+async fn put_policy(client: &Client, namespace: &str, policy: &NetworkPolicy) -> Result<(), kube::Error> {
+    let api: Api<NetworkPolicy> = Api::namespaced(client.clone(), namespace);
+    let mut as_owner = applied();
+    as_owner.force = false;
+    match api.patch(&policy.name_any(), &as_owner, &Patch::Apply(policy)).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 409 => {
+            tracing::debug!(namespace, "the network policy was edited and stays so");
+            Ok(())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// An administrator's own object of that name stays.
+async fn remove_own<K>(client: &Client, namespace: &str, name: &str, profile: &Profile) -> Result<(), kube::Error>
+where
+    K: Namespaced + Clone + Debug + DeserializeOwned,
+{
+    let api: Api<K> = Api::namespaced(client.clone(), namespace);
+    match api.get_opt(name).await? {
+        Some(object) if plan::owned_by(object.meta(), profile) => {
+            api.delete(name, &DeleteParams::default()).await.map(drop)
         }
         _ => Ok(()),
     }

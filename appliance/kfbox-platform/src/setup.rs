@@ -19,8 +19,12 @@ use kube::{
     api::{Patch, PatchParams, PostParams},
     core::NamespaceResourceScope,
 };
-use serde::{Serialize, de::DeserializeOwned};
-use std::{fmt::Debug, time::Duration};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::{
+    fmt::{self, Debug},
+    str::FromStr,
+    time::Duration,
+};
 
 /// How long an API server that has just started may take to serve a new CRD.
 const ESTABLISH: Duration = Duration::from_secs(60);
@@ -31,6 +35,52 @@ const RETRY: Duration = Duration::from_secs(30);
 pub struct Config {
     /// Made once, on a box where no profile exists; a profile deleted later stays deleted.
     pub default_profile: Option<DefaultProfile>,
+    pub walls: Walls,
+}
+
+/// What keeps the pods of one profile from those of others, and from the machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Walls {
+    /// The level of the Pod Security Standards that profiles' namespaces enforce, where they do not say themselves.
+    pub pod_security: PodSecurity,
+    /// Whether profiles' namespaces get a NetworkPolicy that lets in only their own pods and the platform's.
+    pub network_policy: bool,
+}
+
+impl Default for Walls {
+    /// Baseline is what upstream's manifests enforce (`applications/profiles/pss`).
+    fn default() -> Self {
+        Self { pod_security: PodSecurity::Baseline, network_policy: true }
+    }
+}
+
+/// <https://kubernetes.io/docs/concepts/security/pod-security-standards/>
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PodSecurity {
+    Privileged,
+    Baseline,
+    Restricted,
+}
+
+impl fmt::Display for PodSecurity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Privileged => "privileged",
+            Self::Baseline => "baseline",
+            Self::Restricted => "restricted",
+        })
+    }
+}
+
+impl FromStr for PodSecurity {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let levels = [Self::Privileged, Self::Baseline, Self::Restricted];
+        let found = levels.into_iter().find(|level| level.to_string() == text);
+        found.ok_or_else(|| "the levels are privileged, baseline and restricted".to_owned())
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -188,8 +238,8 @@ const KUBEFLOW_GROUPS: [&str; 6] = [
 ];
 
 /// `kubeflow-view`, `kubeflow-edit` and `kubeflow-admin`, with the reach that upstream's aggregated roles of these names
-/// have (<https://github.com/kubeflow/manifests>, `common/kubeflow-roles`, and the components' own roles). They are
-/// bound in profiles' namespaces only.
+/// have (<https://github.com/kubeflow/manifests>, `common/kubeflow-roles`, and the components' own roles), but for writing
+/// endpoints, by which a Service leads into other namespaces (CVE-2021-25740). They are bound in profiles' namespaces only.
 pub fn cluster_roles() -> Vec<ClusterRole> {
     let core_read = [
         "bindings",
@@ -225,7 +275,6 @@ pub fn cluster_roles() -> Vec<ClusterRole> {
     let mut edit = view.clone();
     let core_write = [
         "configmaps",
-        "endpoints",
         "events",
         "persistentvolumeclaims",
         "pods",

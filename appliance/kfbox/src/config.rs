@@ -3,6 +3,7 @@
 use crate::failure::{Code, Failure};
 use anyhow::Context;
 use clap::Args;
+use kfbox_platform::{PodSecurity, Walls};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
@@ -51,6 +52,9 @@ pub struct UpOptions {
     /// The Services' network
     #[arg(long, env = "KFBOX_SERVICE_CIDR", value_name = "CIDR")]
     pub service_cidr: Option<String>,
+    /// What pods in people's namespaces may not ask for: `privileged` (anything goes), `baseline` or `restricted`
+    #[arg(long, env = "KFBOX_POD_SECURITY", value_name = "LEVEL")]
+    pub pod_security: Option<PodSecurity>,
     /// What to log, such as `info` or `info,kfbox_node=debug`
     #[arg(long, env = "KFBOX_LOG", value_name = "FILTER")]
     pub log: Option<String>,
@@ -70,6 +74,7 @@ pub struct Config {
     pub objects: Listener,
     pub metadata: Listener,
     pub network: Network,
+    pub profiles: Profiles,
     pub images: Images,
     pub packages: Packages,
 }
@@ -117,6 +122,16 @@ pub struct Network {
     pub service_cidr: String,
 }
 
+/// The walls around people's namespaces.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Profiles {
+    /// The level of the Pod Security Standards, where a namespace's own label does not say otherwise.
+    pub pod_security: PodSecurity,
+    /// Pods of other namespaces are kept out, by a NetworkPolicy that may be edited.
+    pub network_policy: bool,
+}
+
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Images {
@@ -151,6 +166,7 @@ impl Default for Config {
             objects: Listener { address: loopback(9000) },
             metadata: Listener { address: loopback(8089) },
             network: Network::default(),
+            profiles: Profiles::default(),
             images: Images::default(),
             packages: Packages::default(),
         }
@@ -173,6 +189,13 @@ impl Default for Audit {
     fn default() -> Self {
         let kfbox_apiserver::AuditConfig { policy, max_bytes, files } = kfbox_apiserver::AuditConfig::default();
         Self { enabled: true, policy, max_bytes, files }
+    }
+}
+
+impl Default for Profiles {
+    fn default() -> Self {
+        let Walls { pod_security, network_policy } = Walls::default();
+        Self { pod_security, network_policy }
     }
 }
 
@@ -199,6 +222,7 @@ impl Config {
             metadata_address,
             pod_cidr,
             service_cidr,
+            pod_security,
             log,
         } = up.clone();
         set(&mut config.data_dir, common.data_dir.clone());
@@ -210,6 +234,7 @@ impl Config {
         set(&mut config.metadata.address, metadata_address);
         set(&mut config.network.pod_cidr, pod_cidr);
         set(&mut config.network.service_cidr, service_cidr);
+        set(&mut config.profiles.pod_security, pod_security);
         set(&mut config.log, log);
         if config.network.bridge.is_empty() {
             config.network.bridge = format!("{}0", config.instance);
@@ -258,6 +283,12 @@ impl Config {
         }
         self.addresses()?;
         Ok(())
+    }
+
+    /// What keeps people's pods apart.
+    pub fn walls(&self) -> Walls {
+        let Profiles { pod_security, network_policy } = self.profiles;
+        Walls { pod_security, network_policy }
     }
 
     /// How the API server records what is asked of it.
@@ -372,6 +403,7 @@ mod tests {
             ("[network]\npod_cidr = \"10.9.0.1/22\"", "pod_cidr"),
             ("[network]\npod_cidr = \"10.96.4.0/22\"", "overlap"),
             ("[kubernetes.audit]\nfiles = 0", "kubernetes.audit"),
+            ("[profiles]\npod_security = \"lax\"", "lax"),
             ("[kubernetes.audit]\npolcy = \"x\"", "polcy"),
         ] {
             std::fs::write(&file, text).unwrap();

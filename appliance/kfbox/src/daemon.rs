@@ -30,7 +30,7 @@ use kfbox_metadata::Metadata;
 use kfbox_node::{Node, NodeConfig, images::ImageConfig, network::NetworkConfig};
 use kfbox_objects::Objects;
 use kfbox_pipelines::Pipelines;
-use kfbox_platform::{DefaultProfile, kfam, packages::Packages};
+use kfbox_platform::{DefaultProfile, kfam, packages::Packages, workgroup};
 use std::{collections::BTreeMap, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 use tokio::net::TcpListener;
 
@@ -289,7 +289,8 @@ async fn start(config: &Config, tasks: &Tasks, announce: bool) -> anyhow::Result
     serve_router("tasks", on_bridge("task API", port::TASKS).await?, pipelines.task_router(), tasks);
     let packages = Packages::open(python_index(config)?, tasks)?;
     serve_router("packages", on_bridge("Python packages", port::PACKAGES).await?, packages.router(), tasks);
-    let platform = kfbox_platform::Config { default_profile: Some(DefaultProfile::for_user(&config.user)) };
+    let platform =
+        kfbox_platform::Config { default_profile: Some(DefaultProfile::for_user(&config.user)), walls: config.walls() };
     kfbox_platform::start(client.clone(), platform, tasks, &readiness);
 
     // The door.
@@ -313,11 +314,21 @@ async fn start(config: &Config, tasks: &Tasks, announce: bool) -> anyhow::Result
         },
         shutdown: tasks.shutdown(),
     });
-    let kfam = kfam::router(kfam::Deps { client: client.clone(), authorizer, self_service: false });
+    let people = gateway.clone();
+    let membership = kfam::Deps {
+        client: client.clone(),
+        authorizer,
+        self_service: false,
+        groups_of: Arc::new(move |email| {
+            let known = people.list_users().into_iter().find(|u| u.email == email && !u.disabled);
+            known.map(|u| u.groups).unwrap_or_default()
+        }),
+    };
     let mounts = Mounts::new()
         .at("/apis", pipelines.router())
         .stripped("/pipeline", pipelines.router())
-        .at("/kfam", kfam)
+        .at("/kfam", kfam::router(membership.clone()))
+        .at("/api", workgroup::router(membership))
         .at("/", dashboard);
     let router = gateway.router(mounts);
     gateway.serve("gateway", listeners.gateway, router.clone(), tasks);

@@ -84,13 +84,14 @@ async fn mutate(request: &Request<'_>, object: &mut Value) -> Result<(), ApiErro
 type Validate = fn(&Request, &Value) -> Result<(), ApiError>;
 
 /// The plugins that judge objects as they would be stored.
-const VALIDATING: [Validate; 6] = [
+const VALIDATING: [Validate; 7] = [
     limit_ranger::validate,
     pod_security::validate,
     priority::validate,
     claim_resize::validate,
     runtime_class::validate,
     certificates::validate,
+    services::external_addresses,
 ];
 
 /// Prepares and mutates a new object. What is reserved stays so until the answer is written.

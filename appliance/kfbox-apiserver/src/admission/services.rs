@@ -1,6 +1,8 @@
 //! Addresses and ports of Services (`pkg/registry/core/service/storage/alloc.go`), for IPv4.
 
+use super::Request;
 use crate::{object::meta, schema::FieldError, status::ApiError, verbs::Call};
+use kfbox_base::ResourceAttributes;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc};
@@ -104,7 +106,7 @@ pub fn on_update(call: &Call, old: &Value, new: &mut Value) -> Result<Vec<Reserv
 
 /// What only the old type had and the client merely sent back (`dropTypeDependentFields`).
 fn drop_type_dependent(old: &Value, new: &mut Value) {
-    let outside = |o: &Value| has_node_ports(o) || service_type(o) == "LoadBalancer" || external_addresses(o);
+    let outside = |o: &Value| has_node_ports(o) || service_type(o) == "LoadBalancer" || has_external_addresses(o);
     let balanced = |o: &Value| service_type(o) == "LoadBalancer";
     let mut gone = Vec::new();
     if outside(old) && !outside(new) {
@@ -122,7 +124,28 @@ fn drop_type_dependent(old: &Value, new: &mut Value) {
     }
 }
 
-fn external_addresses(object: &Value) -> bool {
+/// Whoever may name any address in `spec.externalIPs` gets the traffic that all pods send there (CVE-2020-8554). Upstream
+/// lets everybody, or with DenyServiceExternalIPs nobody; here those who could have the same by writing a load balancer's
+/// address into the status. What is there already may stay.
+pub fn external_addresses(request: &Request, new: &Value) -> Result<(), ApiError> {
+    if !request.is("services") {
+        return Ok(());
+    }
+    let given = |o: &Value| o["spec"]["externalIPs"].as_array().cloned().unwrap_or_default();
+    let before = request.old.map(given).unwrap_or_default();
+    if given(new).iter().all(|address| before.contains(address)) {
+        return Ok(());
+    }
+    let call = request.call;
+    let mut wanted = ResourceAttributes::namespaced("update", "", "services", call.namespace()).named(&request.name);
+    wanted.subresource = "status".into();
+    if call.core.rbac.authorize(&call.user, &wanted).is_allowed() {
+        return Ok(());
+    }
+    Err(request.forbid("Use of external IPs is denied by admission control.".into()))
+}
+
+fn has_external_addresses(object: &Value) -> bool {
     service_type(object) == "ClusterIP" && object["spec"]["externalIPs"].as_array().is_some_and(|a| !a.is_empty())
 }
 

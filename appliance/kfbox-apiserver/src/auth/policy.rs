@@ -91,7 +91,9 @@ pub fn default_objects() -> Vec<Value> {
     all
 }
 
-/// What users may edit and see of workloads: resource, and whether it has a status to read.
+/// What users may edit of workloads. Upstream's `kubeflow-kubernetes-edit` also writes endpoints; here nobody's role does,
+/// as in Kubernetes since 1.22: they make a Service lead to the pods of others, past NetworkPolicies by way of the API
+/// server's proxy (CVE-2021-25740).
 fn workloads_edit(kubernetes: bool) -> Vec<Value> {
     let mut rules = vec![
         rule("-", "pods/attach pods/exec pods/portforward pods/proxy secrets services/proxy", READ),
@@ -118,8 +120,6 @@ fn workloads_edit(kubernetes: bool) -> Vec<Value> {
         rules.push(rule("-", "pods/eviction serviceaccounts/token", "create"));
         rules.push(rule("-", "events", WRITE));
         rules.push(rule("coordination.k8s.io", "leases", ALL));
-    } else {
-        rules.push(rule("-", "endpoints", WRITE));
     }
     rules
 }

@@ -17,6 +17,9 @@ pub const HOP: [&str; 7] =
 
 pub async fn proxy(call: &Arc<Call>, mut parts: Parts, body: Body) -> Result<Response, ApiError> {
     let (address, port) = target(call)?;
+    if !is_proxyable(address) {
+        return Err(ApiError::bad_request("address not allowed"));
+    }
     let query = parts.uri.query().map(|q| format!("?{q}")).unwrap_or_default();
     let path: Uri = format!("/{}{query}", call.target.rest)
         .parse()
@@ -70,6 +73,16 @@ pub async fn proxy(call: &Arc<Call>, mut parts: Parts, body: Body) -> Result<Res
         response.headers_mut().remove(name);
     }
     Ok(response)
+}
+
+/// Never this machine itself nor what only it can reach, whatever an object says (upstream's `IsProxyableIP`).
+fn is_proxyable(address: IpAddr) -> bool {
+    let address = address.to_canonical();
+    let link_local = match address {
+        IpAddr::V4(a) => a.is_link_local() || a.is_broadcast(),
+        IpAddr::V6(a) => a.is_unicast_link_local(),
+    };
+    !(address.is_loopback() || address.is_unspecified() || address.is_multicast() || link_local)
 }
 
 pub fn join_upgrades(core: &Core, parts: &mut Parts, response: &mut http::Response<hyper::body::Incoming>) {

@@ -234,3 +234,73 @@ async fn only_who_may_approves_and_signs_certificates() {
     let label = Patch::Merge(json!({"metadata": {"labels": {"a": "b"}}}));
     api.patch_status("own", &parameters, &label).await.unwrap();
 }
+
+#[tokio::test]
+async fn only_who_may_write_a_services_status_claims_addresses_of_others() {
+    let world = world().await;
+    let bind = json!({"metadata": {"name": "ann"}, "roleRef": {"apiGroup": "rbac.authorization.k8s.io",
+        "kind": "ClusterRole", "name": "kubeflow-edit"},
+        "subjects": [{"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": "ann@x.org"}]});
+    let (code, body) = world.post("/apis/rbac.authorization.k8s.io/v1/namespaces/default/rolebindings", bind).await;
+    assert_eq!(code, 201, "{body}");
+    let as_ann = [("impersonate-user", "ann@x.org"), ("content-type", "application/json")];
+    let services = "/api/v1/namespaces/default/services";
+    let service = |name: &str, addresses: Value| {
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name},
+            "spec": {"ports": [{"port": 8887}], "externalIPs": addresses}})
+    };
+    let (code, _, body) = world.request("POST", services, &as_ann, service("thief", json!(["10.244.0.1"]))).await;
+    assert_eq!(
+        (code.as_u16(), message(&body)),
+        (403, "services \"thief\" is forbidden: Use of external IPs is denied by admission control.")
+    );
+    assert_eq!(world.request("POST", services, &as_ann, service("plain", json!([]))).await.0, 201);
+    let merge = [("impersonate-user", "ann@x.org"), ("content-type", "application/merge-patch+json")];
+    let claim = json!({"spec": {"externalIPs": ["10.244.0.1"]}});
+    let plain = format!("{services}/plain");
+    assert_eq!(world.request("PATCH", &plain, &merge, claim.clone()).await.0, 403);
+    // An administrator gives it one; the editor may go on with the Service, and give it back.
+    assert_eq!(world.merge(&plain, claim).await.0, 200);
+    let label = json!({"metadata": {"labels": {"a": "b"}}});
+    assert_eq!(world.request("PATCH", &plain, &merge, label).await.0, 200);
+    let other = json!({"spec": {"externalIPs": ["10.244.0.1", "10.244.0.9"]}});
+    assert_eq!(world.request("PATCH", &plain, &merge, other).await.0, 403);
+    let none = json!({"spec": {"externalIPs": null}});
+    assert_eq!(world.request("PATCH", &plain, &merge, none).await.0, 200);
+}
+
+#[tokio::test]
+async fn editors_cannot_lead_a_service_elsewhere_and_nobody_into_this_machine() {
+    let world = world().await;
+    let bind = json!({"metadata": {"name": "ann"}, "roleRef": {"apiGroup": "rbac.authorization.k8s.io",
+        "kind": "ClusterRole", "name": "kubeflow-admin"},
+        "subjects": [{"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": "ann@x.org"}]});
+    assert_eq!(world.post("/apis/rbac.authorization.k8s.io/v1/namespaces/default/rolebindings", bind).await.0, 201);
+    let as_ann = [("impersonate-user", "ann@x.org"), ("content-type", "application/json")];
+    let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"},
+        "spec": {"ports": [{"port": 80}]}});
+    let services = "/api/v1/namespaces/default/services";
+    assert_eq!(world.request("POST", services, &as_ann, service).await.0, 201);
+    let endpoints = json!({"apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": "web"},
+        "subsets": [{"addresses": [{"ip": "10.244.0.7"}], "ports": [{"port": 80}]}]});
+    let slice = json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {"name": "web-x", "labels": {"kubernetes.io/service-name": "web"}},
+        "endpoints": [{"addresses": ["127.0.0.1"]}], "ports": [{"name": "", "port": 22}]});
+    let slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
+    assert_eq!(world.request("POST", "/api/v1/namespaces/default/endpoints", &as_ann, endpoints).await.0, 403);
+    assert_eq!(world.request("POST", slices, &as_ann, slice.clone()).await.0, 403);
+    let binding = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": "p"}, "target": {"name": "n"}});
+    let bindings = "/api/v1/namespaces/default/pods/p/binding";
+    assert_eq!(world.request("POST", bindings, &as_ann, binding).await.0, 403);
+
+    // The API refuses such a slice of anybody; were it there, nothing would be sent.
+    assert_eq!(world.post(slices, slice.clone()).await.0, 422);
+    let collection = "endpointslices.discovery.k8s.io";
+    let mut stored = slice;
+    stored["metadata"]["namespace"] = "default".into();
+    let encoded = crate::store::encode(collection, &stored);
+    let key = crate::store::Key::new("default", "web-x");
+    world.server.core().store.put(collection, key, crate::store::Expect::Absent, encoded).await.unwrap();
+    let (code, _, body) = world.request("GET", &format!("{services}/web/proxy/"), &as_ann, Value::Null).await;
+    assert_eq!((code.as_u16(), message(&body)), (400, "address not allowed"));
+}

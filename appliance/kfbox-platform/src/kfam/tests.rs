@@ -79,7 +79,8 @@ fn world(self_service: bool) -> World {
     }
     let service = Router::new().fallback(api).with_state(objects.clone());
     let client = Client::new(service.map_request(|r: http::Request<kube::client::Body>| r.map(Body::new)), "default");
-    World { router: router(Deps { client, authorizer: Arc::new(OnlyAdmin), self_service }), objects }
+    let deps = Deps { client, authorizer: Arc::new(OnlyAdmin), self_service, groups_of: Arc::new(|_| Vec::new()) };
+    World { router: router(deps), objects }
 }
 
 impl World {

@@ -4,6 +4,7 @@ use crate::{Config, DefaultProfile, start};
 use futures::StreamExt as _;
 use k8s_openapi::api::{
     core::v1::{Namespace, ResourceQuota, ServiceAccount},
+    networking::v1::NetworkPolicy,
     rbac::v1::{ClusterRole, RoleBinding},
 };
 use kfbox_api::{
@@ -35,7 +36,7 @@ async fn world() -> World {
     let (dir, tasks, readiness) = (tempfile::tempdir().unwrap(), Tasks::new(), Readiness::default());
     let server = ApiServer::open(kfbox_apiserver::Config::new(dir.path().join("data")), &tasks).await.unwrap();
     let client = server.client();
-    let config = Config { default_profile: Some(DefaultProfile::for_user(OWNER)) };
+    let config = Config { default_profile: Some(DefaultProfile::for_user(OWNER)), ..Config::default() };
     start(client.clone(), config, &tasks, &readiness);
     let mut states = readiness.subscribe();
     let ready = states.wait_for(|all| all.iter().all(|c| c.state == State::Ready));
@@ -186,5 +187,39 @@ async fn foreign_namespaces_are_left_alone_and_own_ones_go_with_the_profile() {
     until(w.all::<Profile>(), "old-lab", |p| p.is_none()).await;
     let going = |n: Option<&Namespace>| n.is_none_or(|n| n.metadata.deletion_timestamp.is_some());
     until(w.all::<Namespace>(), "old-lab", going).await;
+    w.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_wall_comes_back_when_deleted_and_stays_as_edited() {
+    let w = world().await;
+    w.condition(FIRST, "Successful").await;
+    let namespace = w.all::<Namespace>().get(FIRST).await.unwrap();
+    assert_eq!(namespace.labels()[label::POD_SECURITY_ENFORCE], "baseline");
+    let policies = w.within::<NetworkPolicy>(FIRST);
+    let name = names::profile::NETWORK_POLICY;
+    let first = policies.get(name).await.unwrap();
+    policies.delete(name, &DeleteParams::default()).await.unwrap();
+    let again = until(policies.clone(), name, |p| p.is_some_and(|p| p.uid() != first.uid())).await.unwrap();
+    assert_eq!(again.spec, first.spec);
+
+    // An administrator lets another team's pods in. The profile is looked at again, and at each change of the policy.
+    let open = json!({"spec": {"ingress": [{}]}});
+    let edit = PatchParams { field_manager: Some("kubectl-edit".into()), ..PatchParams::default() };
+    policies.patch(name, &edit, &Patch::Merge(open)).await.unwrap();
+    let mut spec = user(OWNER);
+    spec["resourceQuotaSpec"] = json!({"hard": {"pods": "9"}});
+    w.patch(FIRST, json!({"spec": spec})).await;
+    // The quota is written after the policy was seen to.
+    until(w.within::<ResourceQuota>(FIRST), "kf-resource-quota", |q| q.is_some()).await;
+    let kept = policies.get(name).await.unwrap();
+    assert_eq!(kept.spec.unwrap().ingress.unwrap(), [Default::default()]);
+
+    // A level that somebody chose stays too.
+    let label = json!({"metadata": {"labels": {label::POD_SECURITY_ENFORCE: "restricted"}}});
+    w.all::<Namespace>().patch(FIRST, &edit, &Patch::Merge(label)).await.unwrap();
+    w.patch(FIRST, json!({"spec": {"resourceQuotaSpec": null}})).await;
+    until(w.within::<ResourceQuota>(FIRST), "kf-resource-quota", |q| q.is_none()).await;
+    assert_eq!(w.all::<Namespace>().get(FIRST).await.unwrap().labels()[label::POD_SECURITY_ENFORCE], "restricted");
     w.end().await;
 }

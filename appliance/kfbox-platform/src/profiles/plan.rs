@@ -1,12 +1,14 @@
-//! What a Profile should become: a pure function of the Profile and the namespace of its name.
+//! What a Profile should become: a pure function of the Profile, the namespace of its name, and the box's walls.
 
 use super::owner_of;
+use crate::setup::{PodSecurity, Walls};
 use k8s_openapi::{
     api::{
         core::v1::{Namespace, ResourceQuota, ServiceAccount},
+        networking::v1::{NetworkPolicy, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicySpec},
         rbac::v1::{RoleBinding, RoleRef, Subject},
     },
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+    apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta},
 };
 use kfbox_api::{
     Profile,
@@ -34,6 +36,7 @@ pub struct Desired {
     pub service_accounts: Vec<ServiceAccount>,
     pub role_bindings: Vec<RoleBinding>,
     pub quota: Option<ResourceQuota>,
+    pub network_policy: Option<NetworkPolicy>,
 }
 
 /// Namespaces that are never a profile's, whoever says so.
@@ -42,7 +45,7 @@ fn is_reserved(name: &str) -> bool {
         || matches!(name, "default" | "kubeflow" | "istio-system" | "knative-serving" | "cert-manager")
 }
 
-pub fn plan(profile: &Profile, existing: Option<&Namespace>) -> Plan {
+pub fn plan(profile: &Profile, existing: Option<&Namespace>, walls: &Walls) -> Plan {
     let name = profile.name_any();
     let refuse = |why: String| Plan::Refuse { status: status(condition::FAILED, why, profile) };
     let Some(owner) = profile.spec.owner.as_ref().filter(|o| !o.name.is_empty()) else {
@@ -105,7 +108,7 @@ pub fn plan(profile: &Profile, existing: Option<&Namespace>) -> Plan {
     let owner_note: BTreeMap<_, _> =
         [(annotation::USER.to_owned(), owner.name.clone()), (annotation::ROLE.to_owned(), "admin".to_owned())].into();
     let desired = Desired {
-        namespace: namespace(&name, owner, existing, owner_reference.clone()),
+        namespace: namespace(&name, owner, existing, owner_reference.clone(), walls.pod_security),
         service_accounts: vec![account(object::DEFAULT_EDITOR), account(object::DEFAULT_VIEWER)],
         role_bindings: vec![
             bound(object::DEFAULT_EDITOR, role::EDIT, own_account(object::DEFAULT_EDITOR), BTreeMap::new()),
@@ -117,8 +120,31 @@ pub fn plan(profile: &Profile, existing: Option<&Namespace>) -> Plan {
             spec: Some(spec),
             ..ResourceQuota::default()
         }),
+        network_policy: walls.network_policy.then(|| NetworkPolicy {
+            metadata: meta(object::NETWORK_POLICY),
+            spec: Some(same_namespace_and_platform()),
+        }),
     };
     Plan::Apply { desired: Box::new(desired), status: status(condition::SUCCEEDED, String::new(), profile) }
+}
+
+/// Who may reach a profile's pods: pods of the same namespace and of the platform's. What the host sends (the gateway, the
+/// API server's proxy, probes) is not subject to policies. Egress is free.
+fn same_namespace_and_platform() -> NetworkPolicySpec {
+    let platform = LabelSelector {
+        match_labels: Some([(label::NAMESPACE_NAME.to_owned(), names::KUBEFLOW_NAMESPACE.to_owned())].into()),
+        ..LabelSelector::default()
+    };
+    let peers = vec![
+        NetworkPolicyPeer { pod_selector: Some(LabelSelector::default()), ..NetworkPolicyPeer::default() },
+        NetworkPolicyPeer { namespace_selector: Some(platform), ..NetworkPolicyPeer::default() },
+    ];
+    NetworkPolicySpec {
+        pod_selector: Some(LabelSelector::default()),
+        policy_types: Some(vec!["Ingress".to_owned()]),
+        ingress: Some(vec![NetworkPolicyIngressRule { from: Some(peers), ports: None }]),
+        egress: None,
+    }
 }
 
 pub fn owned_by(meta: &ObjectMeta, profile: &Profile) -> bool {
@@ -138,6 +164,7 @@ fn namespace(
     owner: &Owner,
     existing: Option<&Namespace>,
     reference: k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference,
+    pod_security: PodSecurity,
 ) -> Namespace {
     let existing = existing.and_then(|n| n.metadata.labels.as_ref());
     let ours = existing.is_some_and(|l| l.get(label::MANAGED_BY).is_some_and(|m| m == names::FIELD_MANAGER));
@@ -156,6 +183,9 @@ fn namespace(
             _ => {}
         }
     }
+    // Whoever wants none says `privileged`: a label that is merely absent, as before an upgrade, is no decision.
+    let enforced = existing.and_then(|l| l.get(label::POD_SECURITY_ENFORCE)).cloned();
+    labels.insert(label::POD_SECURITY_ENFORCE.to_owned(), enforced.unwrap_or_else(|| pod_security.to_string()));
     Namespace {
         metadata: ObjectMeta {
             name: Some(name.to_owned()),
@@ -207,7 +237,7 @@ mod tests {
     }
 
     fn desired(profile: &Profile, existing: Option<&Namespace>) -> Desired {
-        match plan(profile, existing) {
+        match plan(profile, existing, &Walls::default()) {
             Plan::Apply { desired, status } => {
                 assert_eq!(status.conditions[0].type_, "Successful");
                 *desired
@@ -217,7 +247,7 @@ mod tests {
     }
 
     fn refusal(profile: &Profile, existing: Option<&Namespace>) -> String {
-        match plan(profile, existing) {
+        match plan(profile, existing, &Walls::default()) {
             Plan::Refuse { status } => {
                 assert_eq!(status.conditions[0].type_, "Failed");
                 status.conditions[0].message.clone()
@@ -312,6 +342,36 @@ mod tests {
     }
 
     #[test]
+    fn a_profile_is_walled_in_as_the_box_says_and_as_its_namespace_says() {
+        let profile = profile("team-a", Owner::user("a@example.com"));
+        let enforced = |d: &Desired| d.namespace.metadata.labels.as_ref().unwrap()[label::POD_SECURITY_ENFORCE].clone();
+        let by_default = desired(&profile, None);
+        assert_eq!(enforced(&by_default), "baseline");
+        let policy = by_default.network_policy.clone().unwrap();
+        assert!(owned_by(&policy.metadata, &profile));
+        let spec = serde_json::to_value(policy.spec.unwrap()).unwrap();
+        assert_eq!(
+            spec,
+            serde_json::json!({"podSelector": {}, "policyTypes": ["Ingress"], "ingress": [{"from": [
+                {"podSelector": {}},
+                {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kubeflow"}}},
+            ]}]})
+        );
+        let strict = Walls { pod_security: PodSecurity::Restricted, network_policy: false };
+        let Plan::Apply { desired: d, .. } = plan(&profile, None, &strict) else { panic!() };
+        assert_eq!((enforced(&d).as_str(), &d.network_policy), ("restricted", &None));
+        // What somebody set stays; what is missing is set, also on a namespace from before there were levels.
+        let mut made = by_default.namespace;
+        for (given, kept) in [(Some("privileged"), "privileged"), (None, "restricted")] {
+            let labels = made.metadata.labels.as_mut().unwrap();
+            labels.remove(label::POD_SECURITY_ENFORCE);
+            labels.extend(given.map(|g| (label::POD_SECURITY_ENFORCE.to_owned(), g.to_owned())));
+            let Plan::Apply { desired: d, .. } = plan(&profile, Some(&made), &strict) else { panic!() };
+            assert_eq!(enforced(&d), kept);
+        }
+    }
+
+    #[test]
     fn quotas_and_plugins() {
         let mut profile = profile("team-a", Owner::user("a@example.com"));
         profile.spec.resource_quota_spec = Some(ResourceQuotaSpec::default());
@@ -326,7 +386,7 @@ mod tests {
         assert!(refusal(&profile, None).contains("scopeSelector"));
         profile.spec.resource_quota_spec = None;
         profile.spec.plugins = vec![Plugin { kind: Some("WorkloadIdentity".into()), ..Plugin::default() }];
-        let Plan::Apply { status, .. } = plan(&profile, None) else { panic!() };
+        let Plan::Apply { status, .. } = plan(&profile, None, &Walls::default()) else { panic!() };
         assert_eq!(status.conditions[1].type_, "PluginsIgnored");
         assert!(status.conditions[1].message.contains("WorkloadIdentity"));
     }

@@ -298,20 +298,32 @@ impl Data for DashboardData {
                 return Ok(futures::stream::empty().boxed());
             }
         }
-        // Nothing of a change is shown from here: whoever looks again is asked for rights again.
+        // Nothing of a change is shown from here: whoever looks again is asked for rights again. When the neighbours work
+        // is nobody's business either.
         let wanted = changes.scan(false, move |over, change| {
             let item = match (&change, &run) {
                 _ if *over => None,
                 (Ok(change), Some(run)) if change.run_id == *run => {
                     *over = state(change.state, false).is_final();
-                    Some(Some(()))
+                    Some(Some(None))
                 }
                 (Ok(_), Some(_)) => Some(None),
-                _ => Some(Some(())),
+                (Ok(change), None) => Some(Some(Some(change.namespace.clone()))),
+                (Err(_), _) => Some(Some(None)),
             };
             async move { item }
         });
-        Ok(merged(wanted.filter_map(|item| async move { item }).boxed()))
+        let (who, namespaces) = (user.clone(), self.namespaces.clone());
+        let seen = wanted.filter_map(|item| async move { item }).filter_map(move |namespace| {
+            let (who, namespaces) = (who.clone(), namespaces.clone());
+            async move {
+                match namespace {
+                    Some(namespace) => namespaces.sees_runs(&who, &namespace).await.then_some(()),
+                    None => Some(()),
+                }
+            }
+        });
+        Ok(merged(seen.boxed()))
     }
 
     async fn terminate(&self, user: &UserInfo, run: &str) -> Result<(), DataError> {

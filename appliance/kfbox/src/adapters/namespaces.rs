@@ -28,6 +28,11 @@ impl ProfileNamespaces {
         Self { namespaces: Api::all(client), authorizer }
     }
 
+    /// Whether the cluster lets the user list a namespace's runs; no when it cannot say.
+    pub async fn sees_runs(&self, user: &UserInfo, namespace: &str) -> bool {
+        self.authorizer.authorize(user, &runs(namespace)).await.is_ok_and(|decision| decision.is_allowed())
+    }
+
     /// Their own first, then by name.
     pub async fn members(&self, user: &UserInfo) -> Result<Vec<Member>, BoxError> {
         if let Some((namespace, _)) = user.service_account() {
@@ -40,14 +45,17 @@ impl ProfileNamespaces {
             let mut annotations = found.metadata.annotations.unwrap_or_default();
             let owner_name = annotations.remove(names::annotation::OWNER).unwrap_or_default();
             let owner = owner_name == user.username;
-            let asked = ResourceAttributes::namespaced("list", "pipelines.kubeflow.org", "runs", &namespace);
-            if owner || self.authorizer.authorize(user, &asked).await?.is_allowed() {
+            if owner || self.authorizer.authorize(user, &runs(&namespace)).await?.is_allowed() {
                 members.push(Member { namespace, owner, owner_name });
             }
         }
         members.sort_by(|a, b| b.owner.cmp(&a.owner).then_with(|| a.namespace.cmp(&b.namespace)));
         Ok(members)
     }
+}
+
+fn runs(namespace: &str) -> ResourceAttributes {
+    ResourceAttributes::namespaced("list", "pipelines.kubeflow.org", "runs", namespace)
 }
 
 impl Namespaces for ProfileNamespaces {

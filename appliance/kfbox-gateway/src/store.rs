@@ -7,6 +7,7 @@
 pub mod keys;
 pub mod password;
 pub mod refresh;
+pub mod revoked;
 pub mod sessions;
 pub mod tokens;
 pub mod users;
@@ -23,7 +24,8 @@ use std::{
 
 pub const SCHEMA: Schema = Schema {
     name: "gateway",
-    migrations: &["
+    migrations: &[
+        "
     CREATE TABLE users (
         email TEXT PRIMARY KEY, uid TEXT NOT NULL UNIQUE, password TEXT NOT NULL, groups TEXT NOT NULL,
         disabled INTEGER NOT NULL, created INTEGER NOT NULL, valid_after INTEGER NOT NULL
@@ -47,7 +49,13 @@ pub const SCHEMA: Schema = Schema {
     CREATE INDEX refresh_by_family ON refresh (family);
     CREATE TABLE keys (kid TEXT PRIMARY KEY, pkcs8 BLOB NOT NULL, created INTEGER NOT NULL) STRICT;
     CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
-    "],
+    ",
+        "
+    ALTER TABLE users ADD COLUMN connector TEXT NOT NULL DEFAULT 'local';
+    ALTER TABLE users ADD COLUMN subject TEXT NOT NULL DEFAULT '';
+    CREATE TABLE revoked (id TEXT PRIMARY KEY, expires INTEGER NOT NULL) STRICT;
+    ",
+    ],
 };
 
 /// SHA-256 of a random secret of at least 256 bits: no salt or stretching is needed to keep it safe at rest.
@@ -91,6 +99,8 @@ pub struct Store {
     pub(crate) users: RwLock<HashMap<String, users::User>>,
     pub(crate) sessions: RwLock<HashMap<SecretHash, sessions::Session>>,
     pub(crate) tokens: RwLock<HashMap<SecretHash, tokens::Token>>,
+    /// Ids of tokens and families that were revoked, and when that no longer matters.
+    pub(crate) revoked: RwLock<HashMap<String, i64>>,
     pub(crate) keys: RwLock<keys::KeySet>,
     pub(crate) hashing: password::Hashing,
     /// Serialises check-then-write changes of users; held over a commit, so asynchronous.
@@ -114,17 +124,20 @@ impl Store {
             tx.execute("DELETE FROM sessions WHERE expires <= ?1", [now])?;
             tx.execute("DELETE FROM tokens WHERE expires IS NOT NULL AND expires <= ?1", [now])?;
             tx.execute("DELETE FROM refresh WHERE expires <= ?1", [now])?;
+            tx.execute("DELETE FROM revoked WHERE expires <= ?1", [now])?;
             Ok(())
         })?;
         let users = db.read_blocking(users::load)?;
         let sessions = db.read_blocking(sessions::load)?;
         let tokens = db.read_blocking(tokens::load)?;
+        let revoked = db.read_blocking(revoked::load)?;
         let keys = keys::KeySet::open(&db)?;
         Ok(Self {
             db,
             users: RwLock::new(users),
             sessions: RwLock::new(sessions),
             tokens: RwLock::new(tokens),
+            revoked: RwLock::new(revoked),
             keys: RwLock::new(keys),
             hashing: password::Hashing::default(),
             changes: tokio::sync::Mutex::new(()),

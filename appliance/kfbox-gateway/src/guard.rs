@@ -6,6 +6,7 @@
 
 use crate::{
     Gateway, paths,
+    serve::OverTls,
     store::{SecretHash, hash_secret, keys::MAX_JWT, tokens::Scope},
 };
 use axum::{
@@ -31,6 +32,10 @@ pub const OLD_SESSION_COOKIE: &str = "authservice_session";
 /// Positive answers of a TokenReview are used again for this long: a pod's SDK sends its token with each call. Short, so
 /// that an account that is deleted is out within a second; what a caller may do is never remembered.
 const REVIEW_CACHE: Duration = Duration::from_millis(500);
+const OUR_COOKIES: [&str; 2] = [SESSION_COOKIE, STATE_COOKIE];
+/// Binds a sign-in at another provider to the browser that began it.
+pub(crate) const STATE_COOKIE: &str = "kfbox_sign_in";
+
 /// Tokens whose answer is kept; bounds memory.
 const REVIEW_CACHE_SIZE: usize = 1024;
 
@@ -73,14 +78,46 @@ impl ReviewCache {
 
 /// Runs before routing: refuses confusing paths, strips headers, and puts the security headers on the answer.
 pub(crate) async fn front(State(gateway): State<Gateway>, mut request: Request, next: Next) -> Response {
+    let transport = Transport::of(&gateway, &request);
     if !paths::is_plain(request.uri().path()) {
         return secured(
             problem(StatusCode::BAD_REQUEST, "bad_path", "the path has empty, dot or encoded parts"),
             &gateway,
+            transport,
         );
     }
     strip_identity(request.headers_mut());
-    secured(next.run(request).await, &gateway)
+    secured(next.run(request).await, &gateway, transport)
+}
+
+/// How the browser reaches us, as far as cookies and promises go.
+#[derive(Clone, Copy)]
+struct Transport {
+    /// By https all the way: here, or at a proxy in front that the configuration names.
+    https: bool,
+    /// By a name of this machine, where other programs have ports too.
+    loopback: bool,
+}
+
+impl Transport {
+    fn of(gateway: &Gateway, request: &Request) -> Self {
+        let loopback = is_loopback(request.headers());
+        let tls = request.extensions().get::<OverTls>().is_some();
+        // Somebody on this machine who comes past the proxy, by plain HTTP, must not get a cookie that is never sent.
+        let proxy = gateway.inner.config.external_url.scheme() == "https" && !loopback;
+        Self { https: tls || proxy, loopback }
+    }
+}
+
+fn is_loopback(headers: &HeaderMap) -> bool {
+    let host = headers.get(header::HOST).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let Ok(url) = url::Url::parse(&format!("http://{host}")) else { return false };
+    match url.host() {
+        Some(url::Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        Some(url::Host::Ipv4(address)) => address.is_loopback(),
+        Some(url::Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    }
 }
 
 /// Removes what a proxy would add: nobody in front of this gateway is trusted to speak for a user.
@@ -119,7 +156,7 @@ fn is_identity_header(name: &str) -> bool {
     EXACT.contains(&name.as_str()) || PREFIXES.iter().any(|p| name.starts_with(p))
 }
 
-fn secured(mut response: Response, gateway: &Gateway) -> Response {
+fn secured(mut response: Response, gateway: &Gateway, transport: Transport) -> Response {
     let headers = response.headers_mut();
     let mut default = |name: &'static str, value: &'static str| {
         headers.entry(HeaderName::from_static(name)).or_insert(HeaderValue::from_static(value));
@@ -135,10 +172,26 @@ fn secured(mut response: Response, gateway: &Gateway) -> Response {
          frame-ancestors 'self'",
     );
     default("cache-control", "no-store");
-    if gateway.is_https() {
+    if transport.https && !transport.loopback && gateway.inner.config.strict_transport {
         default("strict-transport-security", "max-age=31536000");
     }
+    if transport.https {
+        make_cookies_secure(headers);
+    }
     response
+}
+
+/// Our own cookies; those of components are theirs.
+fn make_cookies_secure(headers: &mut HeaderMap) {
+    let http::header::Entry::Occupied(mut cookies) = headers.entry(header::SET_COOKIE) else { return };
+    for value in cookies.iter_mut() {
+        let ours = OUR_COOKIES
+            .iter()
+            .any(|n| value.as_bytes().strip_prefix(n.as_bytes()).is_some_and(|r| r.starts_with(b"=")));
+        if ours && let Ok(secure) = HeaderValue::from_bytes(&[value.as_bytes(), b"; Secure"].concat()) {
+            *value = secure;
+        }
+    }
 }
 
 /// The door to all mounted components.

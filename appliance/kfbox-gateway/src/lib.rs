@@ -16,10 +16,12 @@ mod paths;
 mod serve;
 mod sign_in;
 mod store;
+mod tls;
+pub mod web;
 
 pub use guard::{OLD_SESSION_COOKIE, Proof, SESSION_COOKIE, TokenReviewer};
 pub use mounts::Mounts;
-pub use oidc::ClientConfig;
+pub use oidc::clients::{COMMAND_LINE_CLIENT, ClientConfig, GrantType};
 pub use store::{
     StoreError,
     sessions::Session,
@@ -27,12 +29,17 @@ pub use store::{
     users::{GeneratedPassword, UserView},
 };
 
+pub use tls::{Tls, TlsError, TlsSource, authority_file};
+
 use axum::{Router, middleware};
 use kfbox_base::{Readiness, Tasks, UserInfo};
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use store::Store;
 use tokio::net::TcpListener;
 use url::Url;
+
+/// The connector of users who have a password here, by Dex's name for it.
+pub(crate) const LOCAL: &str = "local";
 
 /// What the gateway needs to know.
 #[derive(Clone)]
@@ -50,6 +57,9 @@ pub struct Config {
     pub password_grant: bool,
     /// Audiences of service-account tokens that are accepted besides the API server's own.
     pub service_account_audiences: Vec<String>,
+    /// Browsers may be told to come by https alone from now on. Not with a certificate that they do not trust anyway:
+    /// then they could not come at all.
+    pub strict_transport: bool,
 }
 
 impl Config {
@@ -69,6 +79,7 @@ impl Config {
             ]
             .map(String::from)
             .to_vec(),
+            strict_transport: false,
         }
     }
 }
@@ -102,6 +113,7 @@ struct Inner {
     limits: limits::SignInLimits,
     reviews: guard::ReviewCache,
     codes: oidc::Codes,
+    devices: oidc::Devices,
 }
 
 impl Gateway {
@@ -117,7 +129,10 @@ impl Gateway {
                 "the external URL {url} must be http(s)://HOST[:PORT] with nothing behind it"
             )));
         }
-        oidc::check_clients(&config.clients).map_err(GatewayError::Config)?;
+        oidc::clients::check(&config.clients, &[]).map_err(GatewayError::Config)?;
+        if !config.clients.iter().any(|c| c.id == COMMAND_LINE_CLIENT) {
+            config.clients.push(ClientConfig::command_line());
+        }
         // Signed tokens may not outlive the publication of their key.
         config.access_token_ttl = config.access_token_ttl.min(store::keys::MAX_TOKEN_LIFE);
         let issuer = format!("{}/dex", url.as_str().trim_end_matches('/'));
@@ -132,6 +147,7 @@ impl Gateway {
                 limits,
                 reviews: guard::ReviewCache::default(),
                 codes: oidc::Codes::default(),
+                devices: oidc::Devices::default(),
             }),
         })
     }
@@ -155,7 +171,21 @@ impl Gateway {
 
     /// Serves a router on a bound listener until shutdown. May be called for several listeners.
     pub fn serve(&self, name: &str, listener: TcpListener, router: Router, tasks: &Tasks) {
-        serve::serve(name, listener, router, tasks);
+        serve::serve(name, listener, serve::Entrance::Plain, router, tasks);
+    }
+
+    /// The same over TLS.
+    pub fn serve_tls(
+        &self,
+        name: &str,
+        listener: TcpListener,
+        tls: &Arc<Tls>,
+        router: Router,
+        tasks: &Tasks,
+    ) -> Result<(), TlsError> {
+        let entrance = serve::Entrance::Tls(tls.server()?.into(), self.inner.config.external_url.as_str().into());
+        serve::serve(name, listener, entrance, router, tasks);
+        Ok(())
     }
 
     pub fn issuer(&self) -> &str {
@@ -175,8 +205,9 @@ impl Gateway {
         oidc::platform_user(self, token)
     }
 
-    fn is_https(&self) -> bool {
-        self.inner.config.external_url.scheme() == "https"
+    /// A registered client.
+    fn client(&self, id: &str) -> Option<&ClientConfig> {
+        self.inner.config.clients.iter().find(|c| c.id == id)
     }
 
     /// Makes the administrator on the very first start. The password is shown once and stored nowhere.

@@ -1,25 +1,52 @@
-//! Accepting connections. Guarantees: a connection that sends no complete request header in time is closed; at shutdown
-//! requests in progress get a few seconds, and the task ends whatever clients do.
+//! Accepting connections, plain or over TLS. Guarantees: a connection that sends no complete request header (or finishes
+//! no handshake) in time is closed; at shutdown requests in progress get a few seconds, and the task ends whatever
+//! clients do; plain HTTP on a TLS port is told so, and is answered with nothing else.
 
-use axum::{Router, extract::ConnectInfo};
-use hyper::{body::Incoming, server::conn::http1};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use axum::{Router, body::Body, extract::ConnectInfo};
+use http::{HeaderValue, Method, Response, StatusCode, Uri, header};
+use hyper::{
+    body::Incoming,
+    server::conn::{http1, http2},
+};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use kfbox_base::{BoxError, Tasks};
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::Semaphore,
 };
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
 /// Connections at once. Browsers hold one for each live page, SDKs a handful; at some 40 KiB each this bounds memory.
 const CONNECTIONS: usize = 2048;
-/// A header that takes longer is a stalled client or an attack.
+/// A header or a handshake that takes longer is a stalled client or an attack.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// An HTTP/2 connection that is silent is asked whether it is still there, and closed if it does not say.
+const PING: Duration = Duration::from_secs(60);
+const PONG: Duration = Duration::from_secs(20);
+/// Requests at once of one HTTP/2 connection.
+const STREAMS: u32 = 128;
 /// What a request in progress gets at shutdown.
 const GRACE: Duration = Duration::from_secs(3);
+/// The first byte of a TLS record that begins a handshake; no HTTP request begins with it.
+const HANDSHAKE: u8 = 0x16;
 
-pub(crate) fn serve(name: &str, listener: TcpListener, router: Router, tasks: &Tasks) {
+/// In the extensions of a request that came over TLS.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct OverTls;
+
+/// What a listener speaks.
+#[derive(Clone)]
+pub(crate) enum Entrance {
+    Plain,
+    /// With the address that plain requests are sent to.
+    Tls(TlsAcceptor, Arc<str>),
+}
+
+pub(crate) fn serve(name: &str, listener: TcpListener, entrance: Entrance, router: Router, tasks: &Tasks) {
     let (shutdown, all) = (tasks.shutdown(), tasks.clone());
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     tasks.essential(name.to_owned(), async move {
@@ -31,10 +58,10 @@ pub(crate) fn serve(name: &str, listener: TcpListener, router: Router, tasks: &T
             };
             match accepted {
                 Ok((stream, peer)) => {
-                    let (router, shutdown) = (router.clone(), shutdown.clone());
+                    let (router, shutdown, entrance) = (router.clone(), shutdown.clone(), entrance.clone());
                     all.spawn("gateway-connection", async move {
                         let _slot = slot;
-                        connection(stream, peer, router, shutdown).await;
+                        enter(stream, peer, entrance, router, shutdown).await;
                     });
                 }
                 // Out of descriptors, or the peer is gone already: waiting is all that helps.
@@ -47,24 +74,48 @@ pub(crate) fn serve(name: &str, listener: TcpListener, router: Router, tasks: &T
     });
 }
 
-async fn connection(
-    stream: TcpStream,
-    peer: SocketAddr,
-    router: Router,
-    shutdown: tokio_util::sync::CancellationToken,
-) {
+async fn enter(stream: TcpStream, peer: SocketAddr, entrance: Entrance, router: Router, shutdown: CancellationToken) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY");
     }
-    let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
-        let mut request = request.map(axum::body::Body::new);
-        request.extensions_mut().insert(ConnectInfo(peer));
-        router.clone().oneshot(request)
-    });
+    let (acceptor, url) = match entrance {
+        Entrance::Plain => return first_version(stream, peer, false, router, shutdown).await,
+        Entrance::Tls(acceptor, url) => (acceptor, url),
+    };
+    let handshake = async {
+        let mut first = [0_u8];
+        match stream.peek(&mut first).await {
+            Ok(1) if first[0] == HANDSHAKE => Some(Ok(acceptor.accept(stream).await)),
+            Ok(1) => Some(Err(stream)),
+            _ => None,
+        }
+    };
+    let handshake = tokio::select! {
+        () = shutdown.cancelled() => return,
+        done = tokio::time::timeout(HEADER_TIMEOUT, handshake) => done,
+    };
+    match handshake {
+        Ok(Some(Ok(Ok(stream)))) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => {
+            second_version(stream, peer, router, shutdown).await;
+        }
+        Ok(Some(Ok(Ok(stream)))) => first_version(stream, peer, true, router, shutdown).await,
+        Ok(Some(Ok(Err(error)))) => tracing::debug!(%error, %peer, "TLS handshake"),
+        Ok(Some(Err(plain))) => tell_plain(plain, &url).await,
+        Ok(None) | Err(_) => {}
+    }
+}
+
+async fn first_version<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    stream: S,
+    peer: SocketAddr,
+    tls: bool,
+    router: Router,
+    shutdown: CancellationToken,
+) {
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
-        .serve_connection(TokioIo::new(stream), service)
+        .serve_connection(TokioIo::new(stream), service(router, peer, tls))
         .with_upgrades();
     let mut connection = std::pin::pin!(connection);
     tokio::select! {
@@ -77,4 +128,83 @@ async fn connection(
         () = shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
     }
     drop(tokio::time::timeout(GRACE, connection).await);
+}
+
+async fn second_version<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    stream: S,
+    peer: SocketAddr,
+    router: Router,
+    shutdown: CancellationToken,
+) {
+    let connection = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING)
+        .keep_alive_timeout(PONG)
+        .max_concurrent_streams(STREAMS)
+        .serve_connection(TokioIo::new(stream), service(router, peer, true));
+    let mut connection = std::pin::pin!(connection);
+    tokio::select! {
+        result = connection.as_mut() => {
+            if let Err(error) = result {
+                tracing::debug!(%error, %peer, "connection");
+            }
+            return;
+        }
+        () = shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
+    }
+    drop(tokio::time::timeout(GRACE, connection).await);
+}
+
+type Answering = futures::future::BoxFuture<'static, Result<axum::response::Response, Infallible>>;
+
+fn service(
+    router: Router,
+    peer: SocketAddr,
+    tls: bool,
+) -> impl hyper::service::Service<
+    hyper::Request<Incoming>,
+    Response = axum::response::Response,
+    Error = Infallible,
+    Future = Answering,
+> {
+    hyper::service::service_fn(move |request: hyper::Request<Incoming>| -> Answering {
+        let mut request = request.map(Body::new);
+        // HTTP/2 names the host in the URI; everything behind reads it as HTTP/1.1 has it.
+        if let Some(authority) = request.uri().authority().cloned() {
+            if let Ok(host) = HeaderValue::from_str(authority.as_str()) {
+                request.headers_mut().insert(header::HOST, host);
+            }
+            if let Some(path) = request.uri().path_and_query().cloned() {
+                *request.uri_mut() = Uri::from(path);
+            }
+        }
+        request.extensions_mut().insert(ConnectInfo(peer));
+        if tls {
+            request.extensions_mut().insert(OverTls);
+        }
+        Box::pin(router.clone().oneshot(request))
+    })
+}
+
+/// Somebody typed `http://`: a page is led to the gateway's own https address, everything else is told.
+async fn tell_plain(stream: TcpStream, url: &str) {
+    let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
+        let path = request.uri().path_and_query().map_or("/", |p| p.as_str());
+        let to = format!("{}{}", url.trim_end_matches('/'), if path.starts_with('/') { path } else { "/" });
+        let page = matches!(*request.method(), Method::GET | Method::HEAD);
+        let mut response = Response::new("this port speaks HTTPS\n".to_owned());
+        *response.status_mut() = StatusCode::BAD_REQUEST;
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        if let (true, Ok(to)) = (page, HeaderValue::from_str(&to)) {
+            *response.status_mut() = StatusCode::TEMPORARY_REDIRECT;
+            response.headers_mut().insert(header::LOCATION, to);
+        }
+        async move { Ok::<_, Infallible>(response) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), service);
+    drop(tokio::time::timeout(HEADER_TIMEOUT, connection).await);
 }

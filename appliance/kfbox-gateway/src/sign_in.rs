@@ -192,7 +192,7 @@ async fn submit(
     match gateway.inner.store.begin_session(&user, lifetime, &address.to_string(), agent).await {
         Ok(secret) => {
             let mut response = redirect(StatusCode::SEE_OTHER, &paths::return_path(&query.rd));
-            set_cookie(&mut response, &gateway, &secret, lifetime.as_secs());
+            set_cookie(&mut response, &secret, lifetime.as_secs());
             response
         }
         Err(error) => {
@@ -258,9 +258,9 @@ async fn keep_attempts(gateway: &Gateway, login: &str, address: IpAddr) -> Resul
     gateway.inner.store.keep_attempts(kept, wall.saturating_sub(seconds(FORGET))).await
 }
 
-fn set_cookie(response: &mut Response, gateway: &Gateway, value: &str, max_age: u64) {
-    let secure = if gateway.is_https() { "; Secure" } else { "" };
-    let text = format!("{SESSION_COOKIE}={value}; Path=/; HttpOnly; SameSite=Lax; Max-Age={max_age}{secure}");
+/// `guard::front` adds `Secure` where the browser came by https.
+fn set_cookie(response: &mut Response, value: &str, max_age: u64) {
+    let text = format!("{SESSION_COOKIE}={value}; Path=/; HttpOnly; SameSite=Lax; Max-Age={max_age}");
     if let Ok(value) = HeaderValue::from_str(&text) {
         response.headers_mut().append(header::SET_COOKIE, value);
     }
@@ -268,10 +268,15 @@ fn set_cookie(response: &mut Response, gateway: &Gateway, value: &str, max_age: 
 
 /// Ends this browser's session. Another site cannot do it: its request changes nothing.
 pub(crate) async fn end_here(gateway: &Gateway, headers: &HeaderMap, back: &str) -> Response {
-    let mut response = redirect(StatusCode::FOUND, back);
     if !same_origin(headers, &gateway.inner.config.external_url) {
-        return response;
+        return redirect(StatusCode::FOUND, back);
     }
+    end_sessions(gateway, headers, back).await
+}
+
+/// Ends the sessions of this browser's cookies, whoever asks: the caller has made sure that the person wants it.
+pub(crate) async fn end_sessions(gateway: &Gateway, headers: &HeaderMap, back: &str) -> Response {
+    let mut response = redirect(StatusCode::FOUND, back);
     for secret in session_secrets(headers) {
         let who = gateway.inner.store.session(&secret).map(|(s, _)| s.email);
         match gateway.inner.store.end_session(&secret).await {
@@ -283,7 +288,7 @@ pub(crate) async fn end_here(gateway: &Gateway, headers: &HeaderMap, back: &str)
             }
         }
     }
-    set_cookie(&mut response, gateway, "", 0);
+    set_cookie(&mut response, "", 0);
     response
 }
 

@@ -9,6 +9,7 @@ pub mod attempts;
 pub mod keys;
 pub mod password;
 pub mod refresh;
+pub mod revoked;
 pub mod sessions;
 pub mod tokens;
 pub mod users;
@@ -57,6 +58,11 @@ pub const SCHEMA: Schema = Schema {
     ) STRICT;
     CREATE INDEX attempts_by_time ON attempts (last);
     ",
+        "
+    ALTER TABLE users ADD COLUMN connector TEXT NOT NULL DEFAULT 'local';
+    ALTER TABLE users ADD COLUMN subject TEXT NOT NULL DEFAULT '';
+    CREATE TABLE revoked (id TEXT PRIMARY KEY, expires INTEGER NOT NULL) STRICT;
+    ",
     ],
 };
 
@@ -101,6 +107,8 @@ pub struct Store {
     pub(crate) users: RwLock<HashMap<String, users::User>>,
     pub(crate) sessions: RwLock<HashMap<SecretHash, sessions::Session>>,
     pub(crate) tokens: RwLock<HashMap<SecretHash, tokens::Token>>,
+    /// Ids of tokens and families that were revoked, and when that no longer matters.
+    pub(crate) revoked: RwLock<HashMap<String, i64>>,
     pub(crate) keys: RwLock<keys::KeySet>,
     /// As they were when the store was opened; `limits` counts on from there.
     pub(crate) attempts: Vec<attempts::Attempts>,
@@ -126,11 +134,13 @@ impl Store {
             tx.execute("DELETE FROM sessions WHERE expires <= ?1", [now])?;
             tx.execute("DELETE FROM tokens WHERE expires IS NOT NULL AND expires <= ?1", [now])?;
             tx.execute("DELETE FROM refresh WHERE expires <= ?1", [now])?;
+            tx.execute("DELETE FROM revoked WHERE expires <= ?1", [now])?;
             Ok(())
         })?;
         let users = db.read_blocking(users::load)?;
         let sessions = db.read_blocking(sessions::load)?;
         let tokens = db.read_blocking(tokens::load)?;
+        let revoked = db.read_blocking(revoked::load)?;
         let keys = keys::KeySet::open(&db)?;
         let attempts = db.read_blocking(attempts::load)?;
         Ok(Self {
@@ -138,6 +148,7 @@ impl Store {
             users: RwLock::new(users),
             sessions: RwLock::new(sessions),
             tokens: RwLock::new(tokens),
+            revoked: RwLock::new(revoked),
             keys: RwLock::new(keys),
             attempts,
             hashing: password::Hashing::default(),

@@ -1,5 +1,9 @@
 //! Configuration: flags over environment over file over defaults, resolved once, in one place.
 
+mod gateway;
+
+pub use gateway::{Gateway, TlsMode};
+
 use crate::failure::{Code, Failure};
 use anyhow::Context;
 use clap::Args;
@@ -37,6 +41,15 @@ pub struct UpOptions {
     /// Pages, sign-in and Kubeflow's APIs
     #[arg(long, env = "KFBOX_ADDRESS", value_name = "ADDR:PORT")]
     pub address: Option<SocketAddr>,
+    /// HTTPS for those: with a certificate of the box's own, which `kfbox trust` installs, or with files
+    #[arg(long, env = "KFBOX_TLS", value_enum, value_name = "MODE", num_args = 0..=1, default_missing_value = "self-signed")]
+    pub tls: Option<TlsMode>,
+    /// The certificate and its chain in PEM, with --tls files; read again when it changes
+    #[arg(long, env = "KFBOX_TLS_CERTIFICATE", value_name = "FILE")]
+    pub tls_certificate: Option<PathBuf>,
+    /// Its key in PEM
+    #[arg(long, env = "KFBOX_TLS_KEY", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
     /// The Kubernetes API
     #[arg(long, env = "KFBOX_KUBERNETES_ADDRESS", value_name = "ADDR:PORT")]
     pub kubernetes_address: Option<SocketAddr>,
@@ -77,14 +90,6 @@ pub struct Config {
     pub profiles: Profiles,
     pub images: Images,
     pub packages: Packages,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Gateway {
-    pub address: SocketAddr,
-    /// How browsers reach the box, when that differs from the address.
-    pub external_url: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -173,12 +178,6 @@ impl Default for Config {
     }
 }
 
-impl Default for Gateway {
-    fn default() -> Self {
-        Self { address: loopback(8080), external_url: None }
-    }
-}
-
 impl Default for Kubernetes {
     fn default() -> Self {
         Self { address: loopback(6443), audit: Audit::default() }
@@ -217,6 +216,9 @@ impl Config {
             instance,
             user,
             address,
+            tls,
+            tls_certificate,
+            tls_key,
             kubernetes_address,
             objects_address,
             metadata_address,
@@ -229,6 +231,9 @@ impl Config {
         set(&mut config.instance, instance);
         set(&mut config.user, user);
         set(&mut config.gateway.address, address);
+        set(&mut config.gateway.tls.mode, tls);
+        config.gateway.tls.certificate = tls_certificate.or(config.gateway.tls.certificate);
+        config.gateway.tls.key = tls_key.or(config.gateway.tls.key);
         set(&mut config.kubernetes.address, kubernetes_address);
         set(&mut config.objects.address, objects_address);
         set(&mut config.metadata.address, metadata_address);
@@ -281,6 +286,7 @@ impl Config {
             );
             return Err(wrong(message).into());
         }
+        self.gateway.validate()?;
         self.addresses()?;
         Ok(())
     }
@@ -310,10 +316,6 @@ impl Config {
         }
         let nth = |network: u32, n: u32| Ipv4Addr::from(network + n);
         Ok(Addresses { bridge: nth(pods.0, 1), api_service: nth(services.0, 1), dns: nth(services.0, 10) })
-    }
-
-    pub fn external_url(&self) -> String {
-        self.gateway.external_url.clone().unwrap_or_else(|| format!("http://{}", self.gateway.address))
     }
 
     pub fn control_socket(data_dir: &Path) -> PathBuf {

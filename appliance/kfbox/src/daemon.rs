@@ -14,7 +14,7 @@ use crate::{
     },
     backend::DaemonBackend,
     cli,
-    config::{Addresses, Config},
+    config::{Addresses, Config, TlsMode},
     control::{self, Control},
     failure::{Code, Failure},
     lock::DataDirLock,
@@ -25,7 +25,7 @@ use anyhow::Context;
 use kfbox_apiserver::{ApiServer, auth::Authority};
 use kfbox_base::{Authorizer, Readiness, Tasks, listener::BindError, telemetry};
 use kfbox_dashboard::Connect;
-use kfbox_gateway::{Gateway, Mounts};
+use kfbox_gateway::{Gateway, Mounts, Tls};
 use kfbox_metadata::Metadata;
 use kfbox_node::{Node, NodeConfig, images::ImageConfig, network::NetworkConfig};
 use kfbox_objects::Objects;
@@ -122,6 +122,10 @@ fn explain(error: anyhow::Error) -> anyhow::Error {
             let next = "correct kubernetes.audit in the configuration file, or the policy that it names";
             return Failure::new(Code::Configuration, error.to_string(), next).into();
         }
+        if let Some(error) = gateway_mistake(cause) {
+            let next = "correct [gateway] in the configuration file";
+            return Failure::new(Code::Configuration, error, next).into();
+        }
         if let Some(kfbox_db::OpenError::Newer { name, path, found, known }) = database_error(cause) {
             let message = format!(
                 "the {name} database {} was written by a newer kfbox (its version is {found}, this one knows {known})",
@@ -132,6 +136,16 @@ fn explain(error: anyhow::Error) -> anyhow::Error {
         }
     }
     error
+}
+
+/// What is wrong with the gateway's clients or certificate.
+fn gateway_mistake(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
+    use kfbox_gateway::{GatewayError, TlsError};
+    if let Some(error @ GatewayError::Config(_)) = cause.downcast_ref() {
+        return Some(error.to_string());
+    }
+    let found = cause.downcast_ref::<TlsError>().filter(|e| !matches!(e, TlsError::Tls(_)));
+    found.map(|error| format!("gateway.tls: {error}"))
 }
 
 /// The stores' errors are transparent about their database's: the chain shows them, but by the outer type.
@@ -179,7 +193,7 @@ async fn start(config: &Config, tasks: &Tasks, announce: bool) -> anyhow::Result
     let kubernetes_address = listeners.kubernetes.local_addr()?;
     let objects_address = listeners.objects.local_addr()?;
     let metadata_address = listeners.metadata.local_addr()?;
-    let url = config.gateway.external_url.clone().unwrap_or_else(|| format!("http://{gateway_address}"));
+    let url = config.gateway.url(gateway_address);
     let kubernetes_url = format!("https://{kubernetes_address}");
     let objects_url = format!("http://{objects_address}");
 
@@ -195,6 +209,7 @@ async fn start(config: &Config, tasks: &Tasks, announce: bool) -> anyhow::Result
         &config.user,
         BTreeMap::from([
             ("gateway".to_owned(), gateway_address.to_string()),
+            ("gateway-for-pods".to_owned(), SocketAddr::from((bridge, port::PIPELINES)).to_string()),
             ("kubernetes".to_owned(), kubernetes_address.to_string()),
             ("objects".to_owned(), objects_address.to_string()),
             ("metadata".to_owned(), metadata_address.to_string()),
@@ -294,13 +309,7 @@ async fn start(config: &Config, tasks: &Tasks, announce: bool) -> anyhow::Result
     kfbox_platform::start(client.clone(), platform, tasks, &readiness);
 
     // The door.
-    let gateway = Gateway::open(
-        kfbox_gateway::Config::new(data_dir.clone(), url.parse().context("the gateway's external_url")?),
-        kfbox_gateway::Deps {
-            token_reviewer: Arc::new(ClusterTokens::new(client.clone())),
-            readiness: readiness.clone(),
-        },
-    )?;
+    let (gateway, tls) = open_gateway(config, gateway_address, &url, &client, &readiness)?;
     api.add_token_authenticator(Arc::new(GatewayTokens(gateway.clone())));
     if let Some(password) = gateway.ensure_first_user(&config.user).await? {
         control.set_password(password.reveal().to_owned());
@@ -331,7 +340,10 @@ async fn start(config: &Config, tasks: &Tasks, announce: bool) -> anyhow::Result
         .at("/api", workgroup::router(membership))
         .at("/", dashboard);
     let router = gateway.router(mounts);
-    gateway.serve("gateway", listeners.gateway, router.clone(), tasks);
+    match &tls {
+        Some(tls) => gateway.serve_tls("gateway", listeners.gateway, tls, router.clone(), tasks)?,
+        None => gateway.serve("gateway", listeners.gateway, router.clone(), tasks),
+    }
     gateway.serve("gateway for pods", on_bridge("pipelines for pods", port::PIPELINES).await?, router, tasks);
     publish::services(
         &client,
@@ -358,6 +370,29 @@ async fn start(config: &Config, tasks: &Tasks, announce: bool) -> anyhow::Result
     tell_when_ready(control.clone(), readiness, tasks, announce);
     crate::memory::keep_small(tasks);
     Ok(control)
+}
+
+/// The gateway, and its certificate unless it speaks plain HTTP.
+fn open_gateway(
+    config: &Config,
+    bound: SocketAddr,
+    url: &str,
+    client: &kube::Client,
+    readiness: &Readiness,
+) -> anyhow::Result<(Gateway, Option<Arc<Tls>>)> {
+    let url = url.parse().context("the gateway's external_url")?;
+    let source = config.gateway.tls_source(&config.data_dir.join("pki"), bound, &node_name());
+    let settings = kfbox_gateway::Config {
+        clients: config.gateway.clients.clone(),
+        password_grant: config.gateway.password_grant,
+        strict_transport: config.gateway.tls.mode != TlsMode::SelfSigned,
+        ..kfbox_gateway::Config::new(config.data_dir.clone(), url)
+    };
+    let deps = kfbox_gateway::Deps {
+        token_reviewer: Arc::new(ClusterTokens::new(client.clone())),
+        readiness: readiness.clone(),
+    };
+    Ok((Gateway::open(settings, deps)?, source.map(Tls::open).transpose()?))
 }
 
 /// How often certificates are looked at and unused image content is removed.

@@ -13,6 +13,8 @@ pub struct Grant {
     /// Space-separated.
     pub scope: String,
     pub auth_time: i64,
+    /// Names all that descends from one sign-in of one client.
+    pub family: String,
 }
 
 #[derive(Debug)]
@@ -26,13 +28,14 @@ pub enum Redeemed {
     /// Used before: everything descended from the same sign-in was revoked.
     Reused {
         email: String,
+        family: String,
     },
 }
 
 impl Store {
     pub async fn issue_refresh(&self, grant: Grant, lifetime: Duration) -> Result<String, StoreError> {
         let secret = random_secret();
-        let (hash, family) = (hash_secret(&secret), uuid::Uuid::new_v4().to_string());
+        let hash = hash_secret(&secret);
         let (now, expires) = (now(), now().saturating_add(seconds(lifetime)));
         self.db
             .write::<_, StoreError, _>(move |tx| {
@@ -40,7 +43,15 @@ impl Store {
                 tx.execute(
                     "INSERT INTO refresh (hash, family, email, client, scope, auth_time, expires, used)
                      VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 0)",
-                    params![hash.as_slice(), family, grant.email, grant.client, grant.scope, grant.auth_time, expires],
+                    params![
+                        hash.as_slice(),
+                        grant.family,
+                        grant.email,
+                        grant.client,
+                        grant.scope,
+                        grant.auth_time,
+                        expires
+                    ],
                 )?;
                 Ok(())
             })
@@ -66,15 +77,16 @@ impl Store {
                                 client: client.clone(),
                                 scope: r.get(2)?,
                                 auth_time: r.get(3)?,
+                                family: r.get(0)?,
                             };
-                            Ok((r.get::<_, String>(0)?, grant, r.get::<_, i64>(4)?, r.get::<_, bool>(5)?))
+                            Ok((grant, r.get::<_, i64>(4)?, r.get::<_, bool>(5)?))
                         },
                     )
                     .optional()?;
-                let Some((family, grant, expires, used)) = found else { return Ok(Redeemed::Unknown) };
+                let Some((grant, expires, used)) = found else { return Ok(Redeemed::Unknown) };
                 if used {
-                    tx.execute("DELETE FROM refresh WHERE family = ?1", [&family])?;
-                    return Ok(Redeemed::Reused { email: grant.email });
+                    tx.execute("DELETE FROM refresh WHERE family = ?1", [&grant.family])?;
+                    return Ok(Redeemed::Reused { email: grant.email, family: grant.family });
                 }
                 tx.execute("UPDATE refresh SET used = 1 WHERE hash = ?1", [hash.as_slice()])?;
                 tx.execute(
@@ -82,7 +94,7 @@ impl Store {
                      VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 0)",
                     params![
                         next_hash.as_slice(),
-                        family,
+                        grant.family,
                         grant.email,
                         grant.client,
                         grant.scope,

@@ -17,6 +17,10 @@ pub struct User {
     pub created: i64,
     /// Tokens issued before this second are void.
     pub valid_after: i64,
+    /// Who vouches for the user: `local`, or a connector of the configuration.
+    pub connector: String,
+    /// The user's name for all time at that connector; empty for `local`.
+    pub subject: String,
 }
 
 impl User {
@@ -65,6 +69,8 @@ pub(super) fn load(connection: &Connection) -> Result<HashMap<String, User>, Sto
             disabled: row.get("disabled")?,
             created: row.get("created")?,
             valid_after: row.get("valid_after")?,
+            connector: row.get("connector")?,
+            subject: row.get("subject")?,
         };
         users.insert(user.email.clone(), user);
     }
@@ -123,6 +129,8 @@ impl Store {
             disabled: false,
             created: now(),
             valid_after: 0,
+            connector: crate::LOCAL.into(),
+            subject: String::new(),
         };
         self.write_user(user).await
     }
@@ -133,8 +141,8 @@ impl Store {
             .write::<_, StoreError, _>(move |tx| {
                 let groups = serde_json::to_string(&stored.groups).map_err(|_| StoreError::Corrupt("groups"))?;
                 tx.execute(
-                    "INSERT INTO users (email, uid, password, groups, disabled, created, valid_after)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+                    "INSERT INTO users (email, uid, password, groups, disabled, created, valid_after, connector, subject)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
                      ON CONFLICT (email) DO UPDATE SET password = excluded.password, groups = excluded.groups,
                          disabled = excluded.disabled, valid_after = excluded.valid_after",
                     params![
@@ -144,7 +152,9 @@ impl Store {
                         groups,
                         stored.disabled,
                         stored.created,
-                        stored.valid_after
+                        stored.valid_after,
+                        stored.connector,
+                        stored.subject
                     ],
                 )?;
                 Ok(())

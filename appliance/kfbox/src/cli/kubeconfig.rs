@@ -1,7 +1,9 @@
 //! `kfbox kubeconfig`.
 
-use crate::control::Client;
+use crate::control::{Client, Status};
 use anyhow::Context;
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use kfbox_gateway::COMMAND_LINE_CLIENT;
 use serde_json::{Value, json};
 use std::{
     os::unix::fs::OpenOptionsExt,
@@ -9,8 +11,19 @@ use std::{
     process::ExitCode,
 };
 
-pub async fn run(data_dir: PathBuf, output: Option<PathBuf>, merge: Option<PathBuf>) -> anyhow::Result<ExitCode> {
-    let ours: Value = Client::new(&data_dir).get("/v1/kubeconfig").await?;
+pub async fn run(
+    data_dir: PathBuf,
+    output: Option<PathBuf>,
+    merge: Option<PathBuf>,
+    oidc: bool,
+) -> anyhow::Result<ExitCode> {
+    let client = Client::new(&data_dir);
+    let mut ours: Value = client.get("/v1/kubeconfig").await?;
+    if oidc {
+        let status: Status = client.get("/v1/status").await?;
+        let authority = status.url.starts_with("https:").then(|| super::trust::authority(&data_dir)).flatten();
+        ours = with_sign_in(&ours, &status.url, authority.as_deref());
+    }
     if let Some(path) = output {
         write_private(&path, &serde_yaml::to_string(&ours)?)?;
         println!("wrote {}", path.display());
@@ -41,6 +54,35 @@ pub async fn run(data_dir: PathBuf, output: Option<PathBuf>, merge: Option<PathB
         print!("{}", serde_yaml::to_string(&ours)?);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The same cluster, but whoever uses the file signs in as themselves: it holds no secret and can be given to people.
+/// <https://kubernetes.io/docs/reference/access-authn-authz/authentication/#client-go-credential-plugins>
+fn with_sign_in(ours: &Value, url: &str, authority: Option<&str>) -> Value {
+    const NAME: &str = "kfbox-oidc";
+    let issuer = format!("{}/dex", url.trim_end_matches('/'));
+    let mut args = vec!["credential".to_owned(), "--issuer".into(), issuer];
+    args.extend(["--client-id".into(), COMMAND_LINE_CLIENT.into()]);
+    if let Some(pem) = authority {
+        args.extend(["--ca-data".into(), STANDARD.encode(pem)]);
+    }
+    json!({
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": ours["clusters"],
+        "users": [{"name": NAME, "user": {"exec": {
+            "apiVersion": "client.authentication.k8s.io/v1",
+            "command": "kfbox",
+            "args": args,
+            "env": null,
+            "interactiveMode": "IfAvailable",
+            "provideClusterInfo": false,
+            "installHint": "kfbox must be on the PATH: it signs you in to the box",
+        }}}],
+        "contexts": [{"name": NAME, "context": {"cluster": "kfbox", "user": NAME}}],
+        "current-context": NAME,
+        "preferences": {},
+    })
 }
 
 /// Replaces entries of the same name, keeps all others and all unknown fields, and switches to our context.
@@ -78,6 +120,19 @@ fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_kubeconfig_for_people_holds_no_secret() {
+        let ours = json!({
+            "clusters": [{"name": "kfbox", "cluster": {"server": "https://x", "certificate-authority-data": "CA"}}],
+            "users": [{"name": "kfbox", "user": {"client-key-data": "secret"}}]
+        });
+        let given = with_sign_in(&ours, "https://lab.example/", Some("PEM"));
+        assert!(!given.to_string().contains("secret"));
+        assert_eq!(given["clusters"], ours["clusters"]);
+        let args = &given["users"][0]["user"]["exec"]["args"];
+        assert_eq!((&args[2], &args[6]), (&json!("https://lab.example/dex"), &json!("UEVN")));
+    }
 
     #[test]
     fn merging_keeps_other_clusters_and_replaces_ours() {

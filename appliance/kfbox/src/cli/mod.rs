@@ -1,6 +1,7 @@
 //! The command line: what can be typed, and where each command lives.
 
 mod box_info;
+mod credential;
 mod doctor;
 mod image;
 mod kubeconfig;
@@ -10,6 +11,7 @@ mod reset;
 mod run;
 mod session;
 mod token;
+mod trust;
 mod up;
 mod user;
 
@@ -39,6 +41,7 @@ Examples:
   kfbox image load python-3.11.oci.tar      make an image available without a registry
   kfbox kubeconfig --merge                  let kubectl reach it
   kfbox run pipeline.py -p epochs=3         run a pipeline and follow it
+  kfbox kubeconfig --oidc -o ann.yaml       for somebody else: they sign in themselves
   kfbox token                               a bearer token for the kfp SDK
   kfbox user add ann@example.com            let somebody else in, with a namespace of their own
 
@@ -59,6 +62,10 @@ enum Command {
     Logs(LogsArgs),
     /// Print, write or merge the credentials for kubectl
     Kubeconfig(KubeconfigArgs),
+    /// Sign in through the box and print a credential, as kubectl asks of a plugin
+    Credential(CredentialArgs),
+    /// Let this machine's programs trust the certificate that the box made for itself (`kfbox up --tls`)
+    Trust(TrustArgs),
     /// Create, list or revoke personal tokens for programs: the kfp SDK, curl, kubectl
     Token(TokenArgs),
     /// S3 credentials of a namespace, for boto3 and the like
@@ -147,6 +154,44 @@ struct KubeconfigArgs {
     /// Merge it into a kubeconfig (default: $KUBECONFIG, else ~/.kube/config) and make it current
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "")]
     merge: Option<PathBuf>,
+    /// Without the administrator's key: whoever uses it signs in as themselves, in a browser
+    #[arg(long)]
+    oidc: bool,
+}
+
+#[derive(Args)]
+struct CredentialArgs {
+    /// The box's issuer, such as https://kubeflow.lab.example/dex
+    #[arg(long, value_name = "URL")]
+    issuer: url::Url,
+    /// As whom to ask
+    #[arg(long, default_value = kfbox_gateway::COMMAND_LINE_CLIENT, value_name = "ID")]
+    client_id: String,
+    /// Certificates to trust for it besides the machine's: PEM in base64
+    #[arg(long, value_name = "BASE64")]
+    ca_data: Option<String>,
+    /// Where sign-ins are kept [default: $KUBECACHEDIR, else ~/.kube/cache, and there kfbox-oidc]
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
+    /// Forget the sign-in, here and at the box
+    #[arg(long)]
+    sign_out: bool,
+}
+
+#[derive(Args)]
+struct TrustArgs {
+    /// No longer trust it
+    #[arg(long)]
+    remove: bool,
+    /// Print the certificate instead
+    #[arg(long, conflicts_with = "remove")]
+    print: bool,
+    /// Print shell variables for programs that bring their own certificates, such as Python's
+    #[arg(long, conflicts_with_all = ["remove", "print"])]
+    env: bool,
+    /// Another root than /, as for an image that is being built
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    root: PathBuf,
 }
 
 #[derive(Args)]
@@ -374,7 +419,9 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Status(args) => client(box_info::status(data_dir()?, args.output == Output::Json)),
         Command::Doctor(args) => doctor::run(&common, &args.options, args.output == Output::Json),
         Command::Logs(args) => client(logs::run(data_dir()?, args.follow, args.tail)),
-        Command::Kubeconfig(args) => client(kubeconfig::run(data_dir()?, args.output, args.merge)),
+        Command::Kubeconfig(args) => client(kubeconfig::run(data_dir()?, args.output, args.merge, args.oidc)),
+        Command::Credential(args) => client(credential::run(args)),
+        Command::Trust(args) => trust::run(&data_dir()?, &args),
         Command::Token(args) => client(token::run(data_dir()?, args)),
         Command::Credentials(args) => {
             client(token::credentials(data_dir()?, args.namespace, args.output == CredentialOutput::Json))

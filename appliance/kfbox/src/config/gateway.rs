@@ -1,0 +1,161 @@
+//! `[gateway]`: where it listens, its certificate, and who signs in where.
+
+use super::{loopback, wrong};
+use clap::ValueEnum;
+use kfbox_gateway::{ClientConfig, TlsSource};
+use serde::{Deserialize, Serialize};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Gateway {
+    pub address: SocketAddr,
+    /// How browsers reach the box, when that differs from the address.
+    pub external_url: Option<String>,
+    pub tls: Tls,
+    /// Tokens for a user name and a password, for scripts that follow Dex's `passwordConnector`.
+    pub password_grant: bool,
+    /// Applications that sign their users in here: `[[gateway.clients]]`.
+    pub clients: Vec<ClientConfig>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tls {
+    pub mode: TlsMode,
+    /// With `files`: the certificate and its chain in PEM.
+    pub certificate: Option<PathBuf>,
+    /// With `files`: the key in PEM.
+    pub key: Option<PathBuf>,
+    /// With `self-signed`: host names and addresses besides this machine's own.
+    pub names: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum TlsMode {
+    /// Plain HTTP: for loopback, or behind a proxy that does TLS
+    #[default]
+    Off,
+    /// A certificate of an authority that the box keeps; clients trust it by `kfbox trust`
+    SelfSigned,
+    /// Files of your own
+    Files,
+}
+
+impl Default for Gateway {
+    fn default() -> Self {
+        Self {
+            address: loopback(8080),
+            external_url: None,
+            tls: Tls::default(),
+            password_grant: false,
+            clients: Vec::new(),
+        }
+    }
+}
+
+impl Gateway {
+    pub(super) fn validate(&self) -> anyhow::Result<()> {
+        let Tls { mode, certificate, key, names: _ } = &self.tls;
+        let files = certificate.is_some() && key.is_some();
+        let message = match mode {
+            TlsMode::Files if !files => "gateway.tls: mode \"files\" needs `certificate` and `key`",
+            TlsMode::Off | TlsMode::SelfSigned if certificate.is_some() || key.is_some() => {
+                "gateway.tls: `certificate` and `key` are used with mode \"files\" only"
+            }
+            TlsMode::SelfSigned | TlsMode::Files
+                if self.external_url.as_ref().is_some_and(|u| !u.starts_with("https://")) =>
+            {
+                "gateway.external_url must begin with https:// when gateway.tls is on"
+            }
+            _ => return Ok(()),
+        };
+        Err(wrong(message.to_owned()).into())
+    }
+
+    pub fn tls_on(&self) -> bool {
+        self.tls.mode != TlsMode::Off
+    }
+
+    /// How browsers reach the box; `bound` is where it listens.
+    pub fn url(&self, bound: SocketAddr) -> String {
+        let scheme = if self.tls_on() { "https" } else { "http" };
+        self.external_url.clone().unwrap_or_else(|| format!("{scheme}://{bound}"))
+    }
+
+    /// Where the certificate comes from. `pki` is the folder of a self-signed one's authority, `host` this machine's
+    /// name.
+    pub fn tls_source(&self, pki: &Path, bound: SocketAddr, host: &str) -> Option<TlsSource> {
+        let Tls { mode, certificate, key, names } = self.tls.clone();
+        match mode {
+            TlsMode::Off => None,
+            TlsMode::SelfSigned => {
+                let mut names = names;
+                names.push(host.to_owned());
+                if !bound.ip().is_unspecified() {
+                    names.push(bound.ip().to_string());
+                }
+                let outside = self.external_url.as_deref().and_then(|u| u.strip_prefix("https://"));
+                let outside = outside.and_then(|rest| rest.split('/').next());
+                names.extend(outside.map(|authority| host_of(authority).to_owned()));
+                Some(TlsSource::SelfSigned { folder: pki.to_owned(), names })
+            }
+            TlsMode::Files => {
+                Some(TlsSource::Files { certificate: certificate.unwrap_or_default(), key: key.unwrap_or_default() })
+            }
+        }
+    }
+}
+
+/// The host of `HOST[:PORT]`, an IPv6 address without its brackets.
+fn host_of(authority: &str) -> &str {
+    match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((address, _)) => address,
+        None => authority.split(':').next().unwrap_or(authority),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Gateway, String> {
+        let gateway: Gateway = toml::from_str(text).map_err(|e| e.to_string())?;
+        gateway.validate().map_err(|e| e.to_string())?;
+        Ok(gateway)
+    }
+
+    #[test]
+    fn clients_are_written_as_dex_has_them_or_in_the_files_own_spelling() {
+        let text = "password_grant = true\n\
+            [[clients]]\nid = \"a\"\nsecret = \"0123456789abcdef\"\nredirectURIs = [\"https://a.example/cb\"]\n\
+            [[clients]]\nid = \"b\"\npublic = true\nredirect_uris = [\"http://localhost:8000\"]\n\
+            grants = [\"authorization_code\", \"device_code\"]\nscopes = [\"openid\"]\nconnectors = [\"local\"]\n";
+        let gateway = parse(text).unwrap();
+        assert_eq!(gateway.clients[0].redirect_uris, ["https://a.example/cb"]);
+        assert_eq!(gateway.clients[1].grants.as_ref().map(Vec::len), Some(2));
+        assert!(!format!("{gateway:?}").contains("0123456789abcdef"), "secrets are not shown");
+        assert!(!toml::to_string(&gateway).unwrap().contains("0123456789abcdef"));
+        assert!(parse("[[clients]]\nid = \"a\"\nredirect = []\n").unwrap_err().contains("redirect"));
+    }
+
+    #[test]
+    fn tls_needs_what_it_needs() {
+        assert!(parse("[tls]\nmode = \"files\"\ncertificate = \"/c\"").unwrap_err().contains("needs"));
+        assert!(parse("[tls]\nmode = \"self-signed\"\nkey = \"/k\"").unwrap_err().contains("only"));
+        assert!(parse("external_url = \"http://x\"\n[tls]\nmode = \"self-signed\"").unwrap_err().contains("https"));
+        assert!(parse("[tls]\nmode = \"on\"").is_err());
+        let gateway = parse("external_url = \"https://lab.example:8443/\"\n[tls]\nmode = \"self-signed\"").unwrap();
+        let bound = "127.0.0.1:8443".parse().unwrap();
+        let Some(TlsSource::SelfSigned { names, .. }) = gateway.tls_source(Path::new("/pki"), bound, "box") else {
+            panic!("no source");
+        };
+        assert_eq!(names, ["box", "127.0.0.1", "lab.example"]);
+        assert_eq!(host_of("[::1]:8443"), "::1");
+        assert_eq!(Gateway::default().url(bound), "http://127.0.0.1:8443");
+    }
+}

@@ -15,6 +15,8 @@ import threading
 import time
 import urllib.parse
 
+import bench_pipelines
+
 
 class Box:
     """A box with a data directory of its own, removed at the end."""
@@ -210,30 +212,52 @@ def crun(image: str, folder: str, count: int, command: list[str]) -> list[float]
     return took
 
 
-def steps(box: Box, namespace: str, count: int) -> float:
-    """Seconds a step of a chain of steps that do nothing, from the run's creation to its end."""
-    import kfp
-    from kfp import dsl
+def first_starts(figure, args) -> None:
+    first = []
+    for _ in range(args.starts):
+        box = Box(args.kfbox)
+        try:
+            first.append(box.up())
+        finally:
+            box.remove()
+    figure("up to ready, empty data directory", statistics.median(first), "s", f"median of {args.starts}")
 
-    @dsl.container_component
-    def nothing():
-        return dsl.ContainerSpec(image="python:3.11", command=["true"])
 
-    @dsl.pipeline(name="chain")
-    def chain():
-        before = None
-        for _ in range(count):
-            step = nothing().set_caching_options(False)
-            if before is not None:
-                step.after(before)
-            before = step
+def restarts(figure, box: Box, args) -> None:
+    again = []
+    for _ in range(args.starts):
+        box.run("down")
+        again.append(box.up())
+    figure("up to ready, initialised data directory", statistics.median(again), "s", f"median of {args.starts}")
+    time.sleep(10)
+    figure("resident memory, idle for 10 s", box.status()["residentBytes"] / 2**20, "MiB", "no user pods")
 
-    client = kfp.Client(host=box.status()["url"] + "/pipeline", existing_token=box.run("token").strip())
-    run_id = client.create_run_from_pipeline_func(chain, arguments={}, namespace=namespace, enable_caching=False).run_id
-    run = client.wait_for_run_completion(run_id, timeout=300, sleep_duration=1)
-    if run.state != "SUCCEEDED":
-        raise SystemExit(f"the chain ended {run.state}: {run.error}")
-    return (run.finished_at - run.created_at).total_seconds() / count
+
+def api(figure, k: Kubernetes, args) -> None:
+    k.call(k.connect(), "POST", "/api/v1/namespaces", {"metadata": {"name": "bench-writes"}})
+    path = "/api/v1/namespaces/bench-writes/configmaps"
+    for clients in (1, 16):
+        rate, times = writes(k, path, args.writes, clients)
+        figure(f"API creates, durable, {clients} clients", rate, "/s", f"p99 {millis(times, 0.99):.1f} ms")
+    latencies = watch_latency(k, path, 300)
+    figure("watch: create to event, p50", millis(latencies, 0.5), "ms")
+    figure("watch: create to event, p99", millis(latencies, 0.99), "ms")
+
+
+def containers(figure, box: Box, k: Kubernetes, args) -> float:
+    """What `crun run` takes, in seconds."""
+    box.run("image", "load", args.image)
+    connection = k.connect()
+    for namespace in ("bench", "bench-pods"):
+        k.call(connection, "POST", "/api/v1/namespaces", {"metadata": {"name": namespace}})
+    # The first pod unpacks the image.
+    pods(k, "bench", 1, ["true"])
+    ours = pods(k, "bench-pods", args.containers, ["true"])
+    theirs = crun(args.image, box.folder, args.containers, ["true"])
+    figure("pod: create to Succeeded, median", 1000 * statistics.median(ours), "ms", "image present")
+    figure("crun run of the same, median", 1000 * statistics.median(theirs), "ms")
+    figure("ratio", statistics.median(ours) / statistics.median(theirs), "x", "a pod also has a network and an API")
+    return statistics.median(theirs)
 
 
 def main() -> None:
@@ -244,7 +268,11 @@ def main() -> None:
     parser.add_argument("--starts", type=int, default=5)
     parser.add_argument("--writes", type=int, default=2000)
     parser.add_argument("--containers", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--chain", type=int, default=100, help="steps one after the other")
+    parser.add_argument("--fan", type=int, default=1000, help="steps of one loop")
+    parser.add_argument("--parallel", type=int, default=50, help="of them at once")
+    parser.add_argument("--active", type=int, default=1000, help="tasks that are active while memory is measured")
+    parser.add_argument("--only", choices=["pipelines"], help="this part alone")
     parser.add_argument("--apiserver", help="the API server's own benchmarks: kfbox-apiserver's example `bench`")
     parser.add_argument("--updates", type=int, default=100_000)
     args = parser.parse_args()
@@ -254,49 +282,18 @@ def main() -> None:
         figures[name] = {"value": round(value, 4), "unit": unit}
         print(f"{name:<46} {value:>10.3f} {unit:<6} {note}", flush=True)
 
-    first = []
-    for _ in range(args.starts):
-        box = Box(args.kfbox)
-        try:
-            first.append(box.up())
-        finally:
-            box.remove()
-    figure("up to ready, empty data directory", statistics.median(first), "s", f"median of {args.starts}")
-
+    if args.only is None:
+        first_starts(figure, args)
     box = Box(args.kfbox)
     try:
         box.up()
-        again = []
-        for _ in range(args.starts):
-            box.run("down")
-            again.append(box.up())
-        figure("up to ready, initialised data directory", statistics.median(again), "s", f"median of {args.starts}")
-        time.sleep(10)
-        figure("resident memory, idle for 10 s", box.status()["residentBytes"] / 2**20, "MiB", "no user pods")
-
+        if args.only is None:
+            restarts(figure, box, args)
         k = Kubernetes(box)
-        connection = k.connect()
-        k.call(connection, "POST", "/api/v1/namespaces", {"metadata": {"name": "bench"}})
-        path = "/api/v1/namespaces/bench/configmaps"
-        for clients in (1, 16):
-            rate, times = writes(k, path, args.writes, clients)
-            figure(f"API creates, durable, {clients} clients", rate, "/s", f"p99 {millis(times, 0.99):.1f} ms")
-        latencies = watch_latency(k, path, 300)
-        figure("watch: create to event, p50", millis(latencies, 0.5), "ms")
-        figure("watch: create to event, p99", millis(latencies, 0.99), "ms")
-
-        box.run("image", "load", args.image)
-        pods(k, "bench", 1, ["true"])
-        k.call(connection, "DELETE", "/api/v1/namespaces/bench/pods/pod-0?gracePeriodSeconds=0")
-        namespace = "bench-pods"
-        k.call(connection, "POST", "/api/v1/namespaces", {"metadata": {"name": namespace}})
-        ours = pods(k, namespace, args.containers, ["true"])
-        theirs = crun(args.image, box.folder, args.containers, ["true"])
-        figure("pod: create to Succeeded, median", 1000 * statistics.median(ours), "ms", "image present")
-        figure("crun run of the same, median", 1000 * statistics.median(theirs), "ms")
-        figure("ratio", statistics.median(ours) / statistics.median(theirs), "x", "a pod also has a network and an API")
-
-        figure("pipeline step, whole", steps(box, "kubeflow-user-example-com", args.steps), "s", f"chain of {args.steps}")
+        if args.only is None:
+            api(figure, k, args)
+        container = containers(figure, box, k, args)
+        bench_pipelines.measure(figure, box, "kubeflow-user-example-com", args, container)
         figure("resident memory, after all this", box.status()["residentBytes"] / 2**20, "MiB")
     finally:
         box.remove()

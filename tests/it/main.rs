@@ -3,6 +3,7 @@
 mod bad_input;
 mod browser;
 mod cli;
+mod engine;
 mod helm;
 mod identity;
 mod kube_rs;

@@ -24,6 +24,13 @@ pub enum Outcome {
 #[derive(Clone, Copy)]
 pub struct Signals(SigSet);
 
+impl Signals {
+    /// Until one of them comes.
+    pub fn wait(self) {
+        while self.0.wait().is_err() {}
+    }
+}
+
 const HANDED_ON: [Signal; 6] =
     [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
 

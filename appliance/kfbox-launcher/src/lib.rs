@@ -15,7 +15,7 @@ use child::Outcome;
 use http::{Client, HttpError};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use std::{collections::BTreeMap, fs, io::Read, path::Path, process::ExitCode};
+use std::{collections::BTreeMap, fs, io::Read, os::unix::fs::PermissionsExt, path::Path, process::ExitCode};
 
 /// Exit code when the step could not be run or its outputs not be handed over; the command's own codes come first.
 const PLATFORM_FAILURE: u8 = 125;
@@ -23,6 +23,12 @@ const PLATFORM_FAILURE: u8 = 125;
 const OBSOLETE: u8 = 124;
 /// An output parameter, or the executor's metadata: parameters are values, not data sets.
 const MAX_VALUE: u64 = 8 << 20;
+
+/// The daemon's `engine/steps.rs` names it.
+const ONLY_FETCH: &str = "--only-fetch";
+
+/// The step's own command, for somebody who looks into it; `kfbox pipelines debug` waits for it.
+const SCRIPT: &str = "/tmp/kfbox-step.sh";
 
 macro_rules! say {
     ($($what:tt)*) => { eprintln!("[kfbox] {}", format_args!($($what)*)) };
@@ -59,6 +65,9 @@ pub(crate) struct Task {
     pub command: Vec<String>,
     pub inputs: Vec<Input>,
     pub outputs: Outputs,
+    /// Somebody looks into the step with a shell of their own: nothing is run, nothing is reported.
+    #[serde(default)]
+    pub debug: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -98,6 +107,10 @@ pub(crate) struct Output {
 /// Reads the environment and runs; the only place that does.
 #[expect(clippy::disallowed_methods, reason = "this is the program's entry")]
 pub fn main() -> ExitCode {
+    // The command of a step whose whole work is that its inputs are fetched.
+    if std::env::args().nth(1).as_deref() == Some(ONLY_FETCH) {
+        return ExitCode::SUCCESS;
+    }
     // Before any thread starts, so that all inherit it: signals are taken by one thread that hands them on.
     let signals = child::hold_signals();
     let (Ok(url), Ok(token)) = (std::env::var("KFBOX_TASK_URL"), std::env::var("KFBOX_TASK_TOKEN")) else {
@@ -124,6 +137,9 @@ fn run(client: &Client, signals: child::Signals) -> u8 {
             return if matches!(error, Failure::Http(HttpError::Gone)) { OBSOLETE } else { PLATFORM_FAILURE };
         }
     };
+    if task.debug {
+        return hold(client, &task, signals);
+    }
     match attempt(client, &task, signals) {
         Ok((outcome, report)) => {
             if let Err(error) = client.post_json("/result", &report) {
@@ -144,6 +160,31 @@ fn run(client: &Client, signals: child::Signals) -> u8 {
             PLATFORM_FAILURE
         }
     }
+}
+
+/// Puts the inputs where the step finds them and its command into [`SCRIPT`], then waits to be ended.
+fn hold(client: &Client, task: &Task, signals: child::Signals) -> u8 {
+    let ready = || -> Result<(), Failure> {
+        for (index, input) in task.inputs.iter().enumerate() {
+            transfer::fetch(client, index, input)?;
+        }
+        prepare(&task.outputs)?;
+        let words: Vec<String> = task.command.iter().map(|w| format!("'{}'", w.replace('\'', r"'\''"))).collect();
+        let failed = |what: &str| Failure::file(format!("{SCRIPT} cannot be {what}"));
+        fs::create_dir_all("/tmp").map_err(failed("written"))?;
+        // Renamed, so that who waits for it finds it whole.
+        let partial = format!("{SCRIPT}.partial");
+        fs::write(&partial, format!("#!/bin/sh\nexec {}\n", words.join(" "))).map_err(failed("written"))?;
+        fs::set_permissions(&partial, PermissionsExt::from_mode(0o755)).map_err(failed("made a program"))?;
+        fs::rename(&partial, SCRIPT).map_err(failed("written"))
+    };
+    if let Err(error) = ready() {
+        say!("{error}");
+        return PLATFORM_FAILURE;
+    }
+    say!("the step's inputs are there; its command is {SCRIPT}");
+    signals.wait();
+    0
 }
 
 /// From inputs to a report. An error here is the platform's or the outputs', not the command's.

@@ -2,6 +2,7 @@
 //! to. Architecture Invariant: no driver pods; a step costs one container. Every transition is in `pipelines.db` before
 //! it takes effect.
 
+mod debug;
 mod engine;
 mod error;
 mod ports;
@@ -179,12 +180,12 @@ impl Pipelines {
 
     /// The users' API, `/apis/v2beta1/…`. The caller is the request's `UserInfo` extension.
     pub fn router(&self) -> Router {
-        rest::router(self.inner.clone())
+        rest::router(self.inner.clone()).merge(debug::router(self.inner.clone()))
     }
 
     /// The API for launchers; to be served on an address that pods reach and nobody else needs.
     pub fn task_router(&self) -> Router {
-        task_api::router(self.inner.clone())
+        task_api::router(self.inner.clone()).merge(debug::task_router(self.inner.clone()))
     }
 
     /// Each change of a run, in order. A receiver that lags is told so by its channel.

@@ -71,12 +71,12 @@ impl FromRequestParts<Arc<Inner>> for Attempt {
     }
 }
 
-fn bearer(headers: &HeaderMap) -> Option<&str> {
+pub(crate) fn bearer(headers: &HeaderMap) -> Option<&str> {
     headers.get(header::AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")
 }
 
 /// 410: the launcher stops, it does not try again.
-fn over() -> Response {
+pub(crate) fn over() -> Response {
     let message = "this attempt is not running (any more)";
     (StatusCode::GONE, Json(json!({"error": message, "code": 9, "message": message, "details": []}))).into_response()
 }
@@ -91,18 +91,23 @@ impl Attempt {
 async fn begin(State(app): App, attempt: Attempt) -> ApiResult<Response> {
     let make = |answer| Request::Begin { task: attempt.task.clone(), attempt: attempt.attempt, answer };
     let Some(assignment) = app.engine.request(&attempt.run, make).await.flatten() else { return Ok(over()) };
+    Ok(Json(told(&app, &assignment).await?).into_response())
+}
+
+/// An assignment as the launcher reads it.
+pub(crate) async fn told(app: &Inner, assignment: &Assignment) -> ApiResult<Value> {
     let mut inputs = Vec::new();
     for input in &assignment.inputs {
         let files = match app.roots.object(&assignment.namespace, &input.uri) {
             None => None,
-            Some(at) => Some(files(&app, &at).await?),
+            Some(at) => Some(files(app, &at).await?),
         };
         // Without a listing the artifact lies elsewhere; the step may still read its URI.
         inputs.push(json!({"name": input.name, "uri": input.uri, "path": input.path, "files": files}));
     }
     let outputs: Vec<Value> =
         assignment.output_artifacts.iter().map(|a| json!({"name": a.name, "uri": a.uri, "path": a.path})).collect();
-    Ok(Json(json!({
+    Ok(json!({
         "name": assignment.display_name,
         "command": assignment.command,
         "inputs": inputs,
@@ -113,7 +118,6 @@ async fn begin(State(app): App, attempt: Attempt) -> ApiResult<Response> {
             "artifacts": outputs,
         },
     }))
-    .into_response())
 }
 
 /// The files of an artifact, relative to it: one with an empty path when it is a single file.
@@ -166,6 +170,16 @@ async fn download(
     args: crate::rest::Args,
 ) -> ApiResult<Response> {
     let Some(assignment) = attempt.scope(&app).await else { return Ok(over()) };
+    input(&app, &assignment, &names, &args).await
+}
+
+/// A file of the n-th input artifact.
+pub(crate) async fn input(
+    app: &Inner,
+    assignment: &Assignment,
+    names: &BTreeMap<String, String>,
+    args: &crate::rest::Args,
+) -> ApiResult<Response> {
     let input = names.get("n").and_then(|n| n.parse::<usize>().ok()).and_then(|n| assignment.inputs.get(n));
     let at = input.and_then(|i| app.roots.object(&assignment.namespace, &i.uri));
     let at = at.ok_or_else(|| ApiError::new(Code::NotFound, "the task has no such input artifact"))?;

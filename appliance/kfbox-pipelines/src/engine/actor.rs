@@ -4,10 +4,12 @@
 mod answers;
 mod outcomes;
 
+pub(super) use answers::assignment;
+
 use super::{
     Work, logs,
     mailbox::{Assignment, Mailbox, Request},
-    model::{Io, Kind, RunState, State, Task, TaskError, pod_name},
+    model::{Io, RunState, State, Task, TaskError, pod_name},
     plan,
     steps::{self, Context, Done},
     watch::{self, PodFact},
@@ -402,6 +404,9 @@ impl Actor<'_> {
         }
         if fact.is_over() {
             let Some(ended) = &fact.terminated else {
+                if let Some(why) = &fact.init_failed {
+                    return Some(why.clone());
+                }
                 let why = [fact.reason.as_str(), fact.message.as_str()]
                     .into_iter()
                     .filter(|t| !t.is_empty())
@@ -426,7 +431,7 @@ impl Actor<'_> {
         match &fact.waiting {
             Some((reason, message)) if watch::is_stuck(reason) => {
                 let since = *self.stuck_since.entry(task.id.clone()).or_insert_with(Instant::now);
-                let over = watch::is_hopeless(reason) || since.elapsed() >= self.core.config.start_deadline;
+                let over = watch::is_hopeless(reason, message) || since.elapsed() >= self.core.config.start_deadline;
                 over.then(|| {
                     let message = if message.is_empty() { String::new() } else { format!(": {message}") };
                     format!("its container cannot start: {reason}{message} (image {})", task.image)
@@ -441,7 +446,7 @@ impl Actor<'_> {
     }
 
     fn archive(&mut self, task: &Task) {
-        let Some(pod) = task.pod_name.as_ref().filter(|_| task.kind == Kind::Container && task.pod_created) else {
+        let Some(pod) = task.pod_name.as_ref().filter(|_| task.pod_created) else {
             // Nothing to keep; not worth a write of its own.
             if let Some(task) = self.run.tasks.get_mut(&task.id) {
                 task.log_archived = true;
@@ -456,7 +461,7 @@ impl Actor<'_> {
 
     fn delete_pods(&mut self) {
         let open: Vec<Task> =
-            self.run.tasks.values().filter(|t| t.kind == Kind::Container && !t.state.is_final()).cloned().collect();
+            self.run.tasks.values().filter(|t| t.may_have_pod() && !t.state.is_final()).cloned().collect();
         let contexts: Vec<Context> = open.iter().filter(|t| t.pod_created).map(|t| self.context(t)).collect();
         let names = open
             .iter()
@@ -492,8 +497,7 @@ impl Actor<'_> {
             return false;
         }
         let until = *self.archive_until.get_or_insert_with(|| Instant::now() + ARCHIVE_GRACE);
-        let waiting =
-            |t: &Task| t.kind == Kind::Container && t.pod_created && !t.log_archived && t.state != State::Canceled;
+        let waiting = |t: &Task| t.may_have_pod() && t.pod_created && !t.log_archived && t.state != State::Canceled;
         Instant::now() >= until || !self.run.tasks.values().any(waiting)
     }
 

@@ -3,6 +3,7 @@
 //! the row that says so is on disk, under a name that its task and attempt determine.
 
 mod actor;
+mod debug;
 mod logs;
 mod mailbox;
 pub mod model;

@@ -101,6 +101,12 @@ pub struct Artifact {
     pub custom_path: Option<String>,
 }
 
+impl Artifact {
+    pub fn lies_in_workspace(&self) -> bool {
+        self.metadata.get(super::steps::IN_WORKSPACE) == Some(&Value::Bool(true))
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Io {
     #[serde(default)]
@@ -175,6 +181,11 @@ impl Task {
 
     pub fn is_leaf(&self) -> bool {
         matches!(self.kind, Kind::Container | Kind::Importer)
+    }
+
+    /// An importer has a pod only when it fetches into the workspace.
+    pub fn may_have_pod(&self) -> bool {
+        self.kind == Kind::Container || (self.kind == Kind::Importer && self.pod_name.is_some())
     }
 }
 

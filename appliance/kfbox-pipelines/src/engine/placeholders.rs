@@ -164,7 +164,7 @@ pub fn artifact_path(artifact: &Artifact) -> Option<String> {
         return Some(path.clone());
     }
     let local = crate::roots::local_path(&artifact.uri)?;
-    if artifact.metadata.get("_kfp_workspace") == Some(&Value::Bool(true)) {
+    if artifact.lies_in_workspace() {
         return Some(format!("{}/.artifacts{local}", super::pod::WORKSPACE));
     }
     Some(local)

@@ -2,6 +2,8 @@
 //! Built as JSON from typed parts; pure. Names, labels and scratch volumes follow
 //! `backend/src/v2/compiler/argocompiler/container.go` upstream.
 
+mod settings;
+
 use super::{
     model::{RunState, Task, pod_name},
     placeholders::ExecutorInput,
@@ -11,13 +13,13 @@ use crate::{
     Config,
     spec::{
         Pipeline,
-        ir::{ContainerSpec, InputParameter, ResourceSpec},
-        platform::{ExecutorConfig, ObjectAsEnv, ObjectAsVolume},
+        ir::{ContainerSpec, InputParameter},
         value,
     },
 };
 use k8s_openapi::api::core::v1::Pod;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
+use settings::Settings;
 
 pub const RUN_LABEL: &str = "pipeline/runid";
 pub const COMPONENT_LABEL: &str = "pipelines.kubeflow.org/v2_component";
@@ -26,7 +28,19 @@ pub const TASK_LABEL: &str = "pipelines.kubeflow.org/task_id";
 pub const MAIN: &str = "main";
 /// Where a pipeline's workspace is mounted (`dsl.WORKSPACE_MOUNT_PATH`).
 pub const WORKSPACE: &str = "/kfp-workspace";
+const LAUNCHER_VOLUME: &str = "kfbox-launcher";
 const LAUNCHER_MOUNT: &str = "/kfbox/launcher";
+/// The launcher in every step's container.
+pub(super) const LAUNCHER: &str = "/kfbox/launcher/kfbox-launcher";
+/// Artifact paths lie under the first three; steps need not be root to write there, nor to their home's caches.
+const SCRATCH: [(&str, &str); 6] = [
+    ("minio-scratch", "/minio"),
+    ("s3-scratch", "/s3"),
+    ("gcs-scratch", "/gcs"),
+    ("dot-local-scratch", "/.local"),
+    ("dot-cache-scratch", "/.cache"),
+    ("dot-config-scratch", "/.config"),
+];
 
 /// What an executor's settings may refer to.
 pub(super) struct Scope<'a> {
@@ -66,33 +80,7 @@ impl Scope<'_> {
     }
 }
 
-#[derive(Default)]
-struct Parts {
-    volumes: Vec<Value>,
-    mounts: Vec<Value>,
-    env: Vec<Value>,
-    spec: Map<String, Value>,
-    labels: Map<String, Value>,
-    annotations: Map<String, Value>,
-}
-
-impl Parts {
-    fn mount(&mut self, name: &str, path: &str, source: Value) {
-        let mut volume = json!({"name": name});
-        if let (Value::Object(volume), Value::Object(source)) = (&mut volume, source) {
-            volume.extend(source);
-        }
-        self.volumes.push(volume);
-        self.mounts.push(json!({"name": name, "mountPath": path}));
-    }
-}
-
-/// An integer that protobuf's JSON writes as a string.
-fn integer(value: &Value) -> Option<i64> {
-    value.as_i64().or_else(|| value.as_str()?.parse().ok())
-}
-
-/// Everything but the volume and environment that every step has comes from `pipeline`.
+/// The pod of an attempt. `token` opens the task API for it.
 pub(super) fn build(
     config: &Config,
     pipeline: &Pipeline,
@@ -102,121 +90,134 @@ pub(super) fn build(
 ) -> Result<Pod, String> {
     let (run, task) = (scope.run, scope.task);
     let name = task.pod_name.clone().unwrap_or_else(|| pod_name(&run.pipeline_name, &run.id, task));
-    let mut parts = Parts::default();
-    parts.volumes.push(
-        json!({"name": "kfbox-launcher", "image": {"reference": config.launcher_image, "pullPolicy": "IfNotPresent"}}),
-    );
-    parts.mounts.push(json!({"name": "kfbox-launcher", "mountPath": LAUNCHER_MOUNT, "readOnly": true}));
-    // Artifact paths lie under the first three; steps need not be root to write there, nor to their home's caches.
-    for (name, path) in [
-        ("minio-scratch", "/minio"),
-        ("s3-scratch", "/s3"),
-        ("gcs-scratch", "/gcs"),
-        ("dot-local-scratch", "/.local"),
-        ("dot-cache-scratch", "/.cache"),
-        ("dot-config-scratch", "/.config"),
-    ] {
-        parts.mount(name, path, json!({"emptyDir": {}}));
-    }
-    for variable in &container.env {
-        if variable.name.starts_with("KFBOX_") {
-            return Err(format!("the variable {} is kfbox's own", variable.name));
-        }
-        parts.env.push(json!({"name": variable.name, "value": scope.input.text(&variable.value)}));
-    }
     let component = pipeline.component(&task.component);
-    if let Some(settings) = component.and_then(|c| pipeline.kubernetes(c)) {
-        apply(&mut parts, scope, settings)?;
-    }
-    if needs_workspace(scope.input) {
-        let claim = workspace_claim(&run.id);
-        parts.mount("kfp-workspace", WORKSPACE, json!({"persistentVolumeClaim": {"claimName": claim}}));
-    }
-    let set = |parts: &Parts, name: &str| parts.env.iter().any(|e| e["name"] == name);
-    for (name, value) in [("PIP_INDEX_URL", &config.pip_index_url), ("PIP_TRUSTED_HOST", &config.pip_trusted_host)] {
-        // One that the user set, or another way to configure pip, wins.
-        if let Some(value) = value
-            && !set(&parts, name)
-            && !set(&parts, "PIP_CONFIG_FILE")
-        {
-            parts.env.push(json!({"name": name, "value": value}));
-        }
-    }
-    // A step's log is for what the step says, not for pip's advice to administrators.
-    for name in ["PIP_DISABLE_PIP_VERSION_CHECK", "PIP_ROOT_USER_ACTION"] {
-        if !set(&parts, name) {
-            let value = if name == "PIP_ROOT_USER_ACTION" { "ignore" } else { "1" };
-            parts.env.push(json!({"name": name, "value": value}));
-        }
-    }
-    let own = [
-        ("KFP_POD_NAME", json!({"valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}})),
-        ("KFP_POD_UID", json!({"valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}})),
-        ("KFP_RUN_ID", json!({"value": run.id})),
-        (
-            "KFBOX_TASK_URL",
-            json!({"value": format!("{}/v1/runs/{}/tasks/{}/{}", config.task_api_url.trim_end_matches('/'), run.id, task.id, task.attempt)}),
-        ),
-        ("KFBOX_TASK_TOKEN", json!({"value": token})),
+    let all = Settings::of(pipeline, scope, container)?;
+    let own = all.own(component);
+    let mut volumes = vec![
+        json!({"name": LAUNCHER_VOLUME, "image": {"reference": config.launcher_image, "pullPolicy": "IfNotPresent"}}),
     ];
-    for (name, mut source) in own {
-        source["name"] = json!(name);
-        parts.env.push(source);
+    let mut mounts = vec![json!({"name": LAUNCHER_VOLUME, "mountPath": LAUNCHER_MOUNT, "readOnly": true})];
+    for (name, path) in SCRATCH {
+        volumes.push(json!({"name": name, "emptyDir": {}}));
+        mounts.push(json!({"name": name, "mountPath": path}));
     }
+    volumes.extend(own.volumes);
+    mounts.extend(own.mounts);
+    let mut env = own.env;
+    for variable in &env {
+        let name = variable["name"].as_str().unwrap_or_default();
+        if name.starts_with("KFBOX_") {
+            return Err(format!("the variable {name} is kfbox's own"));
+        }
+    }
+    platform_env(&mut env, config, scope, token);
     // Upstream's own labels cannot be overridden: the engine finds its pods by them.
-    let labels = [
+    let (mut labels, mut annotations) = (all.labels, all.annotations);
+    for (name, value) in [
         (RUN_LABEL, run.id.clone()),
         (COMPONENT_LABEL, "true".into()),
         (TASK_LABEL, task.id.clone()),
         ("pipelines.kubeflow.org/run_id", run.id.clone()),
         ("component", label_value(&task.name)),
-    ];
-    for (name, value) in labels {
-        parts.labels.insert(name.into(), value.into());
+    ] {
+        labels.insert(name.into(), value.into());
     }
     for (name, value) in [
         ("pipelines.kubeflow.org/run_name", run.display_name.clone()),
         ("pipelines.kubeflow.org/task_path", super::plan::shown_path(task).to_owned()),
         ("sidecar.istio.io/inject", "false".into()),
     ] {
-        parts.annotations.entry(name).or_insert_with(|| value.into());
+        annotations.entry(name).or_insert_with(|| value.into());
     }
     let mut main = json!({
         "name": MAIN,
         "image": task.image,
-        "command": [format!("{LAUNCHER_MOUNT}/kfbox-launcher")],
-        "env": parts.env,
-        "volumeMounts": parts.mounts,
-        "resources": resources(container.resources.as_ref(), scope.input)?,
+        "command": [LAUNCHER],
+        "env": env,
+        "volumeMounts": mounts,
+        "resources": own.resources,
     });
-    for key in ["imagePullPolicy", "securityContext"] {
-        if let Some(value) = parts.spec.remove(key) {
-            main[key] = value;
-        }
-    }
     let mut spec = json!({
         "restartPolicy": "Never",
         "serviceAccountName": run.service_account,
-        "containers": [main],
-        "volumes": parts.volumes,
+        "volumes": volumes,
     });
-    if let Value::Object(spec) = &mut spec {
-        spec.extend(parts.spec);
-    }
+    let mut set = |on_main: bool, name: &str, value: Value| {
+        if !settings::is_empty(&value) {
+            let place = if on_main { &mut main } else { &mut spec };
+            place[name] = value;
+        }
+    };
+    set(true, "imagePullPolicy", json!(all.image_pull_policy));
+    set(true, "securityContext", json!(all.security_context));
+    set(false, "activeDeadlineSeconds", json!(all.active_deadline));
+    set(false, "imagePullSecrets", json!(all.image_pull_secrets));
+    set(false, "initContainers", json!(all.init_containers));
+    set(false, "affinity", own.affinity);
+    set(false, "tolerations", json!(own.tolerations));
+    set(false, "nodeSelector", own.node_selector);
+    spec["containers"] = json!([main]);
     let pod = json!({
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": name, "namespace": run.namespace, "labels": parts.labels, "annotations": parts.annotations},
+        "metadata": {"name": name, "namespace": run.namespace, "labels": labels, "annotations": annotations},
         "spec": spec,
     });
     serde_json::from_value(pod).map_err(|e| format!("its Kubernetes settings make no valid pod: {e}"))
 }
 
+/// What kfbox adds to the environment that a step asks for.
+fn platform_env(env: &mut Vec<Value>, config: &Config, scope: &Scope<'_>, token: &str) {
+    let (run, task) = (scope.run, scope.task);
+    let set = |env: &[Value], name: &str| env.iter().any(|e| e["name"] == name);
+    for (name, value) in [("PIP_INDEX_URL", &config.pip_index_url), ("PIP_TRUSTED_HOST", &config.pip_trusted_host)] {
+        // One that the user set, or another way to configure pip, wins.
+        if let Some(value) = value
+            && !set(env, name)
+            && !set(env, "PIP_CONFIG_FILE")
+        {
+            env.push(json!({"name": name, "value": value}));
+        }
+    }
+    // A step's log is for what the step says, not for pip's advice to administrators.
+    for (name, value) in [("PIP_DISABLE_PIP_VERSION_CHECK", "1"), ("PIP_ROOT_USER_ACTION", "ignore")] {
+        if !set(env, name) {
+            env.push(json!({"name": name, "value": value}));
+        }
+    }
+    let url = config.task_api_url.trim_end_matches('/');
+    for (name, mut source) in [
+        ("KFP_POD_NAME", json!({"valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}})),
+        ("KFP_POD_UID", json!({"valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}})),
+        ("KFP_RUN_ID", json!({"value": run.id})),
+        ("KFBOX_TASK_URL", json!({"value": format!("{url}/v1/runs/{}/tasks/{}/{}", run.id, task.id, task.attempt)})),
+        ("KFBOX_TASK_TOKEN", json!({"value": token})),
+    ] {
+        source["name"] = json!(name);
+        env.push(source);
+    }
+}
+
+/// What `dsl.TaskConfig` inputs of a step hold: the settings that its component passes on, in upstream's shape (Go's
+/// JSON of Kubernetes' types).
+pub(super) fn task_config(pipeline: &Pipeline, scope: &Scope<'_>, container: &ContainerSpec) -> Result<Value, String> {
+    let passed = Settings::of(pipeline, scope, container)?.passed_on(pipeline.component(&scope.task.component));
+    let or_null = |value: Value| if settings::is_empty(&value) { Value::Null } else { value };
+    Ok(json!({
+        "affinity": or_null(passed.affinity),
+        "tolerations": or_null(json!(passed.tolerations)),
+        "nodeSelector": or_null(passed.node_selector),
+        "env": or_null(json!(passed.env)),
+        "volumes": or_null(json!(passed.volumes)),
+        "volumeMounts": or_null(json!(passed.mounts)),
+        "resources": passed.resources,
+    }))
+}
+
 /// Whether a step is given a path in the workspace or an artifact that lies there.
 pub(super) fn needs_workspace(input: &ExecutorInput) -> bool {
     let in_parameters = input.parameters.values().any(|v| value::text(v).contains(WORKSPACE));
-    let in_artifacts =
-        input.artifacts.values().flatten().any(|a| a.metadata.get("_kfp_workspace") == Some(&Value::Bool(true)));
+    let in_artifacts = input.artifacts.values().flatten().any(|a| a.lies_in_workspace());
     in_parameters || in_artifacts
 }
 
@@ -229,230 +230,4 @@ fn label_value(text: &str) -> String {
     let kept: String =
         text.chars().map(|c| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '-' }).take(63).collect();
     kept.trim_matches(|c: char| !c.is_ascii_alphanumeric()).to_owned()
-}
-
-fn resources(spec: Option<&ResourceSpec>, input: &ExecutorInput) -> Result<Value, String> {
-    let Some(spec) = spec else { return Ok(json!({})) };
-    let quantity = |new: &str, old: f64, unit: &str| {
-        if !new.is_empty() {
-            Some(input.text(new))
-        } else if old > 0.0 {
-            Some(format!("{old}{unit}"))
-        } else {
-            None
-        }
-    };
-    let (mut limits, mut requests) = (Map::new(), Map::new());
-    for (is_limit, name, found) in [
-        (true, "cpu", quantity(&spec.resource_cpu_limit, spec.cpu_limit, "")),
-        (true, "memory", quantity(&spec.resource_memory_limit, spec.memory_limit, "G")),
-        (false, "cpu", quantity(&spec.resource_cpu_request, spec.cpu_request, "")),
-        (false, "memory", quantity(&spec.resource_memory_request, spec.memory_request, "G")),
-    ] {
-        if let Some(found) = found {
-            let map = if is_limit { &mut limits } else { &mut requests };
-            map.insert(name.into(), found.into());
-        }
-    }
-    if let Some(accelerator) = &spec.accelerator {
-        let kind = if accelerator.resource_type.is_empty() {
-            accelerator.kind.clone()
-        } else {
-            input.text(&accelerator.resource_type)
-        };
-        let count = if accelerator.resource_count.is_empty() {
-            accelerator.count.as_ref().and_then(integer).filter(|n| *n > 0).map(|n| n.to_string())
-        } else {
-            Some(input.text(&accelerator.resource_count))
-        };
-        if let Some(count) = count.filter(|_| !kind.is_empty()) {
-            if !kind.contains('/') {
-                return Err(format!(
-                    "the accelerator type {kind} is no resource of Kubernetes, such as nvidia.com/gpu"
-                ));
-            }
-            limits.insert(kind, count.into());
-        }
-    }
-    Ok(json!({"limits": limits, "requests": requests}))
-}
-
-fn apply(parts: &mut Parts, scope: &Scope<'_>, settings: &ExecutorConfig) -> Result<(), String> {
-    volumes_of(parts, scope, &settings.secret_as_volume, "secret")?;
-    volumes_of(parts, scope, &settings.config_map_as_volume, "configMap")?;
-    env_of(parts, scope, &settings.secret_as_env, "secretKeyRef")?;
-    env_of(parts, scope, &settings.config_map_as_env, "configMapKeyRef")?;
-    for mount in &settings.pvc_mount {
-        let from = mount.pvc_name_parameter.clone().unwrap_or_else(|| InputParameter {
-            task_output_parameter: mount.task_output_parameter.clone(),
-            component_input_parameter: mount.component_input_parameter.clone(),
-            ..InputParameter::default()
-        });
-        let constant = mount.constant.clone().unwrap_or_default();
-        let from = if constant.is_empty() { Some(&from) } else { None };
-        let claim = scope.name(&constant, from, "a PVC mount")?.ok_or("a PVC mount: the claim has no name")?;
-        let name = format!("pvc-{}", parts.volumes.len());
-        parts.mount(&name, &mount.mount_path, json!({"persistentVolumeClaim": {"claimName": claim}}));
-        if !mount.sub_path.is_empty()
-            && let Some(last) = parts.mounts.last_mut()
-        {
-            last["subPath"] = json!(mount.sub_path);
-        }
-    }
-    for mount in &settings.empty_dir_mounts {
-        let mut source = Map::new();
-        if let Some(medium) = mount.medium.as_ref().filter(|m| !m.is_empty()) {
-            source.insert("medium".into(), json!(medium));
-        }
-        if let Some(limit) = mount.size_limit.as_ref().filter(|m| !m.is_empty()) {
-            source.insert("sizeLimit".into(), json!(limit));
-        }
-        parts.mount(&mount.volume_name, &mount.mount_path, json!({"emptyDir": source}));
-    }
-    if let Some(shared) = &settings.enabled_shared_memory {
-        let name = if shared.volume_name.is_empty() { "shm" } else { &shared.volume_name };
-        let mut source = json!({"medium": "Memory"});
-        if !shared.size.is_empty() {
-            source["sizeLimit"] = json!(shared.size);
-        }
-        parts.mount(name, "/dev/shm", json!({"emptyDir": source}));
-    }
-    for variable in &settings.field_path_as_env {
-        parts.env.push(json!({"name": variable.name, "valueFrom": {"fieldRef": {"fieldPath": variable.field_path}}}));
-    }
-    if let Some(metadata) = &settings.pod_metadata {
-        parts.labels.extend(metadata.labels.iter().map(|(k, v)| (k.clone(), json!(v))));
-        parts.annotations.extend(metadata.annotations.iter().map(|(k, v)| (k.clone(), json!(v))));
-    }
-    if !settings.image_pull_policy.is_empty() {
-        parts.spec.insert("imagePullPolicy".into(), json!(settings.image_pull_policy));
-    }
-    if let Some(seconds) = settings.active_deadline_seconds.as_ref().and_then(integer).filter(|s| *s > 0) {
-        parts.spec.insert("activeDeadlineSeconds".into(), json!(seconds));
-    }
-    let mut secrets = Vec::new();
-    for secret in &settings.image_pull_secret {
-        if let Some(name) =
-            scope.name(&secret.secret_name, secret.secret_name_parameter.as_ref(), "an image pull secret")?
-        {
-            secrets.push(json!({"name": name}));
-        }
-    }
-    if !secrets.is_empty() {
-        parts.spec.insert("imagePullSecrets".into(), Value::Array(secrets));
-    }
-    scheduling(parts, scope, settings)?;
-    if let Some(context) = &settings.security_context {
-        let mut value = json!({});
-        for (name, number) in [("runAsUser", &context.run_as_user), ("runAsGroup", &context.run_as_group)] {
-            if let Some(number) = number.as_ref().and_then(integer) {
-                value[name] = json!(number);
-            }
-        }
-        if let Some(non_root) = context.run_as_non_root {
-            value["runAsNonRoot"] = json!(non_root);
-        }
-        parts.spec.insert("securityContext".into(), value);
-    }
-    Ok(())
-}
-
-fn scheduling(parts: &mut Parts, scope: &Scope<'_>, settings: &ExecutorConfig) -> Result<(), String> {
-    if let Some(selector) = &settings.node_selector {
-        let mut labels = json!(selector.labels);
-        if let Some(from) = &selector.node_selector_json
-            && let Some(found) = scope.object(from, "the node selector")?
-        {
-            labels = found;
-        }
-        parts.spec.insert("nodeSelector".into(), labels);
-    }
-    let (mut required, mut preferred) = (Vec::new(), Vec::new());
-    let mut whole = None;
-    for term in &settings.node_affinity {
-        if let Some(from) = &term.node_affinity_json {
-            whole = scope.object(from, "the node affinity")?.or(whole);
-            continue;
-        }
-        let selector = json!({"matchExpressions": term.match_expressions, "matchFields": term.match_fields});
-        match term.weight {
-            Some(weight) => preferred.push(json!({"weight": weight, "preference": selector})),
-            None => required.push(selector),
-        }
-    }
-    let mut affinity = whole.unwrap_or_else(|| json!({}));
-    if !required.is_empty() {
-        affinity["requiredDuringSchedulingIgnoredDuringExecution"] = json!({"nodeSelectorTerms": required});
-    }
-    if !preferred.is_empty() {
-        affinity["preferredDuringSchedulingIgnoredDuringExecution"] = json!(preferred);
-    }
-    if affinity.as_object().is_some_and(|a| !a.is_empty()) {
-        parts.spec.insert("affinity".into(), json!({"nodeAffinity": affinity}));
-    }
-    let mut tolerations = Vec::new();
-    for toleration in &settings.tolerations {
-        if let Some(from) = &toleration.toleration_json {
-            match scope.object(from, "a toleration")? {
-                Some(Value::Array(several)) => tolerations.extend(several),
-                Some(one) if one.as_object().is_some_and(|o| !o.is_empty()) => tolerations.push(one),
-                _ => {}
-            }
-            continue;
-        }
-        let mut value = Map::new();
-        for (name, text) in [
-            ("key", &toleration.key),
-            ("operator", &toleration.operator),
-            ("value", &toleration.value),
-            ("effect", &toleration.effect),
-        ] {
-            if !text.is_empty() {
-                value.insert(name.into(), json!(text));
-            }
-        }
-        if let Some(seconds) = toleration.toleration_seconds.as_ref().and_then(integer) {
-            value.insert("tolerationSeconds".into(), json!(seconds));
-        }
-        tolerations.push(Value::Object(value));
-    }
-    if !tolerations.is_empty() {
-        parts.spec.insert("tolerations".into(), Value::Array(tolerations));
-    }
-    Ok(())
-}
-
-fn volumes_of(parts: &mut Parts, scope: &Scope<'_>, objects: &[ObjectAsVolume], kind: &str) -> Result<(), String> {
-    for object in objects {
-        let what = format!("a {kind} as volume");
-        let Some(name) = scope.name(&object.name, object.name_parameter.as_ref(), &what)? else {
-            if object.optional == Some(true) || object.name_parameter.is_some() {
-                continue;
-            }
-            return Err(format!("{what}: it has no name"));
-        };
-        let mut source = json!({if kind == "secret" { "secretName" } else { "name" }: name});
-        if let Some(optional) = object.optional {
-            source["optional"] = json!(optional);
-        }
-        let volume = format!("{}-{}", kind.to_ascii_lowercase(), parts.volumes.len());
-        parts.mount(&volume, &object.mount_path, json!({kind: source}));
-    }
-    Ok(())
-}
-
-fn env_of(parts: &mut Parts, scope: &Scope<'_>, objects: &[ObjectAsEnv], reference: &str) -> Result<(), String> {
-    for object in objects {
-        let Some(name) = scope.name(&object.name, object.name_parameter.as_ref(), "an object as environment")? else {
-            continue;
-        };
-        for pair in &object.key_to_env {
-            let mut source = json!({"name": name, "key": pair.key});
-            if let Some(optional) = object.optional {
-                source["optional"] = json!(optional);
-            }
-            parts.env.push(json!({"name": pair.env_var, "valueFrom": {reference: source}}));
-        }
-    }
-    Ok(())
 }

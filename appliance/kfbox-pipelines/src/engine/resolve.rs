@@ -4,7 +4,10 @@ use super::model::{Io, Kind, RunState, State, Task, task_id};
 use crate::{
     spec::{
         Pipeline, expression,
-        ir::{ComponentSpec, DagOutputParameter, DagSpec, InputParameter, ParameterItems, RuntimeValue, TaskSpec},
+        ir::{
+            ComponentSpec, DagOutputParameter, DagSpec, InputParameter, ParameterItems, ParameterType, RuntimeValue,
+            TaskSpec,
+        },
         value,
     },
     time,
@@ -152,6 +155,8 @@ pub(super) fn inputs(
                         io.parameters.insert(input.clone(), Value::Null);
                     }
                 }
+                // Known when the step is prepared.
+                _ if value::declared(definition) == ParameterType::TaskConfig => {}
                 _ => return Err(format!("input {input}: it is required and has no value")),
             },
         }

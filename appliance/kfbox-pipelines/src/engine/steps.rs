@@ -1,6 +1,11 @@
 //! What the engine does outside itself, a future each: preparing a step (cache, metadata, command), creating its pod,
 //! recording what it gave, explaining why it failed. Each may be cut off by a crash at any point and done again.
 
+mod claims;
+mod import;
+
+pub(super) use import::imported_to_workspace;
+
 use super::{
     logs,
     mailbox::Report,
@@ -12,13 +17,20 @@ use crate::{
     Core,
     ports::{ExecutionKind, ExecutionState, LineageArtifact, LineageExecution, LineageResult, LineageRun},
     roots::{local_path, part},
-    spec::{Body, Pipeline, ir::ParameterType, is_volume_stub, value},
+    spec::{
+        Body, Pipeline,
+        ir::{ContainerSpec, ParameterType},
+        is_volume_stub, value,
+    },
 };
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, DeleteParams, PostParams};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+/// Metadata of an artifact that lies in the run's workspace, as upstream marks it.
+pub(super) const IN_WORKSPACE: &str = "_kfp_workspace";
 
 /// What a future came to.
 pub(crate) enum Done {
@@ -101,7 +113,9 @@ pub(super) fn executor_input(pipeline: &Pipeline, run: &RunState, task: &Task) -
         ..ExecutorInput::default()
     };
     let root = output_root(run, task);
-    if let Some(component) = pipeline.component(&task.component) {
+    if let Some((name, imported)) = imported_to_workspace(pipeline, run, task) {
+        input.artifacts.insert(name, vec![imported]);
+    } else if let Some(component) = pipeline.component(&task.component) {
         for name in component.output_definitions.parameters.keys() {
             input.output_parameters.insert(name.clone(), format!("/tmp/kfp/outputs/{name}"));
         }
@@ -235,8 +249,11 @@ impl Context {
         }
     }
 
-    async fn container(&self, container: &crate::spec::ir::ContainerSpec) -> Done {
-        let input = executor_input(&self.pipeline, &self.run, &self.task);
+    async fn container(&self, container: &ContainerSpec) -> Done {
+        let mut input = executor_input(&self.pipeline, &self.run, &self.task);
+        if let Err(why) = self.tell_task_config(container, &mut input) {
+            return self.refused(TaskError::step(why));
+        }
         let elements: Vec<String> = container
             .command
             .iter()
@@ -296,6 +313,28 @@ impl Context {
         Done::Prepared { task: self.task.id.clone(), image, command, fingerprint: print, execution }
     }
 
+    /// Inputs of the type `dsl.TaskConfig` hold what the component passes on.
+    fn tell_task_config(&self, container: &ContainerSpec, input: &mut ExecutorInput) -> Result<(), String> {
+        let Some(component) = self.pipeline.component(&self.task.component) else { return Ok(()) };
+        let asking: Vec<&String> = component
+            .input_definitions
+            .parameters
+            .iter()
+            .filter(|(_, d)| value::declared(d) == ParameterType::TaskConfig)
+            .map(|(name, _)| name)
+            .collect();
+        if asking.is_empty() {
+            return Ok(());
+        }
+        let parent = self.parent().ok_or("its executor is not in the pipeline any more")?;
+        let scope = pod::Scope { run: &self.run, parent, task: &self.task, input };
+        let config = pod::task_config(&self.pipeline, &scope, container)?;
+        for name in asking {
+            input.parameters.insert(name.clone(), config.clone());
+        }
+        Ok(())
+    }
+
     /// A finished execution with the same fingerprint, if what it made is still there.
     async fn reuse(&self, fingerprint: &str) -> Option<Done> {
         let entry = match self.core.store.cached(&self.run.namespace, fingerprint).await {
@@ -327,146 +366,14 @@ impl Context {
         })
     }
 
-    async fn import(&self, importer: &crate::spec::ir::ImporterSpec) -> Done {
-        let own = |name: &str| self.task.inputs.parameters.get(name).map(value::text);
-        let input = executor_input(&self.pipeline, &self.run, &self.task);
-        let uri = match (&importer.artifact_uri.runtime_parameter, &importer.artifact_uri.constant) {
-            (Some(name), _) => own(name),
-            (None, Some(value)) => Some(value::text(value)),
-            (None, None) => {
-                importer.artifact_uri.constant_value.as_ref().and_then(|v| v.get("stringValue")).map(value::text)
-            }
-        };
-        let Some(uri) = uri.map(|u| input.text(&u)).filter(|u| !u.is_empty()) else {
-            return self.refused(TaskError::step("the importer has no URI"));
-        };
-        if importer.download_to_workspace {
-            return self.refused(TaskError {
-                code: 12,
-                message: "importing into the workspace is not supported by this kfbox".into(),
-            });
-        }
-        let mut metadata: Map<String, Value> = importer.metadata.clone();
-        for value in metadata.values_mut() {
-            if let Value::String(text) = value {
-                *text = input.text(text);
-            }
-        }
-        let name = self
-            .pipeline
-            .component(&self.task.component)
-            .and_then(|c| c.output_definitions.artifacts.keys().next().cloned());
-        let name = name.unwrap_or_else(|| "artifact".into());
-        let artifact = Artifact {
-            name: name.clone(),
-            schema_title: importer.type_schema.title().to_owned(),
-            schema_version: importer.type_schema.schema_version.clone(),
-            uri,
-            metadata,
-            custom_path: None,
-        };
-        let mut outputs = Io { artifacts: [(name, vec![artifact])].into(), ..Io::default() };
-        let execution = self.begin(ExecutionKind::Importer, "", None, None).await;
-        self.finish(execution, ExecutionState::Complete, &mut outputs).await;
-        Done::Finished { task: self.task.id.clone(), outputs, fingerprint: None, cached_from: None, execution }
-    }
-
-    /// kfp-kubernetes' CreatePVC and DeletePVC. The claim's name follows from the task, so that doing it again finds it.
-    async fn volume(&self, image: &str) -> Done {
-        let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.core.deps.client.clone(), &self.run.namespace);
-        let text = |name: &str| {
-            self.task.inputs.parameters.get(name).filter(|v| !v.is_null()).map(value::text).filter(|t| !t.is_empty())
-        };
-        let mut outputs = Io::default();
-        if image == "argostub/deletepvc" {
-            let Some(name) = text("pvc_name") else { return self.refused(TaskError::step("it was given no pvc_name")) };
-            match claims.delete(&name, &DeleteParams::default()).await {
-                Ok(_) => {}
-                Err(kube::Error::Api(status)) if status.code == 404 => {}
-                Err(error) => {
-                    return self.refused(TaskError::platform(format!("the claim {name} cannot be deleted: {error}")));
-                }
-            }
-        } else {
-            let name = match (text("pvc_name"), text("pvc_name_suffix")) {
-                (Some(_), Some(_)) => {
-                    return self.refused(TaskError::step("it was given both pvc_name and pvc_name_suffix"));
-                }
-                (Some(name), None) => name,
-                (None, suffix) => format!("{}{}", self.task.id, suffix.unwrap_or_default()),
-            };
-            let Some(size) = text("size") else { return self.refused(TaskError::step("it was given no size")) };
-            let modes =
-                self.task.inputs.parameters.get("access_modes").cloned().unwrap_or_else(|| json!(["ReadWriteOnce"]));
-            let mut claim = json!({
-                "apiVersion": "v1", "kind": "PersistentVolumeClaim",
-                "metadata": {"name": name, "labels": {pod::RUN_LABEL: self.run.id}},
-                "spec": {"accessModes": modes, "resources": {"requests": {"storage": size}}},
-            });
-            if let Some(Value::Object(annotations)) = self.task.inputs.parameters.get("annotations") {
-                claim["metadata"]["annotations"] = Value::Object(annotations.clone());
-            }
-            for (parameter, field) in [("storage_class_name", "storageClassName"), ("volume_name", "volumeName")] {
-                if let Some(text) = text(parameter) {
-                    claim["spec"][field] = json!(text);
-                }
-            }
-            if let Some(source) = self.task.inputs.parameters.get("data_source").filter(|s| s.is_object()) {
-                claim["spec"]["dataSource"] = source.clone();
-            }
-            let claim: PersistentVolumeClaim = match serde_json::from_value(claim) {
-                Ok(claim) => claim,
-                Err(error) => return self.refused(TaskError::step(format!("its inputs make no valid claim: {error}"))),
-            };
-            match claims.create(&PostParams::default(), &claim).await {
-                Ok(_) => {}
-                Err(kube::Error::Api(status)) if status.code == 409 => {}
-                Err(error) => {
-                    return self.refused(TaskError::platform(format!("the claim {name} cannot be created: {error}")));
-                }
-            }
-            outputs.parameters.insert("name".into(), json!(name));
-        }
-        let execution = self.begin(ExecutionKind::Container, image, None, None).await;
-        self.finish(execution, ExecutionState::Complete, &mut outputs).await;
-        Done::Finished { task: self.task.id.clone(), outputs, fingerprint: None, cached_from: None, execution }
-    }
-
-    /// The run's shared volume, made for the first step that needs it; it goes when the run is deleted.
-    async fn workspace(&self) -> Result<(), TaskError> {
-        let Some(workspace) = self.pipeline.workspace() else {
-            return Err(TaskError::step(
-                "it uses the workspace, and the pipeline has none (dsl.PipelineConfig(workspace=...))",
-            ));
-        };
-        let mut spec =
-            json!({"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": workspace.size}}});
-        if let (Some(patch), Value::Object(spec)) =
-            (workspace.kubernetes.as_ref().map(|k| k.pvc_spec_patch.clone()), &mut spec)
-        {
-            spec.extend(patch);
-        }
-        let claim = json!({
-            "apiVersion": "v1", "kind": "PersistentVolumeClaim",
-            "metadata": {"name": pod::workspace_claim(&self.run.id), "labels": {pod::RUN_LABEL: self.run.id}},
-            "spec": spec,
-        });
-        let claim: PersistentVolumeClaim = serde_json::from_value(claim)
-            .map_err(|e| TaskError::step(format!("the workspace's settings make no valid claim: {e}")))?;
-        let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.core.deps.client.clone(), &self.run.namespace);
-        match claims.create(&PostParams::default(), &claim).await {
-            Ok(_) => Ok(()),
-            Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
-            Err(error) => Err(TaskError::platform(format!("the workspace cannot be created: {error}"))),
-        }
-    }
-
     /// Creates the pod; a pod of that name is this very attempt's.
     pub(super) async fn create_pod(self) -> Done {
-        let (Some(parent), Some(Body::Container(container))) =
-            (self.parent(), self.pipeline.component(&self.task.component).and_then(|c| self.pipeline.body(c)))
-        else {
-            return self.refused(TaskError::platform("its executor is not in the pipeline any more"));
+        let fetching = ContainerSpec::default();
+        let body = self.pipeline.component(&self.task.component).and_then(|c| self.pipeline.body(c));
+        let (parent, container) = match (self.parent(), body) {
+            (Some(parent), Some(Body::Container(container))) => (parent, container),
+            (Some(parent), Some(Body::Importer(_))) => (parent, &fetching),
+            _ => return self.refused(TaskError::platform("its executor is not in the pipeline any more")),
         };
         let input = executor_input(&self.pipeline, &self.run, &self.task);
         let scope = pod::Scope { run: &self.run, parent, task: &self.task, input: &input };
@@ -645,6 +552,9 @@ fn outputs(context: &Context, report: &Report) -> Result<Io, String> {
     let (pipeline, run, task) = (&context.pipeline, &context.run, &context.task);
     let Some(component) = pipeline.component(&task.component) else { return Err("its component is gone".into()) };
     let input = executor_input(pipeline, run, task);
+    if let Some((name, artifact)) = imported_to_workspace(pipeline, run, task) {
+        return Ok(Io { artifacts: [(name, vec![artifact])].into(), ..Io::default() });
+    }
     let given = &report.executor_output;
     let from_metadata = given.get("parameterValues").and_then(Value::as_object);
     let mut io = Io::default();

@@ -19,8 +19,10 @@ pub(super) struct PodFact {
     /// The pod's own reason, such as `Evicted` or `DeadlineExceeded`.
     pub reason: String,
     pub message: String,
-    /// The main container waits: its reason and message.
+    /// The main container waits, or an init container that cannot start: its reason and message.
     pub waiting: Option<(String, String)>,
+    /// An init container that failed, in words.
+    pub init_failed: Option<String>,
     pub terminated: Option<Terminated>,
 }
 
@@ -35,6 +37,17 @@ pub(super) struct Terminated {
 impl PodFact {
     pub(super) fn of(pod: &Pod) -> Self {
         let status = pod.status.clone().unwrap_or_default();
+        let init = status.init_container_statuses.unwrap_or_default();
+        let init_waiting = init.iter().find_map(|c| {
+            let waiting = c.state.as_ref()?.waiting.as_ref()?;
+            let reason = waiting.reason.clone().filter(|r| is_stuck(r))?;
+            let message = waiting.message.as_deref().unwrap_or_default();
+            Some((reason, format!("init container {}: {message}", c.name)))
+        });
+        let init_failed = init.iter().find_map(|c| {
+            let ended = c.state.as_ref()?.terminated.as_ref().filter(|t| t.exit_code != 0)?;
+            Some(format!("its init container {} ended with exit code {}", c.name, ended.exit_code))
+        });
         let container = status.container_statuses.unwrap_or_default().into_iter().find(|c| c.name == pod::MAIN);
         let state = container.and_then(|c| c.state).unwrap_or_default();
         Self {
@@ -43,7 +56,9 @@ impl PodFact {
             deleted: false,
             reason: status.reason.unwrap_or_default(),
             message: status.message.unwrap_or_default(),
-            waiting: state.waiting.map(|w| (w.reason.unwrap_or_default(), w.message.unwrap_or_default())),
+            waiting: init_waiting
+                .or_else(|| state.waiting.map(|w| (w.reason.unwrap_or_default(), w.message.unwrap_or_default()))),
+            init_failed,
             terminated: state.terminated.map(|t: ContainerStateTerminated| Terminated {
                 exit_code: t.exit_code,
                 signal: t.signal,
@@ -121,7 +136,55 @@ pub(super) fn is_stuck(reason: &str) -> bool {
     )
 }
 
-/// Waiting will not help.
-pub(super) fn is_hopeless(reason: &str) -> bool {
-    matches!(reason, "InvalidImageName" | "ErrImageNeverPull")
+/// Waiting will not help. Upstream's workflow engine gives up at once for the reasons and waits for ever for a missing
+/// image; here a registry that says that it has no such image is believed. The words are those of this node, of
+/// containerd and of the registries' own errors.
+pub(super) fn is_hopeless(reason: &str, message: &str) -> bool {
+    const ABSENT: [&str; 6] = [
+        "was not found at",
+        "manifest unknown",
+        "MANIFEST_UNKNOWN",
+        "NAME_UNKNOWN",
+        ": not found",
+        "has no variant for",
+    ];
+    match reason {
+        "InvalidImageName" | "ErrImageNeverPull" => true,
+        "ErrImagePull" | "ImagePullBackOff" => ABSENT.iter().any(|words| message.contains(words)),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn fact(status: serde_json::Value) -> PodFact {
+        PodFact::of(&serde_json::from_value(json!({"metadata": {"name": "p"}, "status": status})).unwrap())
+    }
+
+    #[test]
+    fn an_init_container_that_cannot_start_or_fails_is_what_the_step_waits_for() {
+        let waits = json!({"phase": "Pending",
+            "initContainerStatuses": [{"name": "first", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+                "state": {"waiting": {"reason": "ErrImagePull", "message": "image x:1 was not found at r: check"}}}],
+            "containerStatuses": [{"name": "main", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+                "state": {"waiting": {"reason": "PodInitializing"}}}]});
+        let (reason, message) = fact(waits).waiting.unwrap();
+        assert!(message.contains("init container first"), "{message}");
+        assert!(is_hopeless(&reason, &message));
+        let failed = json!({"phase": "Failed",
+            "initContainerStatuses": [{"name": "first", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+                "state": {"terminated": {"exitCode": 3}}}]});
+        assert_eq!(fact(failed).init_failed.as_deref(), Some("its init container first ended with exit code 3"));
+    }
+
+    #[test]
+    fn only_a_registry_that_answered_is_believed() {
+        assert!(is_hopeless("ErrImagePull", "image x was not found at docker.io: check its name and tag"));
+        assert!(is_hopeless("ImagePullBackOff", "Back-off pulling image \"x\": ErrImagePull: manifest unknown"));
+        assert!(!is_hopeless("ErrImagePull", "cannot reach the registry r for image x (no address)"));
+        assert!(!is_hopeless("CreateContainerError", "was not found at"));
+    }
 }

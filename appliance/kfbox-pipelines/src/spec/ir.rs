@@ -58,7 +58,28 @@ pub struct ComponentSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub single_platform_specs: Vec<Value>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub task_config_passthroughs: Vec<Value>,
+    pub task_config_passthroughs: Vec<TaskConfigPassthrough>,
+}
+
+/// A part of a task's settings that the step is told (`dsl.TaskConfig`), to give it to what it starts itself.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TaskConfigPassthrough {
+    pub field: TaskConfigField,
+    /// The step's own pod has it too.
+    #[serde(default)]
+    pub apply_to_task: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum TaskConfigField {
+    Resources,
+    Env,
+    KubernetesAffinity,
+    KubernetesTolerations,
+    KubernetesNodeSelector,
+    KubernetesVolumes,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {

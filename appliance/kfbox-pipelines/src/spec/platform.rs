@@ -1,7 +1,7 @@
-//! The platform part of a package: `kubernetes_platform/proto/kubernetes_executor_config.proto` upstream, in JSON. Fields that
-//! the engine does not apply are parsed so that `validate` can refuse them by name.
+//! The platform part of a package: `kubernetes_platform/proto/kubernetes_executor_config.proto` upstream, in JSON. The few fields
+//! that the engine does not apply are parsed so that `validate` can refuse them by name.
 
-use super::ir::{InputParameter, Named, TaskOutputParameter};
+use super::ir::{EnvVar, InputParameter, Named, TaskOutputParameter};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -93,11 +93,11 @@ pub struct ExecutorConfig {
     #[serde(default)]
     pub tolerations: Vec<Toleration>,
     #[serde(default)]
-    pub generic_ephemeral_volume: Vec<Value>,
+    pub generic_ephemeral_volume: Vec<EphemeralVolume>,
     #[serde(default)]
     pub node_affinity: Vec<NodeAffinity>,
     #[serde(default)]
-    pub pod_affinity: Vec<Value>,
+    pub pod_affinity: Vec<PodAffinity>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enabled_shared_memory: Option<SharedMemory>,
     #[serde(default)]
@@ -105,7 +105,9 @@ pub struct ExecutorConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub security_context: Option<SecurityContext>,
     #[serde(default)]
-    pub init_containers: Vec<Value>,
+    pub init_containers: Vec<InitContainer>,
+    #[serde(default)]
+    pub pod_resource_claims: Vec<Value>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize, Serialize)]
@@ -261,4 +263,86 @@ pub struct SecurityContext {
     pub run_as_group: Option<Value>,
     #[serde(default)]
     pub run_as_non_root: Option<bool>,
+}
+
+/// A claim of the pod's own, which goes with it.
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct EphemeralVolume {
+    pub volume_name: String,
+    pub mount_path: String,
+    #[serde(default)]
+    pub access_modes: Vec<String>,
+    /// A quantity, such as `5Gi`.
+    #[serde(default)]
+    pub size: String,
+    /// Wins over `storage_class_name`.
+    #[serde(default)]
+    pub default_storage_class: bool,
+    #[serde(default)]
+    pub storage_class_name: String,
+    #[serde(default)]
+    pub metadata: Option<PodMetadata>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PodAffinity {
+    #[serde(default)]
+    pub match_pod_expressions: Vec<Requirement>,
+    #[serde(default)]
+    pub match_pod_labels: BTreeMap<String, String>,
+    #[serde(default)]
+    pub topology_key: String,
+    #[serde(default)]
+    pub namespaces: Vec<String>,
+    #[serde(default)]
+    pub match_namespace_expressions: Vec<Requirement>,
+    #[serde(default)]
+    pub match_namespace_labels: BTreeMap<String, String>,
+    /// With a weight the term is preferred, without one required.
+    #[serde(default)]
+    pub weight: Option<i32>,
+    #[serde(default)]
+    pub anti: Option<bool>,
+}
+
+/// A container that ends before the step's begins; with `restart_policy` Always one that runs beside it.
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct InitContainer {
+    #[serde(default)]
+    pub name: String,
+    #[serde(default)]
+    pub image: String,
+    #[serde(default)]
+    pub command: Vec<String>,
+    #[serde(default)]
+    pub args: Vec<String>,
+    #[serde(default)]
+    pub env: Vec<EnvVar>,
+    #[serde(default)]
+    pub volume_mounts: Vec<InitVolumeMount>,
+    #[serde(default)]
+    pub restart_policy: Option<String>,
+    #[serde(default)]
+    pub resources: Option<InitResources>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct InitVolumeMount {
+    #[serde(default)]
+    pub volume_name: String,
+    #[serde(default)]
+    pub mount_path: String,
+}
+
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct InitResources {
+    #[serde(default)]
+    pub requests: BTreeMap<String, String>,
+    #[serde(default)]
+    pub limits: BTreeMap<String, String>,
 }

@@ -5,8 +5,8 @@ use super::{
     Body, Documents, PackageError, Pipeline, ROOT,
     expression::{Expression, ExpressionError},
     ir::{
-        ComponentSpec, DagOutputParameter, DagSpec, ExecutorSpec, InputParameter, ParameterItems, PipelineSpec,
-        TaskSpec,
+        ComponentSpec, DagOutputParameter, DagSpec, ExecutorSpec, InputParameter, ParameterItems, ParameterType,
+        PipelineSpec, TaskSpec,
     },
     platform::{ExecutorConfig, PlatformSpec},
     value,
@@ -94,9 +94,6 @@ fn check_component(pipeline: &Pipeline, name: &str, component: &ComponentSpec) -
     let at = format!("component {name}");
     if !component.single_platform_specs.is_empty() {
         return unsupported(at, "singlePlatformSpecs in a component");
-    }
-    if !component.task_config_passthroughs.is_empty() {
-        return unsupported(at, "passing the task's configuration on (dsl.TaskConfig)");
     }
     if component.dag.is_some() && component.executor_label.is_some() {
         return reference(at, "it has both a dag and an executorLabel");
@@ -237,7 +234,9 @@ fn check_inputs(
     for (name, definition) in &of.input_definitions.parameters {
         let given = task.inputs.parameters.contains_key(name)
             || task.parameter_iterator.as_ref().is_some_and(|i| i.item_input == *name);
-        if !given && !definition.is_optional && definition.default_value.is_none() {
+        // The platform gives a task its own configuration.
+        let own = value::declared(definition) == ParameterType::TaskConfig;
+        if !given && !own && !definition.is_optional && definition.default_value.is_none() {
             return reference(at, format!("the required input {name} has no value"));
         }
     }
@@ -425,14 +424,8 @@ fn check_platform(pipeline: &Pipeline) -> Result<(), SpecError> {
 
 fn check_executor(label: &str, config: &ExecutorConfig) -> Result<(), SpecError> {
     let at = format!("the Kubernetes settings of {label}");
-    for (used, feature) in [
-        (!config.generic_ephemeral_volume.is_empty(), "a generic ephemeral volume"),
-        (!config.pod_affinity.is_empty(), "pod affinity"),
-        (!config.init_containers.is_empty(), "init containers"),
-    ] {
-        if used {
-            return unsupported(at, feature);
-        }
+    if !config.pod_resource_claims.is_empty() {
+        return unsupported(at, "podResourceClaims (dynamic resource allocation)");
     }
     if !matches!(config.image_pull_policy.as_str(), "" | "Always" | "IfNotPresent" | "Never") {
         return reference(at, format!("the image pull policy `{}` does not exist", config.image_pull_policy));
@@ -442,7 +435,76 @@ fn check_executor(label: &str, config: &ExecutorConfig) -> Result<(), SpecError>
             return reference(at, format!("the variable {} is kfbox's own", variable.name));
         }
     }
+    if let Some(context) = &config.security_context
+        && context.run_as_non_root == Some(true)
+        && context.run_as_user.as_ref().is_some_and(|u| *u == 0 || *u == "0")
+    {
+        return reference(at, "securityContext.runAsUser is 0 (root), and runAsNonRoot is true");
+    }
+    for (n, volume) in config.generic_ephemeral_volume.iter().enumerate() {
+        let at = format!("{at}, genericEphemeralVolume[{n}]");
+        if volume.size.is_empty() {
+            return reference(at, "its size is empty");
+        }
+        let modes = ["ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOncePod"];
+        if let Some(unknown) = volume.access_modes.iter().find(|m| !modes.contains(&m.as_str())) {
+            return reference(at, format!("the access mode `{unknown}` does not exist"));
+        }
+    }
+    check_mounts(config, &at)?;
+    check_init_containers(config, &at)
+}
+
+/// A path relative to what the image calls its folder, or over the launcher, would only fail once the pod is made.
+fn check_mounts(config: &ExecutorConfig, at: &str) -> Result<(), SpecError> {
+    let claims = config.pvc_mount.iter().map(|m| ("pvcMount", &m.mount_path));
+    let secrets = config.secret_as_volume.iter().map(|m| ("secretAsVolume", &m.mount_path));
+    let configs = config.config_map_as_volume.iter().map(|m| ("configMapAsVolume", &m.mount_path));
+    let empty = config.empty_dir_mounts.iter().map(|m| ("emptyDirMounts", &m.mount_path));
+    let ephemeral = config.generic_ephemeral_volume.iter().map(|m| ("genericEphemeralVolume", &m.mount_path));
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for (list, path) in claims.chain(secrets).chain(configs).chain(empty).chain(ephemeral) {
+        let n = counts.entry(list).and_modify(|n| *n += 1).or_insert(0);
+        let at = format!("{at}, {list}[{n}].mountPath");
+        if !path.starts_with('/') || path.split('/').any(|part| part == "..") {
+            return reference(at, format!("`{path}` is no path from the root"));
+        }
+        if path.trim_end_matches('/') == "/kfbox" || path.starts_with("/kfbox/") {
+            return reference(at, format!("`{path}` is where kfbox's launcher lies"));
+        }
+    }
     Ok(())
+}
+
+fn check_init_containers(config: &ExecutorConfig, at: &str) -> Result<(), SpecError> {
+    let mut names = BTreeSet::new();
+    for (n, container) in config.init_containers.iter().enumerate() {
+        let at = format!("{at}, initContainers[{n}]");
+        if container.name.is_empty() || container.image.trim().is_empty() {
+            return reference(at, "it needs a name and an image");
+        }
+        if is_reserved(&container.name) || !names.insert(container.name.as_str()) {
+            return reference(at, format!("the name {} belongs to another container of the pod", container.name));
+        }
+        if let Some(policy) = container.restart_policy.as_deref().filter(|p| !matches!(*p, "" | "Always")) {
+            return reference(at, format!("restartPolicy is {policy}; only Always is possible"));
+        }
+        if container.env.iter().any(|v| v.name.is_empty()) {
+            return reference(at, "a variable of env has no name");
+        }
+        for mount in &container.volume_mounts {
+            if mount.volume_name.is_empty() || !mount.mount_path.starts_with('/') {
+                let why = format!("volumeMounts: `{}` at `{}`", mount.volume_name, mount.mount_path);
+                return reference(at, format!("{why} needs a volume's name and a path from the root"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Names that upstream's own containers have.
+fn is_reserved(container: &str) -> bool {
+    matches!(container, "main" | "kfp-launcher")
 }
 
 /// A protobuf duration in JSON, such as `1.5s`, in milliseconds.

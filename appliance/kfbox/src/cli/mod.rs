@@ -6,6 +6,7 @@ mod doctor;
 mod image;
 mod kubeconfig;
 mod logs;
+mod pipelines;
 mod progress;
 mod reset;
 mod run;
@@ -81,6 +82,9 @@ enum Command {
     Session(SessionCommand),
     /// Run a pipeline (a Python file or a compiled package), follow it, and end as it ends
     Run(RunArgs),
+    /// Look into pipelines
+    #[command(subcommand)]
+    Pipelines(PipelinesCommand),
     /// Remove the box: containers, network, firewall rules and all data
     Reset(ResetArgs),
     /// The version, and what it speaks
@@ -380,6 +384,29 @@ struct RunArgs {
     python: PathBuf,
 }
 
+#[derive(Subcommand)]
+enum PipelinesCommand {
+    /// Start a step's container again, with its inputs, and open a shell in it; it goes when the shell ends
+    Debug(DebugArgs),
+}
+
+#[derive(Args)]
+struct DebugArgs {
+    /// The run's id, as `kfbox run -d` prints it and the pages show it
+    run: String,
+    /// The step's name; of several with that name (a loop's) the one that failed, or a task id
+    step: String,
+    /// What to start in it
+    #[arg(long, default_value = "sh")]
+    shell: String,
+    /// Whose rights are used [default: the first user]
+    #[arg(long, value_name = "EMAIL")]
+    user: Option<String>,
+    /// How long it may stay at most, should this command be cut off: 90m, 12h
+    #[arg(long, default_value = "8h", value_parser = token::parse_duration)]
+    deadline: std::time::Duration,
+}
+
 #[derive(Args)]
 struct ResetArgs {
     #[command(flatten)]
@@ -430,6 +457,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::User(command) => client(user::run(data_dir()?, command)),
         Command::Session(command) => client(session::run(data_dir()?, command)),
         Command::Run(args) => client(run::run(data_dir()?, args)),
+        Command::Pipelines(PipelinesCommand::Debug(args)) => client(pipelines::debug(data_dir()?, args)),
         Command::Reset(args) => reset::run(&common, &args.options, args.yes),
         Command::Version => {
             box_info::version();

@@ -1,10 +1,13 @@
 //! What a run answers its launchers.
 
 use super::Actor;
-use crate::engine::{
-    mailbox::{Assignment, InputFile, OutputArtifact, Report, Request},
-    model::{Artifact, State},
-    placeholders, steps,
+use crate::{
+    engine::{
+        mailbox::{Assignment, InputFile, OutputArtifact, Report, Request},
+        model::{Artifact, Kind, RunState, State, Task},
+        placeholders, steps,
+    },
+    spec::Pipeline,
 };
 use tokio::{sync::oneshot, time::Instant};
 
@@ -35,31 +38,7 @@ impl Actor<'_> {
         if self.is_canceling() || self.reported.contains_key(id) {
             return None;
         }
-        let input = steps::executor_input(&self.pipeline, &self.run, task);
-        let paths = |list: &[Artifact], name: &str| -> Vec<InputFile> {
-            let file = |a: &Artifact| InputFile {
-                name: name.to_owned(),
-                uri: a.uri.clone(),
-                path: placeholders::artifact_path(a),
-            };
-            list.iter().map(file).collect()
-        };
-        Some(Assignment {
-            namespace: self.run.namespace.clone(),
-            display_name: task.display_name.clone(),
-            command: task.command.clone(),
-            inputs: input.artifacts.iter().flat_map(|(name, list)| paths(list, name)).collect(),
-            output_file: input.output_file,
-            output_parameters: input.output_parameters,
-            output_artifacts: input
-                .output_artifacts
-                .into_iter()
-                .filter_map(|(name, a)| {
-                    Some(OutputArtifact { path: placeholders::artifact_path(&a)?, name, uri: a.uri })
-                })
-                .collect(),
-            output_root: steps::output_root(&self.run, task),
-        })
+        Some(assignment(&self.pipeline, &self.run, task))
     }
 
     fn report(&mut self, id: &str, attempt: u32, report: Report, answer: oneshot::Sender<Option<()>>) {
@@ -85,6 +64,35 @@ impl Actor<'_> {
         // says the same.
         self.reported.insert(id.to_owned(), (report_words(&report), Instant::now()));
         self.acknowledge.push(answer);
+    }
+}
+
+/// What an attempt of a prepared task does.
+pub(in crate::engine) fn assignment(pipeline: &Pipeline, run: &RunState, task: &Task) -> Assignment {
+    let input = steps::executor_input(pipeline, run, task);
+    let imports = task.kind == Kind::Importer;
+    let paths = |list: &[Artifact], name: &str| -> Vec<InputFile> {
+        let file = |a: &Artifact| InputFile {
+            name: name.to_owned(),
+            uri: a.uri.clone(),
+            path: placeholders::artifact_path(a),
+        };
+        // What lies in the workspace already is not fetched again; the importer's pod is what puts it there.
+        list.iter().filter(|a| imports || !a.lies_in_workspace()).map(file).collect()
+    };
+    Assignment {
+        namespace: run.namespace.clone(),
+        display_name: task.display_name.clone(),
+        command: task.command.clone(),
+        inputs: input.artifacts.iter().flat_map(|(name, list)| paths(list, name)).collect(),
+        output_file: input.output_file,
+        output_parameters: input.output_parameters,
+        output_artifacts: input
+            .output_artifacts
+            .into_iter()
+            .filter_map(|(name, a)| Some(OutputArtifact { path: placeholders::artifact_path(&a)?, name, uri: a.uri }))
+            .collect(),
+        output_root: steps::output_root(run, task),
     }
 }
 

@@ -2,7 +2,7 @@
 
 mod follow;
 mod parameters;
-mod web;
+pub(super) mod web;
 
 use super::RunArgs;
 use crate::{

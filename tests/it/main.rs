@@ -4,6 +4,7 @@ mod bad_input;
 mod browser;
 mod cli;
 mod helm;
+mod isolation;
 mod kube_rs;
 mod kubectl;
 mod kubernetes;

@@ -6,6 +6,7 @@ mod cli;
 mod engine;
 mod helm;
 mod identity;
+mod isolation;
 mod kube_rs;
 mod kubectl;
 mod kubernetes;

@@ -21,7 +21,7 @@ async fn main() -> Result<(), BoxError> {
     let folder = tempfile::tempdir()?;
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     let url = format!("http://{}", listener.local_addr()?);
-    let deps = Deps { token_reviewer: Arc::new(NoCluster), readiness: Readiness::default() };
+    let deps = Deps { token_reviewer: Arc::new(NoCluster), readiness: Readiness::default(), newcomers: None };
     let gateway = Gateway::open(Config::new(folder.path().into(), url.parse()?), deps)?;
     if let Some(password) = gateway.ensure_first_user("user@example.com").await? {
         println!("{url} user@example.com {}", password.reveal());

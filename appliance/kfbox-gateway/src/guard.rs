@@ -262,6 +262,19 @@ async fn identify_bearer(gateway: &Gateway, token: &str) -> Result<Option<UserIn
     Ok(found)
 }
 
+/// The values of all cookies of this name.
+pub(crate) fn cookies<'a>(headers: &'a HeaderMap, wanted: &'a str) -> impl Iterator<Item = String> + 'a {
+    headers
+        .get_all(header::COOKIE)
+        .iter()
+        .filter_map(|v| v.to_str().ok())
+        .flat_map(|v| v.split(';'))
+        .filter_map(|pair| pair.trim().split_once('='))
+        .filter(move |(name, _)| *name == wanted)
+        .map(|(_, value)| value.to_owned())
+        .take(8)
+}
+
 /// The secrets of all session cookies sent: a jar may hold one of each name.
 pub(crate) fn session_secrets(headers: &HeaderMap) -> impl Iterator<Item = String> + '_ {
     headers

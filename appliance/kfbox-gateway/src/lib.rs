@@ -8,6 +8,7 @@
 //! Architecture Invariant: nothing is forwarded to an address that a request names; components are routers in this
 //! process.
 
+mod connectors;
 mod guard;
 mod limits;
 mod mounts;
@@ -19,6 +20,7 @@ mod store;
 mod tls;
 pub mod web;
 
+pub use connectors::{ConnectorConfig, Groups, Newcomers, oidc::OidcConnector};
 pub use guard::{OLD_SESSION_COOKIE, Proof, SESSION_COOKIE, TokenReviewer};
 pub use mounts::Mounts;
 pub use oidc::clients::{COMMAND_LINE_CLIENT, ClientConfig, GrantType};
@@ -53,6 +55,8 @@ pub struct Config {
     /// Counted from the sign-in; rotation does not extend it.
     pub refresh_token_ttl: Duration,
     pub clients: Vec<ClientConfig>,
+    /// Who vouches for people besides the passwords here; in the order of the sign-in page.
+    pub connectors: Vec<ConnectorConfig>,
     /// The resource owner password grant, for scripts that cannot open a browser. Off unless wanted.
     pub password_grant: bool,
     /// Audiences of service-account tokens that are accepted besides the API server's own.
@@ -71,6 +75,7 @@ impl Config {
             access_token_ttl: Duration::from_secs(3600),
             refresh_token_ttl: Duration::from_secs(30 * 24 * 3600),
             clients: Vec::new(),
+            connectors: Vec::new(),
             password_grant: false,
             service_account_audiences: [
                 "pipelines.kubeflow.org",
@@ -89,6 +94,8 @@ impl Config {
 pub struct Deps {
     pub token_reviewer: Arc<dyn TokenReviewer>,
     pub readiness: Readiness,
+    /// Told of those who come through a connector.
+    pub newcomers: Option<Arc<dyn Newcomers>>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -114,6 +121,8 @@ struct Inner {
     reviews: guard::ReviewCache,
     codes: oidc::Codes,
     devices: oidc::Devices,
+    upstreams: Vec<connectors::oidc::Upstream>,
+    under_way: connectors::oidc::UnderWay,
 }
 
 impl Gateway {
@@ -129,7 +138,13 @@ impl Gateway {
                 "the external URL {url} must be http(s)://HOST[:PORT] with nothing behind it"
             )));
         }
-        oidc::clients::check(&config.clients, &[]).map_err(GatewayError::Config)?;
+        connectors::check(&config.connectors).map_err(GatewayError::Config)?;
+        let names: Vec<&str> = config.connectors.iter().map(ConnectorConfig::id).collect();
+        oidc::clients::check(&config.clients, &names).map_err(GatewayError::Config)?;
+        let upstreams = config.connectors.iter().map(|c| match c {
+            ConnectorConfig::Oidc(c) => connectors::oidc::Upstream::new(c.clone()),
+        });
+        let upstreams = upstreams.collect::<Result<Vec<_>, _>>().map_err(GatewayError::Config)?;
         if !config.clients.iter().any(|c| c.id == COMMAND_LINE_CLIENT) {
             config.clients.push(ClientConfig::command_line());
         }
@@ -148,6 +163,8 @@ impl Gateway {
                 reviews: guard::ReviewCache::default(),
                 codes: oidc::Codes::default(),
                 devices: oidc::Devices::default(),
+                upstreams,
+                under_way: connectors::oidc::UnderWay::default(),
             }),
         })
     }
@@ -203,6 +220,11 @@ impl Gateway {
             return self.inner.store.token_user(token, scope);
         }
         oidc::platform_user(self, token)
+    }
+
+    /// An OpenID Connect provider among the connectors.
+    fn upstream(&self, id: &str) -> Option<&connectors::oidc::Upstream> {
+        self.inner.upstreams.iter().find(|u| u.config.id == id)
     }
 
     /// A registered client.

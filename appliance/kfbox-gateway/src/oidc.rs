@@ -23,7 +23,7 @@ pub(crate) use device::Devices;
 pub(crate) use device::canonical_code;
 
 use crate::{
-    Gateway,
+    Gateway, connectors,
     sign_in::encode,
     store::{StoreError, hash_secret},
 };
@@ -50,6 +50,8 @@ pub(crate) fn routes() -> Router<Gateway> {
         .route("/dex/keys", get(keys))
         .route("/dex/auth", get(authorize::authorize))
         .route("/dex/auth/local", get(authorize::authorize))
+        .route("/dex/auth/{connector}", get(connectors::oidc::choose))
+        .route("/dex/callback", get(connectors::oidc::come_back))
         .route("/dex/token", post(token::token))
         .route("/dex/token/introspect", post(revoke::introspect))
         .route("/dex/token/revoke", post(revoke::revoke))

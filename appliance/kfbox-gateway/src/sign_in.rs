@@ -5,11 +5,11 @@
 //! `login` and `password` there, and is led back with the session cookie in its jar.
 
 use crate::{
-    Gateway,
+    Gateway, connectors,
     guard::{self, SESSION_COOKIE, same_origin, session_secrets},
     limits::{FORGET, Wait},
     oidc, paths,
-    store::{StoreError, now, seconds},
+    store::{StoreError, now, seconds, users::User},
 };
 use askama::Template;
 use axum::{
@@ -101,6 +101,15 @@ struct Page<'a> {
     signed_in_as: &'a str,
     /// The application that asked, when it is not kfbox itself.
     client: &'a str,
+    /// Whether it takes users with a password here.
+    local: bool,
+    others: Vec<Other>,
+}
+
+/// Another way to sign in.
+struct Other {
+    url: String,
+    name: String,
 }
 
 struct Shown<'a> {
@@ -112,12 +121,19 @@ struct Shown<'a> {
 fn page(gateway: &Gateway, headers: &HeaderMap, back: &str, shown: &Shown<'_>) -> Response {
     let session = session_secrets(headers).find_map(|secret| gateway.inner.store.session(&secret));
     let waiting = oidc::waiting_client(gateway, back);
+    let takes = waiting.as_ref().and_then(|w| w.connectors.as_ref());
+    let admits = |id: &str| takes.is_none_or(|ids| ids.iter().any(|i| i == id));
+    let others = gateway.inner.config.connectors.iter().filter(|c| admits(c.id()));
+    let others =
+        others.map(|c| Other { url: connectors::oidc::choose_url(c.id(), back), name: c.name().to_owned() }).collect();
     let page = Page {
         action: login_url(back),
         login: shown.login,
         error: shown.error,
         signed_in_as: session.as_ref().map_or("", |(s, _)| s.email.as_str()),
         client: waiting.as_ref().map_or("", |w| w.name.as_str()),
+        local: admits(crate::LOCAL),
+        others,
     };
     // Chromium holds `form-action` against the redirects that follow the form, so the waiting application's origin,
     // which is configuration, must be in it.
@@ -181,27 +197,40 @@ async fn submit(
             return refuse(StatusCode::SERVICE_UNAVAILABLE, &form.login, "Sign-in is busy. Try again in a moment.");
         }
     };
+    signed_in(&gateway, &headers, &user, address, &query.rd).await
+}
+
+/// A sign-in that did not work out, on the page where it can be tried again.
+pub(crate) fn failed(gateway: &Gateway, back: &str, status: StatusCode, error: &str) -> Response {
+    page(gateway, &HeaderMap::new(), back, &Shown { status, login: "", error })
+}
+
+/// Begins a session for somebody who has proved who they are, and leads the browser back.
+pub(crate) async fn signed_in(
+    gateway: &Gateway,
+    headers: &HeaderMap,
+    user: &User,
+    address: IpAddr,
+    back: &str,
+) -> Response {
     // A session that this browser brought ends: it cannot have been planted for the new one.
-    for secret in session_secrets(&headers) {
+    for secret in session_secrets(headers) {
         if let Err(error) = gateway.inner.store.end_session(&secret).await {
             tracing::warn!(%error, "an old session could not be ended");
         }
     }
     let agent = headers.get(header::USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or("");
     let lifetime = gateway.inner.config.session_ttl;
-    match gateway.inner.store.begin_session(&user, lifetime, &address.to_string(), agent).await {
+    match gateway.inner.store.begin_session(user, lifetime, &address.to_string(), agent).await {
         Ok(secret) => {
-            let mut response = redirect(StatusCode::SEE_OTHER, &paths::return_path(&query.rd));
+            let mut response = redirect(StatusCode::SEE_OTHER, &paths::return_path(back));
             set_cookie(&mut response, &secret, lifetime.as_secs());
             response
         }
         Err(error) => {
             tracing::error!(%error, "a session could not be stored");
-            refuse(
-                StatusCode::SERVICE_UNAVAILABLE,
-                &form.login,
-                "The session could not be stored. See the log of kfbox.",
-            )
+            let text = "The session could not be stored. See the log of kfbox.";
+            failed(gateway, back, StatusCode::SERVICE_UNAVAILABLE, text)
         }
     }
 }
@@ -214,12 +243,7 @@ pub(crate) enum Refused {
 }
 
 /// The one place where passwords are checked, behind the brakes.
-pub(crate) async fn check(
-    gateway: &Gateway,
-    login: &str,
-    password: &str,
-    address: IpAddr,
-) -> Result<crate::store::users::User, Refused> {
+pub(crate) async fn check(gateway: &Gateway, login: &str, password: &str, address: IpAddr) -> Result<User, Refused> {
     // What was typed into the name field may be a password by mistake: only an address's shape is logged.
     let named = crate::store::users::canonical_email(login).unwrap_or_else(|_| "(not an address)".into());
     if let Err(Wait(wait)) = gateway.inner.limits.admit(login, address, Instant::now()) {

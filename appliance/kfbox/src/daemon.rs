@@ -5,7 +5,7 @@ use crate::{
         artifacts::Artifacts,
         authorizer::ClusterAuthorizer,
         dashboard::DashboardData,
-        identity::{ClusterTokens, GatewayTokens},
+        identity::{ClusterTokens, GatewayTokens, Settling},
         kubelet::NodeKubelet,
         lineage::Recorded,
         metadata_access::MetadataAccess,
@@ -384,6 +384,7 @@ fn open_gateway(
     let source = config.gateway.tls_source(&config.data_dir.join("pki"), bound, &node_name());
     let settings = kfbox_gateway::Config {
         clients: config.gateway.clients.clone(),
+        connectors: config.gateway.connectors.clone(),
         password_grant: config.gateway.password_grant,
         strict_transport: config.gateway.tls.mode != TlsMode::SelfSigned,
         ..kfbox_gateway::Config::new(config.data_dir.clone(), url)
@@ -391,6 +392,7 @@ fn open_gateway(
     let deps = kfbox_gateway::Deps {
         token_reviewer: Arc::new(ClusterTokens::new(client.clone())),
         readiness: readiness.clone(),
+        newcomers: Some(Arc::new(Settling(client.clone()))),
     };
     Ok((Gateway::open(settings, deps)?, source.map(Tls::open).transpose()?))
 }

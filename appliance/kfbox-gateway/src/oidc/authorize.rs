@@ -117,6 +117,8 @@ pub(super) struct AuthorizeQuery {
 pub(crate) struct Waiting {
     pub name: String,
     pub origin: String,
+    /// Whose users it takes. None: all.
+    pub connectors: Option<Vec<String>>,
 }
 
 /// Which application waits behind this return path; only one that is configured, with its redirect address right.
@@ -126,7 +128,11 @@ pub(crate) fn waiting_client(gateway: &Gateway, back: &str) -> Option<Waiting> {
     let query: AuthorizeQuery = serde_urlencoded::from_str(query).ok()?;
     let client = gateway.client(&query.client_id)?;
     let uri = client.redirect_uris.iter().find(|u| **u == query.redirect_uri)?;
-    Some(Waiting { name: client.shown_name().to_owned(), origin: Url::parse(uri).ok()?.origin().ascii_serialization() })
+    Some(Waiting {
+        name: client.shown_name().to_owned(),
+        origin: Url::parse(uri).ok()?.origin().ascii_serialization(),
+        connectors: client.connectors.clone(),
+    })
 }
 
 pub(super) async fn authorize(

@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     Gateway, LOCAL,
+    connectors::{Refusal, admit},
     store::{now, users::User},
 };
 
@@ -59,7 +60,7 @@ pub(super) async fn by_exchange(
     };
     let subject = match connector {
         LOCAL => ours(gateway, client, token, typ)?,
-        _ => return Err(TokenError("invalid_request", "that connector's tokens cannot be exchanged")),
+        _ => theirs(gateway, connector, token, typ).await?,
     };
     if subject.user.connector != connector || !client.admits(&subject.user.connector) {
         return Err(TokenError("invalid_grant", "the token's user is not of that connector"));
@@ -90,6 +91,24 @@ pub(super) async fn by_exchange(
         issued_token_type: Some(wanted),
         scope: source.scope,
     })
+}
+
+/// An ID token of an upstream provider, made for this box.
+async fn theirs(gateway: &Gateway, connector: &str, token: &str, typ: &str) -> Result<Subject, TokenError> {
+    let upstream = gateway.upstream(connector).filter(|_| typ == ID);
+    let upstream = upstream.ok_or(TokenError("invalid_request", "that connector has no ID tokens to exchange"))?;
+    let admitted = async {
+        let identity = upstream.identity(token, None).await?;
+        admit(gateway, connector, &upstream.config.groups, &identity).await
+    };
+    match admitted.await {
+        // Their token says nothing here of how long: ours ends with its own life.
+        Ok(user) => Ok(Subject { user, auth_time: now(), ends: i64::MAX, groups: true, family: None }),
+        Err(Refusal::Unavailable(..)) => {
+            Err(TokenError("temporarily_unavailable", "the other provider does not answer"))
+        }
+        Err(_) => Err(TokenError("invalid_grant", "the subject token is not valid, or its user may not sign in here")),
+    }
 }
 
 /// A token of this issuer: the client's own, or one of a client that is trusted with the whole platform. Another

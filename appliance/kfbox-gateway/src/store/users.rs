@@ -1,6 +1,7 @@
 //! Users: people who sign in with an e-mail address and a password.
 
 use super::{Store, StoreError, now, password};
+use crate::connectors::Identity;
 use kfbox_base::UserInfo;
 use kfbox_db::rusqlite::{Connection, OptionalExtension as _, params};
 use serde::Serialize;
@@ -90,11 +91,14 @@ pub fn canonical_email(email: &str) -> Result<String, StoreError> {
     if valid { Ok(email) } else { Err(StoreError::Invalid(format!("{email:?} is not an e-mail address"))) }
 }
 
+/// Whether a user can be in it: Kubernetes gives meaning to `system:` groups; system:masters would pass every check.
+pub fn is_group(group: &str) -> bool {
+    !(group.is_empty() || group.starts_with("system:") || group.len() > 200 || group.chars().any(char::is_control))
+}
+
 fn check_groups(groups: &[String]) -> Result<(), StoreError> {
     for group in groups {
-        // Kubernetes gives meaning to `system:` groups; system:masters would pass every check.
-        if group.is_empty() || group.starts_with("system:") || group.len() > 200 || group.chars().any(char::is_control)
-        {
+        if !is_group(group) {
             return Err(StoreError::Invalid(format!("{group:?} cannot be a user's group")));
         }
     }
@@ -133,6 +137,52 @@ impl Store {
             subject: String::new(),
         };
         self.write_user(user).await
+    }
+
+    /// The user of a connector's identity, made at the first sign-in; later its groups are brought up to date.
+    pub async fn federated_user(
+        &self,
+        connector: &str,
+        identity: &Identity,
+        groups: Vec<String>,
+    ) -> Result<User, StoreError> {
+        let email = canonical_email(&identity.email)?;
+        let _changes = self.changes.lock().await;
+        let (found, moved) = {
+            let users = self.users.read();
+            let same = |u: &&User| u.connector == connector && u.subject == identity.subject;
+            (
+                users.get(&email).cloned(),
+                users.values().find(same).filter(|u| u.email != email).map(|u| u.email.clone()),
+            )
+        };
+        if let Some(before) = moved {
+            return Err(StoreError::Invalid(format!(
+                "{email} of connector {connector} is known here as {before}: remove that user first"
+            )));
+        }
+        let user = match found {
+            // Another connector's, one with a password here, or an address that was given to somebody else.
+            Some(user) if user.connector != connector || user.subject != identity.subject => {
+                return Err(StoreError::UserExists(email));
+            }
+            Some(user) if user.disabled => return Err(StoreError::Invalid(format!("{email} is disabled"))),
+            Some(user) if user.groups == groups => return Ok(user),
+            Some(user) => User { groups, ..user },
+            None => User {
+                email,
+                uid: uuid::Uuid::new_v4().to_string(),
+                password: String::new(),
+                groups,
+                disabled: false,
+                created: now(),
+                valid_after: 0,
+                connector: connector.to_owned(),
+                subject: identity.subject.clone(),
+            },
+        };
+        self.write_user(user.clone()).await?;
+        Ok(user)
     }
 
     async fn write_user(&self, user: User) -> Result<(), StoreError> {
@@ -187,6 +237,10 @@ impl Store {
 
     /// Changes the password and ends the user's sessions and OIDC tokens. Personal tokens stay.
     pub async fn set_password(&self, email: &str, password: &str) -> Result<(), StoreError> {
+        if let Some(user) = self.users.read().get(&canonical_email(email)?).filter(|u| u.connector != crate::LOCAL) {
+            let message = format!("{} signs in through {}: there is no password here", user.email, user.connector);
+            return Err(StoreError::Invalid(message));
+        }
         let hash = self.hashing.hash(password.to_owned()).await?;
         self.change_user(email, move |user| user.password = hash).await
     }
@@ -267,6 +321,7 @@ impl Store {
     /// Checks a password. `None` for a wrong one, an unknown and a disabled user alike, after the same work.
     pub async fn check_password(&self, email: &str, password: &str) -> Result<Option<User>, StoreError> {
         let user = canonical_email(email).ok().and_then(|email| self.active_user(&email));
+        let user = user.filter(|u| u.connector == crate::LOCAL);
         let stored = user.as_ref().map(|u| u.password.clone());
         let fits = self.hashing.verify(password.to_owned(), stored).await?;
         Ok(user.filter(|_| fits))

@@ -3,9 +3,14 @@
 use async_trait::async_trait;
 use futures::future::BoxFuture;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
+use kfbox_api::{
+    Profile,
+    profile::{ProfileSpec, Subject},
+};
 use kfbox_apiserver::auth::TokenAuthenticator;
 use kfbox_base::{BoxError, UserInfo};
-use kfbox_gateway::{Gateway, TokenReviewer};
+use kfbox_gateway::{Gateway, Newcomers, TokenReviewer};
+use kfbox_platform::DefaultProfile;
 use kube::api::{Api, PostParams};
 
 /// The gateway's tokens at the Kubernetes API.
@@ -16,6 +21,26 @@ impl TokenAuthenticator for GatewayTokens {
     async fn authenticate(&self, token: &str, audiences: &[String]) -> Result<Option<UserInfo>, BoxError> {
         // They are made for this box; a review for another audience is not about them.
         Ok(if audiences.is_empty() { self.0.verify_bearer(token) } else { None })
+    }
+}
+
+/// A namespace for everybody who signs in through a connector.
+pub struct Settling(pub kube::Client);
+
+impl Newcomers for Settling {
+    fn arrived<'a>(&'a self, email: &'a str) -> BoxFuture<'a, Result<(), BoxError>> {
+        Box::pin(async move { Ok(settle(self.0.clone(), email).await?) })
+    }
+}
+
+/// A namespace of their own for a person; one that is there already stays as it is.
+pub async fn settle(client: kube::Client, email: &str) -> Result<(), kube::Error> {
+    let DefaultProfile { name, owner } = DefaultProfile::for_user(email);
+    let owner = Subject { kind: "User".into(), name: owner, ..Subject::default() };
+    let profile = Profile::new(&name, ProfileSpec { owner: Some(owner), ..ProfileSpec::default() });
+    match Api::all(client).create(&PostParams::default(), &profile).await {
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+        other => other.map(drop),
     }
 }
 

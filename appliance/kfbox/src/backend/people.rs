@@ -1,17 +1,16 @@
 //! People, tokens and sessions. A person gets a namespace of their own; removing a person leaves it and its data.
 
 use super::{DaemonBackend, failed};
-use crate::control::{
-    ErrorBody, ImportedUser, NewUser, People, SessionRow, TokenRequest, TokenResponse, TokenRow, UserChange, UserRow,
+use crate::{
+    adapters::identity::settle,
+    control::{
+        ErrorBody, ImportedUser, NewUser, People, SessionRow, TokenRequest, TokenResponse, TokenRow, UserChange,
+        UserRow,
+    },
 };
 use futures::future::BoxFuture;
-use kfbox_api::{
-    Profile,
-    profile::{ProfileSpec, Subject},
-};
 use kfbox_gateway::{Scope, UserView};
 use kfbox_platform::DefaultProfile;
-use kube::{Api, api::PostParams};
 use std::time::Duration;
 
 /// The longest life of a personal token made on the command line.
@@ -138,14 +137,9 @@ impl DaemonBackend {
     /// A namespace of their own for a new person; one that is there already stays as it is.
     async fn settle(&self, email: &str) -> Result<UserRow, ErrorBody> {
         let user = self.found(email)?;
-        let DefaultProfile { name, owner } = DefaultProfile::for_user(&user.email);
-        let owner = Subject { kind: "User".into(), name: owner, ..Subject::default() };
-        let profile = Profile::new(&name, ProfileSpec { owner: Some(owner), ..ProfileSpec::default() });
-        match Api::all(self.api.client()).create(&PostParams::default(), &profile).await {
-            Ok(_) => Ok(user),
-            Err(kube::Error::Api(status)) if status.code == 409 => Ok(user),
-            Err(e) => Err(failed(e, "the user is there, but has no namespace yet: create a Profile with kubectl")),
-        }
+        let settled = settle(self.api.client(), &user.email).await;
+        let next = "the user is there, but has no namespace yet: create a Profile with kubectl";
+        settled.map(|()| user).map_err(|e| failed(e, next))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{loopback, wrong};
 use clap::ValueEnum;
-use kfbox_gateway::{ClientConfig, TlsSource};
+use kfbox_gateway::{ClientConfig, ConnectorConfig, TlsSource};
 use serde::{Deserialize, Serialize};
 use std::{
     net::SocketAddr,
@@ -20,6 +20,8 @@ pub struct Gateway {
     pub password_grant: bool,
     /// Applications that sign their users in here: `[[gateway.clients]]`.
     pub clients: Vec<ClientConfig>,
+    /// Who vouches for people besides the passwords here: `[[gateway.connectors]]`.
+    pub connectors: Vec<ConnectorConfig>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +56,7 @@ impl Default for Gateway {
             tls: Tls::default(),
             password_grant: false,
             clients: Vec::new(),
+            connectors: Vec::new(),
         }
     }
 }

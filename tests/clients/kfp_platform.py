@@ -237,7 +237,7 @@ def main() -> None:
                 "state": run.state,
                 "error": run.error.message if run.error else None,
                 "tasks": {
-                    name: {"state": t.state, "pod": next((c.pod_name for c in t.child_tasks or [] if c.pod_name), None)}
+                    name: {"state": t.state, "pod": t.pod_name or None}
                     for name, t in tasks.items()
                 },
             }

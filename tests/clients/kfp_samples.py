@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Starts many compiled packages at once with the unmodified kfp SDK, waits for all of them, and prints how each ended.
+"""Runs compiled packages with the unmodified kfp SDK, several at once, and prints how each ended.
 Reads `[{"file": PATH, "arguments": {}, "pipeline_root": URI or null}]` from standard input."""
 import argparse
 import json
@@ -27,31 +27,32 @@ def main() -> None:
     for name in ("--host", "--token", "--namespace"):
         parser.add_argument(name, required=True)
     parser.add_argument("--timeout", type=float, required=True)
+    parser.add_argument("--at-once", type=int, required=True, help="a run may have ten steps at once")
     args = parser.parse_args()
     client = kfp.Client(host=args.host, existing_token=args.token)
-    started, results = {}, {}
-    for sample in json.load(sys.stdin):
-        run = client.create_run_from_pipeline_package(
-            sample["file"],
-            arguments=sample["arguments"],
-            pipeline_root=sample["pipeline_root"],
-            namespace=args.namespace,
-            experiment_name="samples",
-        )
-        started[run.run_id] = sample["file"]
+    waiting, started, results = json.load(sys.stdin), {}, {}
     begin = time.monotonic()
-    while len(results) < len(started) and time.monotonic() - begin < args.timeout:
-        for run_id, file in started.items():
-            if file in results:
-                continue
+    while (waiting or started) and time.monotonic() - begin < args.timeout:
+        while waiting and len(started) < args.at_once:
+            sample = waiting.pop(0)
+            run = client.create_run_from_pipeline_package(
+                sample["file"],
+                arguments=sample["arguments"],
+                pipeline_root=sample["pipeline_root"],
+                namespace=args.namespace,
+                experiment_name="samples",
+            )
+            started[run.run_id] = (sample["file"], time.monotonic())
+        time.sleep(0.5)
+        for run_id, (file, since) in list(started.items()):
             run = client.get_run(run_id)
             if run.state in ENDED:
-                results[file] = describe(run, time.monotonic() - begin)
-        time.sleep(1)
-    for run_id, file in started.items():
-        if file not in results:
-            results[file] = describe(client.get_run(run_id), args.timeout)
-            client.terminate_run(run_id)
+                results[file] = describe(run, time.monotonic() - since)
+                print(f"{run.state:>9} {results[file]['seconds']:6} s  {file}", file=sys.stderr, flush=True)
+                del started[run_id]
+    for run_id, (file, since) in started.items():
+        results[file] = describe(client.get_run(run_id), time.monotonic() - since)
+        client.terminate_run(run_id)
     print(json.dumps(results))
 
 

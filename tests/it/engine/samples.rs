@@ -10,8 +10,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Many runs share two cores with other tests.
-const LIMIT_SECONDS: u32 = 1500;
+/// Two hundred steps, most of which install the SDK, on two cores that other tests want too.
+const LIMIT_SECONDS: u32 = 3000;
 
 /// Not run, and why.
 const ELSEWHERE: [(&str, &str); 10] = [
@@ -28,7 +28,10 @@ const ELSEWHERE: [(&str, &str); 10] = [
 ];
 
 /// Those that fail upstream too, with a part of what the run's error says.
-const FAILING: [(&str, &str); 4] = [
+const FAILING: [(&str, &str); 6] = [
+    ("container_with_if_placeholder.yaml", "my_program"),
+    // `[[` is a word of the shell of busybox, for which our image stands.
+    ("pipeline_with_concat_placeholder.yaml", "exit code 127"),
     ("pipeline_with_task_final_status.yaml", "exit code 1"),
     ("pipeline_as_exit_task.yaml", "exit code 1"),
     ("env-var.yaml", "Env var is not set"),
@@ -121,7 +124,7 @@ fn upstreams_pipelines_end_as_they_do_upstream() -> anyhow::Result<()> {
         runs.push(json!({"file": file, "arguments": arguments(sample, &b)?, "pipeline_root": root}));
     }
     let input = Value::Array(runs).to_string();
-    let results = client(&b, "kfp_samples.py", &["--timeout", &LIMIT_SECONDS.to_string()], &input)?;
+    let results = client(&b, "kfp_samples.py", &["--timeout", &LIMIT_SECONDS.to_string(), "--at-once", "4"], &input)?;
     let mut wrong = Vec::new();
     for sample in chosen {
         let got = &results[folder().join(sample).to_str().unwrap()];

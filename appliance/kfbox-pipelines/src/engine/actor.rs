@@ -39,6 +39,8 @@ use tokio::{
 const FAILURE_GRACE: Duration = Duration::from_secs(10);
 /// A run that has ended waits so long for its last pods to end, to keep their logs.
 const ARCHIVE_GRACE: Duration = Duration::from_secs(30);
+/// Pods of one step that may be lost before they did anything; more is no accident.
+const LOST_PODS: usize = 5;
 /// Between tries to store, when the disk is full.
 const STORE_RETRY: Duration = Duration::from_secs(1);
 
@@ -364,6 +366,18 @@ impl Actor<'_> {
             }
             return;
         };
+        if fact.was_lost() && task.state == State::Pending && task.failed_pods.len() < LOST_PODS {
+            // The node lost the container while it started it, and its launcher, which asks first, never asked: the
+            // command has not run. Another attempt is not a second run, and not one of the retry policy's.
+            tracing::warn!(run = %self.run.id, task = %task.path, pod, "a step's container was lost before it began; it is made anew");
+            let (core, namespace, lost) = (self.core.clone(), self.run.namespace.clone(), vec![pod.clone()]);
+            self.work.push(Box::pin(async move {
+                drop(steps::delete_pods(core, namespace, lost).await);
+                Done::Nothing
+            }));
+            self.change(&task.id, plan::restart);
+            return;
+        }
         if let Some(why) = self.verdict(task, &fact) {
             self.busy.insert(task.id.clone());
             self.reported.remove(&task.id);

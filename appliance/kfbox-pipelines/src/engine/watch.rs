@@ -68,6 +68,11 @@ impl PodFact {
         }
     }
 
+    /// The kubelet's word for a container that was there and is not, without a trace of how it ended.
+    pub(super) fn was_lost(&self) -> bool {
+        self.terminated.as_ref().is_some_and(|t| t.reason == "ContainerStatusUnknown")
+    }
+
     pub(super) fn is_over(&self) -> bool {
         self.deleted || matches!(self.phase.as_str(), "Succeeded" | "Failed") || self.terminated.is_some()
     }

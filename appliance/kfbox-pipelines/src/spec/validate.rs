@@ -68,8 +68,15 @@ pub(super) fn parse(documents: Documents) -> Result<Pipeline, SpecError> {
     if raw.get("apiVersion").and_then(Value::as_str).is_some_and(|v| v.starts_with("argoproj.io/")) {
         return Err(SpecError::Version1);
     }
-    let spec: PipelineSpec = typed(raw)?;
-    let platform: PlatformSpec = documents.platform_spec.as_ref().map(typed).transpose()?.unwrap_or_default();
+    // Clients that carry the package in a `google.protobuf.Struct`, as the SDK does, make 7 into 7.0.
+    let whole = |document: &Value| {
+        let mut document = document.clone();
+        value::normalize(&mut document);
+        document
+    };
+    let spec: PipelineSpec = typed(&whole(raw))?;
+    let platform = documents.platform_spec.as_ref().map(whole);
+    let platform: PlatformSpec = platform.as_ref().map(typed).transpose()?.unwrap_or_default();
     if spec.pipeline_info.name.trim().is_empty() {
         return Err(SpecError::NoName);
     }
@@ -629,6 +636,15 @@ schemaVersion: 2.1.0
             let message = refusal(from, to);
             assert!(message.contains(part), "{to}: {message}");
         }
+    }
+
+    #[test]
+    fn whole_numbers_may_come_as_a_struct_carries_them() {
+        let echo = ECHO.replace("taskInfo: {name: echo}", "retryPolicy: {maxRetryCount: 2.0}");
+        let platform = "---\nplatforms: {kubernetes: {deploymentSpec: {executors: {exec-echo: {podAffinity: [{weight: 7.0, topologyKey: host}]}}}}}";
+        let pipeline = Pipeline::from_package(format!("{echo}{platform}").as_bytes()).unwrap();
+        let affinity = &pipeline.platform.platforms["kubernetes"].deployment_spec.executors["exec-echo"].pod_affinity;
+        assert_eq!(affinity[0].weight, Some(7));
     }
 
     #[test]

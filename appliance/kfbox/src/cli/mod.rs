@@ -5,6 +5,7 @@ mod doctor;
 mod image;
 mod kubeconfig;
 mod logs;
+mod pipelines;
 mod progress;
 mod reset;
 mod run;
@@ -74,6 +75,9 @@ enum Command {
     Session(SessionCommand),
     /// Run a pipeline (a Python file or a compiled package), follow it, and end as it ends
     Run(RunArgs),
+    /// Pipelines, their runs, experiments and recurring runs
+    #[command(visible_alias = "pipeline", after_help = pipelines::EXAMPLES)]
+    Pipelines(pipelines::PipelinesArgs),
     /// Remove the box: containers, network, firewall rules and all data
     Reset(ResetArgs),
     /// The version, and what it speaks
@@ -304,8 +308,8 @@ enum SessionCommand {
 
 #[derive(Args)]
 struct RunArgs {
-    /// A pipeline's Python file, which is compiled by the kfp SDK, or a compiled package (YAML)
-    file: PathBuf,
+    #[command(flatten)]
+    source: SourceArgs,
     /// A parameter of the pipeline; lists and structs in JSON (may be repeated)
     #[arg(short, long = "parameter", value_name = "NAME=VALUE")]
     parameters: Vec<String>,
@@ -327,6 +331,13 @@ struct RunArgs {
     /// Show the steps' states, not their logs
     #[arg(short, long)]
     quiet: bool,
+}
+
+/// A pipeline on disk.
+#[derive(Args)]
+struct SourceArgs {
+    /// A pipeline's Python file, which is compiled by the kfp SDK, or a compiled package (YAML)
+    file: PathBuf,
     /// Of several pipelines in the Python file, this function's
     #[arg(long)]
     function: Option<String>,
@@ -383,6 +394,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::User(command) => client(user::run(data_dir()?, command)),
         Command::Session(command) => client(session::run(data_dir()?, command)),
         Command::Run(args) => client(run::run(data_dir()?, args)),
+        Command::Pipelines(args) => client(pipelines::run(data_dir()?, args)),
         Command::Reset(args) => reset::run(&common, &args.options, args.yes),
         Command::Version => {
             box_info::version();

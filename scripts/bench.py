@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import ssl
+import sqlite3
 import statistics
 import subprocess
 import tempfile
@@ -260,6 +261,73 @@ def containers(figure, box: Box, k: Kubernetes, args) -> float:
     return statistics.median(theirs)
 
 
+def many_runs(box: Box, count: int):
+    """With `count` ended runs in the database: the start, and pages of 20 as the SDK asks for them. Yields figures."""
+    import kfp
+    from kfp import dsl
+
+    @dsl.container_component
+    def nothing():
+        return dsl.ContainerSpec(image="python:3.11", command=["true"])
+
+    @dsl.pipeline(name="one")
+    def one():
+        nothing()
+
+    def client():
+        return kfp.Client(host=box.status()["url"] + "/pipeline", existing_token=box.run("token").strip())
+
+    namespace = "kubeflow-user-example-com"
+    run_id = client().create_run_from_pipeline_func(one, arguments={}, namespace=namespace).run_id
+    client().wait_for_run_completion(run_id, timeout=300, sleep_duration=1)
+    box.run("down")
+    # Copies of a real run, each a second older.
+    database = sqlite3.connect(os.path.join(box.data, "pipelines.db"))
+    columns = [c[1] for c in database.execute("PRAGMA table_info(runs)")]
+    made = {
+        "id": "printf('%08x-0000-4000-8000-%012x', n, n)",
+        "display_name": "'run ' || n",
+        "created_at": "created_at - 1000 * n",
+        "storage_state": "CASE WHEN n % 10 = 0 THEN 'ARCHIVED' ELSE 'AVAILABLE' END",
+    }
+    with database:
+        database.execute(
+            f"WITH RECURSIVE many (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM many WHERE n < {count}) "
+            f"INSERT INTO runs ({', '.join(columns)}) SELECT {', '.join(made.get(c, c) for c in columns)} "
+            "FROM runs, many WHERE id = ?",
+            (run_id,),
+        )
+    database.close()
+    yield f"up to ready, {count} runs", box.up(), "s", ""
+    token = box.run("token").strip()
+    address = urllib.parse.urlsplit(box.status()["url"])
+    connection = http.client.HTTPConnection(address.hostname, address.port)
+
+    def page(**query) -> dict:
+        path = f"/pipeline/apis/v2beta1/runs?{urllib.parse.urlencode({'namespace': namespace, 'page_size': 20, **query})}"
+        connection.request("GET", path, headers={"Authorization": f"Bearer {token}"})
+        response = connection.getresponse()
+        answer = response.read()
+        if response.status != 200:
+            raise SystemExit(f"{path}: {response.status} {answer[:300]!r}")
+        return json.loads(answer)
+
+    available = {"predicates": [{"key": "storage_state", "operation": "EQUALS", "string_value": "AVAILABLE"}]}
+    named = {"predicates": [{"key": "name", "operation": "IS_SUBSTRING", "string_value": "99"}]}
+    for name, query in [
+        ("newest first", {"sort_by": "created_at desc"}),
+        ("not archived, newest first", {"sort_by": "created_at desc", "filter": json.dumps(available)}),
+        ("by name", {"sort_by": "name"}),
+        ("part of a name", {"filter": json.dumps(named)}),
+    ]:
+        took, token_of_page = [], ""
+        for _ in range(30):
+            start = time.perf_counter()
+            token_of_page = page(page_token=token_of_page, **query)["next_page_token"]
+            took.append(time.perf_counter() - start)
+        yield f"page of {count} runs, {name}, median", 1000 * statistics.median(took), "ms", f"p99 {millis(took, 0.99):.1f} ms"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kfbox", required=True)
@@ -272,6 +340,7 @@ def main() -> None:
     parser.add_argument("--fan", type=int, default=1000, help="steps of one loop")
     parser.add_argument("--parallel", type=int, default=50, help="of them at once")
     parser.add_argument("--active", type=int, default=1000, help="tasks that are active while memory is measured")
+    parser.add_argument("--runs", type=int, default=10_000, help="ended runs in the database")
     parser.add_argument("--only", choices=["pipelines"], help="this part alone")
     parser.add_argument("--apiserver", help="the API server's own benchmarks: kfbox-apiserver's example `bench`")
     parser.add_argument("--updates", type=int, default=100_000)
@@ -294,6 +363,8 @@ def main() -> None:
             api(figure, k, args)
         container = containers(figure, box, k, args)
         bench_pipelines.measure(figure, box, "kubeflow-user-example-com", args, container)
+        for name, value, unit, note in many_runs(box, args.runs):
+            figure(name, value, unit, note)
         figure("resident memory, after all this", box.status()["residentBytes"] / 2**20, "MiB")
     finally:
         box.remove()

@@ -61,6 +61,8 @@ pub fn cache_dir() -> PathBuf {
 pub enum Python {
     /// kfp, boto3, kubernetes, minio
     Clients,
+    /// kfp 1.8's API client
+    KfpV1,
     /// ml-metadata
     Mlmd,
 }
@@ -77,6 +79,7 @@ impl Python {
     pub fn program(&self) -> PathBuf {
         let name = match self {
             Self::Clients => "venv-clients",
+            Self::KfpV1 => "venv-kfp-v1",
             Self::Mlmd => "venv-mlmd",
         };
         cache_dir().join(name).join("bin/python")

@@ -12,6 +12,7 @@ mod kubectl;
 mod kubernetes;
 mod layering;
 mod people;
+mod pipeline_clients;
 mod pipelines;
 mod python_clients;
 mod survival;

@@ -341,7 +341,7 @@ async fn a_restart_is_no_way_around_the_lock_out() {
     let World { gateway, router, reviewer, readiness, _dir } = w;
     let config = gateway.inner.config.clone();
     drop((gateway, router));
-    let deps = Deps { token_reviewer: reviewer.clone(), readiness: readiness.clone() };
+    let deps = Deps { token_reviewer: reviewer.clone(), readiness: readiness.clone(), newcomers: None };
     let gateway = Gateway::open(config, deps).unwrap();
     let again = World { router: gateway.router(Mounts::new()), gateway, reviewer, readiness, _dir };
     assert_eq!(attempt(&again, PASSWORD).await, StatusCode::TOO_MANY_REQUESTS);

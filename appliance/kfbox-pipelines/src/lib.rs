@@ -7,6 +7,7 @@ mod engine;
 mod error;
 mod ports;
 mod rest;
+mod retention;
 mod roots;
 mod schedule;
 mod spec;
@@ -20,8 +21,10 @@ mod view;
 pub use error::{ApiError, ApiResult, Code};
 pub use ports::{
     ArtifactStore, ByteStream, ExecutionKind, ExecutionState, KubeLogs, Lineage, LineageArtifact, LineageContexts,
-    LineageExecution, LineageResult, LineageRun, LogRange, Namespaces, ObjectInfo, StepLogs, StoreError,
+    LineageExecution, LineageResult, LineageRun, LogRange, Namespaces, ObjectInfo, PackageError, PackageSource,
+    StepLogs, StoreError,
 };
+pub use retention::Retention;
 pub use view::{ArtifactView, EdgeView, NodeDetail, NodeView, RunDetail, RunView};
 
 use axum::Router;
@@ -52,6 +55,7 @@ pub struct Config {
     pub caching: bool,
     /// How long a container may be kept from starting (an image that cannot be pulled) before its step fails.
     pub start_deadline: Duration,
+    pub retention: Retention,
 }
 
 impl Config {
@@ -70,6 +74,7 @@ impl Config {
             service_account: "default-editor".into(),
             caching: true,
             start_deadline: Duration::from_secs(60),
+            retention: Retention::default(),
         }
     }
 }
@@ -83,6 +88,7 @@ pub struct Deps {
     pub artifacts: Arc<dyn ArtifactStore>,
     pub lineage: Arc<dyn Lineage>,
     pub logs: Arc<dyn StepLogs>,
+    pub packages: Arc<dyn PackageSource>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -130,6 +136,7 @@ pub(crate) struct Inner {
     core: Arc<Core>,
     pub engine: Engine,
     pub schedule: schedule::Schedule,
+    pub cleaner: retention::Cleaner,
 }
 
 impl std::ops::Deref for Inner {
@@ -173,8 +180,14 @@ impl Pipelines {
         });
         let engine = Engine::new(core.clone());
         engine.resume().await.map_err(StartError::Resume)?;
-        let inner = Arc::new(Inner { core, engine, schedule: schedule::Schedule::default() });
+        let inner = Arc::new(Inner {
+            core,
+            engine,
+            schedule: schedule::Schedule::default(),
+            cleaner: retention::Cleaner::default(),
+        });
         tasks.essential("recurring runs", schedule::run(inner.clone()));
+        tasks.essential("retention of runs", retention::run(inner.clone()));
         Ok(Self { inner })
     }
 

@@ -45,6 +45,22 @@ pub trait ArtifactStore: Send + Sync + 'static {
     fn delete<'a>(&'a self, bucket: &'a str, key: &'a str) -> BoxFuture<'a, Result<(), StoreError>>;
 }
 
+#[derive(Debug, thiserror::Error)]
+pub enum PackageError {
+    /// Not an address that packages may come from.
+    #[error("{0}")]
+    Refused(String),
+    /// It did not answer, or not with a package.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Pipeline packages by URL. The implementation decides which addresses may be asked; a caller's URL is not trusted.
+pub trait PackageSource: Send + Sync + 'static {
+    /// The whole content, of at most `limit` bytes.
+    fn fetch<'a>(&'a self, url: &'a str, limit: usize) -> BoxFuture<'a, Result<Vec<u8>, PackageError>>;
+}
+
 /// Which namespaces a caller works in, their own first. Membership only; rights are asked of the `Authorizer`.
 pub trait Namespaces: Send + Sync + 'static {
     fn of<'a>(&'a self, user: &'a UserInfo) -> BoxFuture<'a, Result<Vec<String>, BoxError>>;

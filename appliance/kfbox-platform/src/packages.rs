@@ -15,11 +15,11 @@ mod page;
 mod routes;
 mod store;
 
-pub use fetch::FetchError;
+pub use fetch::{FetchError, small_file};
+pub use url::Url;
 
 use kfbox_base::Tasks;
 use std::{path::PathBuf, sync::Arc, time::Duration};
-use url::Url;
 
 #[derive(Debug, Clone)]
 pub struct Config {

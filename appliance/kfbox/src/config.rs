@@ -90,6 +90,7 @@ pub struct Config {
     pub profiles: Profiles,
     pub images: Images,
     pub packages: Packages,
+    pub pipelines: Pipelines,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -157,6 +158,42 @@ pub struct Packages {
     pub ca_bundle: Option<PathBuf>,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Pipelines {
+    /// Where packages named by URL may come from: addresses below these. The defaults are upstream's.
+    pub package_urls: Vec<String>,
+    /// Runs that ended more days ago than this are deleted. 0: none.
+    pub keep_runs_days: u32,
+    /// Of each experiment's ended runs, only the newest so many are kept. 0: all.
+    pub keep_runs: u32,
+    /// Logs of steps that ended more days ago than this are deleted. 0: none.
+    pub keep_logs_days: u32,
+}
+
+impl Pipelines {
+    pub fn retention(&self) -> kfbox_pipelines::Retention {
+        let days = |n: u32| (n > 0).then(|| std::time::Duration::from_secs(u64::from(n) * 86_400));
+        kfbox_pipelines::Retention {
+            runs_for: days(self.keep_runs_days),
+            runs_per_experiment: (self.keep_runs > 0).then_some(self.keep_runs),
+            logs_for: days(self.keep_logs_days),
+        }
+    }
+}
+
+impl Default for Pipelines {
+    fn default() -> Self {
+        let hosts = ["storage.googleapis.com", "s3.amazonaws.com", "github.com", "raw.githubusercontent.com"];
+        Self {
+            package_urls: hosts.iter().map(|host| format!("https://{host}/")).collect(),
+            keep_runs_days: 0,
+            keep_runs: 0,
+            keep_logs_days: 0,
+        }
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -174,6 +211,7 @@ impl Default for Config {
             profiles: Profiles::default(),
             images: Images::default(),
             packages: Packages::default(),
+            pipelines: Pipelines::default(),
         }
     }
 }
@@ -406,6 +444,7 @@ mod tests {
             ("[network]\npod_cidr = \"10.96.4.0/22\"", "overlap"),
             ("[kubernetes.audit]\nfiles = 0", "kubernetes.audit"),
             ("[profiles]\npod_security = \"lax\"", "lax"),
+            ("[pipelines]\nkeep_run_days = 3", "keep_run_days"),
             ("[kubernetes.audit]\npolcy = \"x\"", "polcy"),
         ] {
             std::fs::write(&file, text).unwrap();

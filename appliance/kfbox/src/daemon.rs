@@ -10,6 +10,7 @@ use crate::{
         lineage::Recorded,
         metadata_access::MetadataAccess,
         namespaces::ProfileNamespaces,
+        pipeline_packages::PipelinePackages,
         pod_identity, signing,
     },
     backend::DaemonBackend,
@@ -287,6 +288,7 @@ async fn start(config: &Config, tasks: &Tasks, announce: bool) -> anyhow::Result
         kfbox_pipelines::Config {
             pip_index_url: Some(format!("http://{bridge}:{}/simple/", port::PACKAGES)),
             pip_trusted_host: Some(bridge.to_string()),
+            retention: config.pipelines.retention(),
             ..kfbox_pipelines::Config::new(data_dir, launcher_image, format!("http://{bridge}:{}", port::TASKS))
         },
         kfbox_pipelines::Deps {
@@ -296,6 +298,7 @@ async fn start(config: &Config, tasks: &Tasks, announce: bool) -> anyhow::Result
             artifacts: Arc::new(Artifacts(objects.clone())),
             lineage: Arc::new(Recorded(metadata.store().clone())),
             logs: Arc::new(kfbox_pipelines::KubeLogs(client.clone())),
+            packages: Arc::new(PipelinePackages::new(&config.pipelines, &config.packages)?),
         },
         tasks,
         &readiness,

@@ -94,7 +94,7 @@ pub(super) async fn tail(core: &Core, namespace: &str, pod: &str) -> String {
     lines[from..].join("\n")
 }
 
-pub(super) async fn forget(core: &Core, run_id: &str) {
+pub(crate) async fn forget(core: &Core, run_id: &str) {
     match tokio::fs::remove_dir_all(folder(core, run_id)).await {
         Ok(()) => {}
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}

@@ -16,6 +16,7 @@ mod steps;
 mod tests;
 mod watch;
 
+pub(crate) use logs::forget as forget_logs;
 pub(crate) use mailbox::{Assignment, Report, Request};
 
 use crate::{
@@ -133,7 +134,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Stops a run, then takes away its pods, logs and rows. Artifacts stay, as upstream.
+    /// Stops a run, then takes away its pods, logs and rows. Its artifacts are left to `retention`.
     pub(crate) async fn delete(&self, row: &RunRow) -> ApiResult<()> {
         if let Some(mailbox) = self.mailbox(&row.id) {
             mailbox.stop.cancel();

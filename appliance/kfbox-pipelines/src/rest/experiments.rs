@@ -20,33 +20,46 @@ impl Inner {
         self.allow_on(user, verb, RESOURCE, &found.namespace, not_found).await?;
         Ok(found)
     }
+
+    pub(super) async fn make_experiment(
+        &self,
+        user: &UserInfo,
+        namespace: String,
+        body: &Value,
+    ) -> ApiResult<Experiment> {
+        self.allow_verb(user, "create", RESOURCE, &namespace).await?;
+        let new = Experiment {
+            id: uuid::Uuid::new_v4().to_string(),
+            namespace,
+            display_name: display_name(body)?,
+            description: description(body)?,
+            created_at: time::now(),
+            last_run_created_at: 0,
+            storage_state: AVAILABLE.into(),
+        };
+        self.store.create_experiment(new).await
+    }
+
+    pub(super) async fn list_experiments(
+        &self,
+        user: &UserInfo,
+        namespace: &str,
+        query: &listing::Query,
+    ) -> ApiResult<listing::Page<Experiment>> {
+        let scope = vec![("namespace", self.listed(user, RESOURCE, namespace).await?)];
+        let listing = listing::Listing::new(&listing::EXPERIMENTS, query, scope, self.store.key.as_slice())?;
+        self.store.experiments(listing).await
+    }
 }
 
 pub(super) async fn create(app: App, Caller(user): Caller, body: Body) -> ApiResult<Json<Value>> {
     let body = json_body(body).await?;
     let namespace = app.namespace(&user, &text_field(&body, "namespace")?).await?;
-    app.allow_verb(&user, "create", RESOURCE, &namespace).await?;
-    let new = Experiment {
-        id: uuid::Uuid::new_v4().to_string(),
-        namespace,
-        display_name: display_name(&body)?,
-        description: description(&body)?,
-        created_at: time::now(),
-        last_run_created_at: 0,
-        storage_state: AVAILABLE.into(),
-    };
-    Ok(Json(render::experiment(&app.store.create_experiment(new).await?)))
+    Ok(Json(render::experiment(&app.make_experiment(&user, namespace, &body).await?)))
 }
 
 pub(super) async fn list(app: App, Caller(user): Caller, args: Args) -> ApiResult<Json<Value>> {
-    let namespaces = app.listed(&user, RESOURCE, &args.text("namespace")).await?;
-    let listing = listing::Listing::new(
-        &listing::EXPERIMENTS,
-        &args.listing()?,
-        vec![("namespace", namespaces)],
-        app.store.key.as_slice(),
-    )?;
-    let page = app.store.experiments(listing).await?;
+    let page = app.list_experiments(&user, &args.text("namespace"), &args.listing()?).await?;
     let rows: Vec<Value> = page.rows.iter().map(render::experiment).collect();
     Ok(Json(json!({"experiments": rows, "total_size": page.total, "next_page_token": page.next_page_token})))
 }

@@ -1,12 +1,16 @@
-//! The REST API of Kubeflow Pipelines, v2beta1, as the unmodified SDK calls it (swagger:
-//! `backend/api/v2beta1/swagger` upstream). Invariants: who calls is in the request's extensions or the answer is 401;
+//! The REST API of Kubeflow Pipelines, v2beta1 and v1beta1, as the unmodified SDKs call it (swagger:
+//! `backend/api/v2beta1/swagger` upstream; `v1` is the older one). Invariants: who calls is in the request's extensions or the answer is 401;
 //! every verb is asked of the `Authorizer`; what the caller may not see answers as if it did not exist.
 
+mod artifacts;
 mod experiments;
 mod pipelines;
 mod recurring;
 mod render;
+mod report;
 mod runs;
+mod v1;
+mod visualizations;
 
 use crate::{
     Inner,
@@ -56,13 +60,32 @@ pub(crate) fn router(inner: Arc<Inner>) -> Router {
         .route("/runs", get(runs::list).post(runs::create))
         .route("/runs/{id}", get(runs::get).delete(runs::delete).post(runs::act))
         .route("/recurringruns", get(recurring::list).post(recurring::create))
-        .route("/recurringruns/{id}", get(recurring::get).delete(recurring::delete).post(recurring::act));
+        .route("/runs/{id}/nodes/{node}/artifacts/{artifact}", get(artifacts::read))
+        .route("/recurringruns/{id}", get(recurring::get).delete(recurring::delete).post(recurring::act))
+        .route("/filters", get(filters))
+        .route("/visualizations/{namespace}", post(visualizations::create))
+        .route("/workflows", post(report::workflow))
+        .route("/scheduledworkflows", post(report::scheduled_workflow));
     Router::new()
         .nest("/apis/v2beta1", v2)
-        .route("/apis/v1beta1/healthz", get(healthz_v1))
-        .route("/apis/v1beta1/runs/{id}/nodes/{node}/log", get(runs::log))
+        .nest("/apis/v1beta1", v1::router())
+        .route("/apis/v1alpha1/runs/{id}/nodes/{node}/log", get(runs::log))
         .route("/apis/{*rest}", axum::routing::any(nothing))
+        .method_not_allowed_fallback(other_method)
         .with_state(inner)
+}
+
+/// As the gateway in front of upstream's server answers.
+async fn other_method(request: Request) -> ApiError {
+    ApiError::new(
+        Code::Unimplemented,
+        format!("Method Not Allowed: {} is not done to {}", request.method(), request.uri().path()),
+    )
+}
+
+/// `DummyFilterService`: upstream has it to document filters. Here it checks one, over the fields of runs.
+async fn filters(Caller(_): Caller, args: Args) -> ApiResult<Json<Value>> {
+    Ok(Json(crate::store::listing::normalized(&crate::store::listing::RUNS, &args.text("filter"))?))
 }
 
 async fn nothing(request: Request) -> ApiError {
@@ -83,10 +106,15 @@ async fn healthz_v1() -> Json<Value> {
 
 /// `AuthService.Authorize`: may the caller work with viewers in a namespace?
 async fn auth(app: App, Caller(user): Caller, Args(args): Args) -> ApiResult<Json<Value>> {
-    let verb =
-        args.get("verb").map(|v| v.to_ascii_lowercase()).filter(|v| matches!(v.as_str(), "create" | "get" | "delete"));
+    // Enumerations travel by name or by number.
+    let verb = match args.get("verb") {
+        Some("1") => Some("create".to_owned()),
+        Some("2") => Some("get".to_owned()),
+        Some("3") => Some("delete".to_owned()),
+        other => other.map(str::to_ascii_lowercase).filter(|v| matches!(v.as_str(), "create" | "get" | "delete")),
+    };
     let verb = verb.ok_or_else(|| ApiError::invalid("verb should be CREATE, GET or DELETE"))?;
-    if args.get("resources") != Some("VIEWERS") {
+    if !matches!(args.get("resources"), Some("VIEWERS" | "1")) {
         return Err(ApiError::invalid("resources should be VIEWERS"));
     }
     let namespace =

@@ -6,7 +6,7 @@ use super::{
 use crate::{
     Inner,
     error::{ApiError, ApiResult},
-    spec::{Pipeline, package, package::MAX_PACKAGE},
+    spec::{Documents, Pipeline, package, package::MAX_PACKAGE},
     store::{PipelineRow, VersionRow, listing},
     time,
 };
@@ -48,9 +48,124 @@ impl Inner {
         self.allow_on(user, verb, RESOURCE, &owner.namespace, not_found).await?;
         Ok((owner, found))
     }
+
+    pub(super) async fn pipeline_named(&self, user: &UserInfo, namespace: &str, name: &str) -> ApiResult<PipelineRow> {
+        let namespace = self.namespace(user, namespace).await?;
+        let not_found = || ApiError::not_found("pipeline", name);
+        self.allow_on(user, "get", RESOURCE, &namespace, not_found).await?;
+        self.store.pipeline_by_name(&namespace, name).await?.ok_or_else(not_found)
+    }
+
+    /// A pipeline and its first version. `names` are the name and the display name, which may be empty.
+    pub(super) async fn make_pipeline(
+        &self,
+        namespace: String,
+        names: (String, String),
+        description: String,
+        tags: Value,
+        code_source_url: &str,
+        spec: Pipeline,
+    ) -> ApiResult<PipelineRow> {
+        let (name, shown) = names;
+        let new = new_pipeline(namespace, name.clone(), shown.clone(), description.clone(), tags.clone())?;
+        let first = new_version(&new.id, name, shown, description, tags, code_source_url, spec)?;
+        self.store.create_pipeline(new, Some(first)).await
+    }
+
+    pub(super) async fn make_version(
+        &self,
+        of: &PipelineRow,
+        (name, shown): (String, String),
+        description: String,
+        tags: Value,
+        code_source_url: &str,
+        spec: Pipeline,
+    ) -> ApiResult<VersionRow> {
+        let new = new_version(&of.id, name, shown, description, tags, code_source_url, spec)?;
+        self.store.create_version(new).await
+    }
+
+    pub(super) async fn list_pipelines(
+        &self,
+        user: &UserInfo,
+        namespace: &str,
+        query: &listing::Query,
+    ) -> ApiResult<listing::Page<PipelineRow>> {
+        let scope = vec![("namespace", self.listed(user, RESOURCE, namespace).await?)];
+        let listing = listing::Listing::new(&listing::PIPELINES, query, scope, self.store.key.as_slice())?;
+        self.store.pipelines(listing).await
+    }
+
+    pub(super) async fn list_versions(
+        &self,
+        user: &UserInfo,
+        pipeline: &str,
+        query: &listing::Query,
+    ) -> ApiResult<listing::Page<VersionRow>> {
+        self.pipeline(user, "get", pipeline).await?;
+        let scope = vec![("pipeline_id", vec![pipeline.to_owned()])];
+        let listing = listing::Listing::new(&listing::VERSIONS, query, scope, self.store.key.as_slice())?;
+        self.store.versions(listing).await
+    }
+
+    /// The package at a URL, which must be among those that the box's settings allow.
+    pub(super) async fn fetched(&self, url: &str) -> ApiResult<Pipeline> {
+        use crate::ports::PackageError::{Failed, Refused};
+        let bytes = self.deps.packages.fetch(url, MAX_PACKAGE).await.map_err(|error| match error {
+            Refused(why) => ApiError::invalid(format!("the package at {url} is not fetched: {why}")),
+            Failed(why) => ApiError::invalid(format!("the package at {url} cannot be fetched: {why}")),
+        })?;
+        from_package(&bytes)
+    }
+
+    pub(super) async fn upload(&self, user: &UserInfo, args: &Args, request: Request) -> ApiResult<PipelineRow> {
+        let namespace = self.namespace(user, &args.text("namespace")).await?;
+        self.allow_verb(user, "create", RESOURCE, &namespace).await?;
+        let tags = tags_arg(args)?;
+        let description = description(&json!({"description": args.text("description")}))?;
+        let (content, file) = uploaded(request).await?;
+        let spec = from_package(&content)?;
+        let name = [args.text("name"), args.text("display_name"), file.unwrap_or_default(), spec.name().to_owned()];
+        let name = name.into_iter().find(|n| !n.is_empty()).unwrap_or_default();
+        let names = (name, args.text("display_name"));
+        self.make_pipeline(namespace, names, description, tags, &args.text("code_source_url"), spec).await
+    }
+
+    pub(super) async fn upload_version(&self, user: &UserInfo, args: &Args, request: Request) -> ApiResult<VersionRow> {
+        let id = args
+            .get("pipelineid")
+            .filter(|i| !i.is_empty())
+            .ok_or_else(|| ApiError::invalid("pipelineid is missing"))?;
+        let of = self.pipeline(user, "create", id).await?;
+        let tags = tags_arg(args)?;
+        let description = description(&json!({"description": args.text("description")}))?;
+        let (content, file) = uploaded(request).await?;
+        let spec = from_package(&content)?;
+        let name = [args.text("name"), args.text("display_name"), file.unwrap_or_default()];
+        let name = name.into_iter().find(|n| !n.is_empty()).unwrap_or_default();
+        let names = (name, args.text("display_name"));
+        self.make_version(&of, names, description, tags, &args.text("code_source_url"), spec).await
+    }
 }
 
-pub(crate) fn refused(error: &crate::spec::SpecError) -> ApiError {
+/// A package that was checked. An Argo Workflow, which kfp 1.x compiles to, is told apart: it has another way out.
+pub(crate) fn parsed(documents: Documents) -> ApiResult<Pipeline> {
+    let text = |name: &str| documents.pipeline_spec.get(name).and_then(Value::as_str).unwrap_or_default();
+    if text("apiVersion").starts_with("argoproj.io/") || text("kind") == "Workflow" {
+        return Err(ApiError::invalid(
+            "the pipeline package is refused: it is an Argo Workflow, as kfp 1.x compiles pipelines (V1_LEGACY), and \
+             kfbox runs those of kfp 2; compile it with kfp 2 (`kfp dsl compile`), or with kfp 1.8's v2 compiler \
+             (kfp.v2.compiler), and try again",
+        ));
+    }
+    Pipeline::parse(documents).map_err(|e| refused(&e))
+}
+
+pub(crate) fn from_package(bytes: &[u8]) -> ApiResult<Pipeline> {
+    parsed(package::read(bytes).map_err(|e| refused(&e.into()))?)
+}
+
+fn refused(error: &crate::spec::SpecError) -> ApiError {
     ApiError::invalid(format!("the pipeline package is refused: {error}"))
 }
 
@@ -81,6 +196,7 @@ fn new_version(
     shown: String,
     description: String,
     tags: Value,
+    code_source_url: &str,
     spec: Pipeline,
 ) -> ApiResult<VersionRow> {
     checked_name(&name)?;
@@ -93,7 +209,7 @@ fn new_version(
         display_name,
         description,
         created_at: time::now(),
-        code_source_url: String::new(),
+        code_source_url: code_source_url.to_owned(),
         tags,
         spec: spec.documents,
     })
@@ -114,15 +230,21 @@ fn names(body: &Value) -> ApiResult<(String, String)> {
     Ok((if name.is_empty() { shown.clone() } else { name }, shown))
 }
 
-/// The spec of a version in a request: inline, as the API returns it.
-fn spec_of(body: &Value) -> ApiResult<Pipeline> {
-    let Some(spec) = field(body, "pipeline_spec") else {
-        return Err(ApiError::invalid(match field(body, "package_url") {
-            Some(_) => "this kfbox fetches no package from a URL; upload the package, or send pipeline_spec",
-            None => "the pipeline version has no pipeline_spec",
-        }));
-    };
-    Pipeline::parse(package::split(spec.clone(), None)).map_err(|e| refused(&e))
+/// The spec of a version in a request: inline, as the API returns it, or at a URL.
+async fn spec_of(app: &Inner, body: &Value) -> ApiResult<(Pipeline, String)> {
+    if let Some(spec) = field(body, "pipeline_spec") {
+        return Ok((parsed(package::split(spec.clone(), None))?, String::new()));
+    }
+    let url = field(body, "package_url").map_or_else(|| Ok(String::new()), |url| text_field(url, "pipeline_url"))?;
+    if url.is_empty() {
+        return Err(ApiError::invalid("the pipeline version has neither pipeline_spec nor package_url.pipeline_url"));
+    }
+    Ok((app.fetched(&url).await?, url))
+}
+
+fn source_of(body: &Value, url: String) -> ApiResult<String> {
+    let given = text_field(body, "code_source_url")?;
+    Ok(if given.is_empty() { url } else { given })
 }
 
 pub(super) async fn create_with_version(app: App, Caller(user): Caller, body: Body) -> ApiResult<Json<Value>> {
@@ -136,26 +258,21 @@ pub(super) async fn create_with_version(app: App, Caller(user): Caller, body: Bo
     let new = new_pipeline(namespace, name.clone(), shown, description(of)?, tags(of)?)?;
     let version_name = text_field(version, "name")?;
     let version_name = if version_name.is_empty() { name } else { version_name };
+    let (spec, url) = spec_of(&app, version).await?;
     let first = new_version(
         &new.id,
         version_name,
         text_field(version, "display_name")?,
         description(version)?,
         tags(version)?,
-        spec_of(version)?,
+        &source_of(version, url)?,
+        spec,
     )?;
     Ok(Json(render::pipeline(&app.store.create_pipeline(new, Some(first)).await?)))
 }
 
 pub(super) async fn list(app: App, Caller(user): Caller, args: Args) -> ApiResult<Json<Value>> {
-    let namespaces = app.listed(&user, RESOURCE, &args.text("namespace")).await?;
-    let listing = listing::Listing::new(
-        &listing::PIPELINES,
-        &args.listing()?,
-        vec![("namespace", namespaces)],
-        app.store.key.as_slice(),
-    )?;
-    let page = app.store.pipelines(listing).await?;
+    let page = app.list_pipelines(&user, &args.text("namespace"), &args.listing()?).await?;
     let rows: Vec<Value> = page.rows.iter().map(render::pipeline).collect();
     Ok(Json(json!({"pipelines": rows, "total_size": page.total, "next_page_token": page.next_page_token})))
 }
@@ -170,11 +287,7 @@ pub(super) async fn get_by_name(
     Path(name): Path<String>,
     args: Args,
 ) -> ApiResult<Json<Value>> {
-    let namespace = app.namespace(&user, &args.text("namespace")).await?;
-    let not_found = || ApiError::not_found("pipeline", &name);
-    app.allow_on(&user, "get", RESOURCE, &namespace, not_found).await?;
-    let found = app.store.pipeline_by_name(&namespace, &name).await?.ok_or_else(not_found)?;
-    Ok(Json(render::pipeline(&found)))
+    Ok(Json(render::pipeline(&app.pipeline_named(&user, &args.text("namespace"), &name).await?)))
 }
 
 pub(super) async fn update(
@@ -210,14 +323,7 @@ pub(super) async fn list_versions(
     Path(id): Path<String>,
     args: Args,
 ) -> ApiResult<Json<Value>> {
-    app.pipeline(&user, "get", &id).await?;
-    let listing = listing::Listing::new(
-        &listing::VERSIONS,
-        &args.listing()?,
-        vec![("pipeline_id", vec![id])],
-        app.store.key.as_slice(),
-    )?;
-    let page = app.store.versions(listing).await?;
+    let page = app.list_versions(&user, &id, &args.listing()?).await?;
     let rows: Vec<Value> = page.rows.iter().map(render::version).collect();
     Ok(Json(json!({"pipeline_versions": rows, "total_size": page.total, "next_page_token": page.next_page_token})))
 }
@@ -231,8 +337,10 @@ pub(super) async fn create_version(
     let of = app.pipeline(&user, "create", &id).await?;
     let body = json_body(body).await?;
     let (name, shown) = names(&body)?;
-    let new = new_version(&of.id, name, shown, description(&body)?, tags(&body)?, spec_of(&body)?)?;
-    Ok(Json(render::version(&app.store.create_version(new).await?)))
+    let (spec, url) = spec_of(&app, &body).await?;
+    let source = source_of(&body, url)?;
+    let row = app.make_version(&of, (name, shown), description(&body)?, tags(&body)?, &source, spec).await?;
+    Ok(Json(render::version(&row)))
 }
 
 pub(super) async fn get_version(
@@ -312,17 +420,7 @@ fn tags_arg(args: &Args) -> ApiResult<Value> {
 }
 
 pub(super) async fn upload(app: App, Caller(user): Caller, args: Args, request: Request) -> ApiResult<Json<Value>> {
-    let namespace = app.namespace(&user, &args.text("namespace")).await?;
-    app.allow_verb(&user, "create", RESOURCE, &namespace).await?;
-    let tags = tags_arg(&args)?;
-    let description = description(&json!({"description": args.text("description")}))?;
-    let (content, file) = uploaded(request).await?;
-    let spec = Pipeline::from_package(&content).map_err(|e| refused(&e))?;
-    let name = [args.text("name"), args.text("display_name"), file.unwrap_or_default(), spec.name().to_owned()];
-    let name = name.into_iter().find(|n| !n.is_empty()).unwrap_or_default();
-    let new = new_pipeline(namespace, name.clone(), args.text("display_name"), description.clone(), tags.clone())?;
-    let first = new_version(&new.id, name, args.text("display_name"), description, tags, spec)?;
-    Ok(Json(render::pipeline(&app.store.create_pipeline(new, Some(first)).await?)))
+    Ok(Json(render::pipeline(&app.upload(&user, &args, request).await?)))
 }
 
 pub(super) async fn upload_version(
@@ -331,15 +429,5 @@ pub(super) async fn upload_version(
     args: Args,
     request: Request,
 ) -> ApiResult<Json<Value>> {
-    let id =
-        args.get("pipelineid").filter(|i| !i.is_empty()).ok_or_else(|| ApiError::invalid("pipelineid is missing"))?;
-    let of = app.pipeline(&user, "create", id).await?;
-    let tags = tags_arg(&args)?;
-    let description = description(&json!({"description": args.text("description")}))?;
-    let (content, file) = uploaded(request).await?;
-    let spec = Pipeline::from_package(&content).map_err(|e| refused(&e))?;
-    let name =
-        [args.text("name"), args.text("display_name"), file.unwrap_or_default()].into_iter().find(|n| !n.is_empty());
-    let new = new_version(&of.id, name.unwrap_or_default(), args.text("display_name"), description, tags, spec)?;
-    Ok(Json(render::version(&app.store.create_version(new).await?)))
+    Ok(Json(render::version(&app.upload_version(&user, &args, request).await?)))
 }

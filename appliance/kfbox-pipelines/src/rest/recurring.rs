@@ -12,49 +12,88 @@ use axum::{Json, body::Body, extract::Path, response::Response};
 use kfbox_base::UserInfo;
 use serde_json::{Value, json};
 
+/// Runs of one recurring run that may go on at once; upstream's limit.
+const MOST_AT_ONCE: i64 = 10;
 /// Upstream's name for recurring runs in RBAC.
-const RESOURCE: &str = "jobs";
+pub(super) const RESOURCE: &str = "jobs";
 
 impl Inner {
-    async fn recurring(&self, user: &UserInfo, verb: &str, id: &str) -> ApiResult<RecurringRow> {
+    pub(super) async fn recurring(&self, user: &UserInfo, verb: &str, id: &str) -> ApiResult<RecurringRow> {
         let not_found = || ApiError::not_found("recurring run", id);
         let found = self.store.recurring(id).await?.ok_or_else(not_found)?;
         self.allow_on(user, verb, RESOURCE, &found.namespace, not_found).await?;
         Ok(found)
     }
+
+    pub(crate) async fn make_recurring(&self, user: &UserInfo, body: Value) -> ApiResult<RecurringRow> {
+        let row = self.new_recurring(user, body, uuid::Uuid::new_v4().to_string()).await?;
+        let row = self.store.put_recurring(row).await?;
+        self.schedule.wake();
+        Ok(row)
+    }
+
+    /// Checks a request for a recurring run and makes its row. Nothing is stored yet.
+    pub(crate) async fn new_recurring(&self, user: &UserInfo, mut body: Value, id: String) -> ApiResult<RecurringRow> {
+        let trigger = field(&body, "trigger").cloned().unwrap_or_default();
+        schedule::Trigger::parse(&trigger).map_err(ApiError::invalid)?;
+        if let Some(value) = field(&body, "max_concurrency") {
+            // Absent, and 0 as protobuf has it, are one.
+            let most = value.as_i64().or_else(|| value.as_str()?.parse().ok());
+            if !most.is_some_and(|n| (0..=MOST_AT_ONCE).contains(&n)) {
+                return Err(ApiError::invalid(format!(
+                    "max_concurrency should be from 1 to {MOST_AT_ONCE}, and is {value}"
+                )));
+            }
+        }
+        // The same checks as for a run now, so that a schedule that can never run is refused at once.
+        let run = super::new_run(self, user, &body, "").await?;
+        self.allow_verb(user, "create", RESOURCE, &run.namespace).await?;
+        let enabled = match field(&body, "mode") {
+            None => true,
+            Some(Value::String(mode)) => mode == "ENABLE",
+            Some(mode) => mode.as_i64() == Some(1),
+        };
+        let (now, display_name) = (time::now(), display_name(&body)?);
+        description(&body)?;
+        if let Some(body) = body.as_object_mut() {
+            body.insert("service_account".into(), json!(run.service_account));
+            body.insert("kfbox_owner".into(), json!(user));
+        }
+        Ok(RecurringRow {
+            id,
+            namespace: run.namespace,
+            experiment_id: run.experiment_id,
+            display_name,
+            created_at: now,
+            updated_at: now,
+            status: if enabled { "ENABLED" } else { "DISABLED" }.into(),
+            body,
+        })
+    }
+
+    pub(super) async fn list_recurring(
+        &self,
+        scope: Vec<(&'static str, Vec<String>)>,
+        query: &listing::Query,
+    ) -> ApiResult<listing::Page<RecurringRow>> {
+        let listing = listing::Listing::new(&listing::RECURRING, query, scope, self.store.key.as_slice())?;
+        self.store.recurring_runs(listing).await
+    }
+
+    /// `enable` or `disable`.
+    pub(super) async fn switch_recurring(&self, user: &UserInfo, id: &str, verb: &str) -> ApiResult<()> {
+        let mut row = self.recurring(user, verb, id).await?;
+        if verb == "enable" { "ENABLED" } else { "DISABLED" }.clone_into(&mut row.status);
+        row.updated_at = time::now();
+        self.store.put_recurring(row).await?;
+        self.schedule.wake();
+        Ok(())
+    }
 }
 
 pub(super) async fn create(app: App, Caller(user): Caller, body: Body) -> ApiResult<Json<Value>> {
-    let mut body = json_body(body).await?;
-    let trigger = field(&body, "trigger").cloned().unwrap_or_default();
-    schedule::Trigger::parse(&trigger).map_err(ApiError::invalid)?;
-    // The same checks as for a run now, so that a schedule that can never run is refused at once.
-    let run = super::new_run(&app, &user, &body, "").await?;
-    app.allow_verb(&user, "create", RESOURCE, &run.namespace).await?;
-    let enabled = match field(&body, "mode") {
-        None => true,
-        Some(Value::String(mode)) => mode == "ENABLE",
-        Some(mode) => mode.as_i64() == Some(1),
-    };
-    let (now, display_name) = (time::now(), display_name(&body)?);
-    description(&body)?;
-    if let Some(body) = body.as_object_mut() {
-        body.insert("service_account".into(), json!(run.service_account));
-        body.insert("kfbox_owner".into(), json!(user));
-    }
-    let row = RecurringRow {
-        id: uuid::Uuid::new_v4().to_string(),
-        namespace: run.namespace,
-        experiment_id: run.experiment_id,
-        display_name,
-        created_at: now,
-        updated_at: now,
-        status: if enabled { "ENABLED" } else { "DISABLED" }.into(),
-        body,
-    };
-    let row = app.store.put_recurring(row).await?;
-    app.schedule.wake();
-    Ok(Json(shown(&row)))
+    let body = json_body(body).await?;
+    Ok(Json(shown(&app.make_recurring(&user, body).await?)))
 }
 
 fn shown(row: &RecurringRow) -> Value {
@@ -74,8 +113,7 @@ pub(super) async fn list(app: App, Caller(user): Caller, args: Args) -> ApiResul
         app.allow_verb(&user, "list", RESOURCE, &of.namespace).await?;
         vec![("experiment_id", vec![experiment])]
     };
-    let listing = listing::Listing::new(&listing::RECURRING, &args.listing()?, scope, app.store.key.as_slice())?;
-    let page = app.store.recurring_runs(listing).await?;
+    let page = app.list_recurring(scope, &args.listing()?).await?;
     let rows: Vec<Value> = page.rows.iter().map(shown).collect();
     Ok(Json(json!({"recurringRuns": rows, "total_size": page.total, "next_page_token": page.next_page_token})))
 }
@@ -93,15 +131,9 @@ pub(super) async fn delete(app: App, Caller(user): Caller, Path(id): Path<String
 /// `POST /recurringruns/{id}:enable` and `:disable`.
 pub(super) async fn act(app: App, Caller(user): Caller, Path(id): Path<String>) -> ApiResult<Response> {
     let (id, verb) = id.rsplit_once(':').ok_or_else(|| ApiError::not_found("the action on recurring run", &id))?;
-    let status = match verb {
-        "enable" => "ENABLED",
-        "disable" => "DISABLED",
-        _ => return Err(ApiError::not_found("the action", verb)),
-    };
-    let mut row = app.recurring(&user, verb, id).await?;
-    status.clone_into(&mut row.status);
-    row.updated_at = time::now();
-    app.store.put_recurring(row).await?;
-    app.schedule.wake();
+    if !matches!(verb, "enable" | "disable") {
+        return Err(ApiError::not_found("the action", verb));
+    }
+    app.switch_recurring(&user, id, verb).await?;
     Ok(empty())
 }

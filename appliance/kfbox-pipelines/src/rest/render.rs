@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
 /// Drops empty strings, lists, objects and nulls of the top level.
-fn compact(value: Value) -> Value {
+pub(super) fn compact(value: Value) -> Value {
     let Value::Object(map) = value else { return value };
     let kept = map.into_iter().filter(|(_, v)| match v {
         Value::Null => false,

@@ -1,7 +1,7 @@
 //! `RunService`.
 
 use super::{
-    App, Args, Caller, description, display_name, empty, field, is_label, json_body, pipelines::refused, render,
+    App, Args, Caller, description, display_name, empty, field, is_label, json_body, pipelines::parsed, render,
     text_field,
 };
 use crate::{
@@ -26,6 +26,22 @@ impl Inner {
         self.allow_on(user, verb, RESOURCE, &found.namespace, not_found).await?;
         Ok(found)
     }
+
+    /// `archive`, `unarchive`, `terminate` or `retry`.
+    pub(super) async fn act_on_run(&self, user: &UserInfo, id: &str, verb: &str) -> ApiResult<()> {
+        let row = self.run(user, verb, id).await?;
+        match verb {
+            "archive" => self.store.set_run_storage(id, ARCHIVED).await,
+            "unarchive" => self.store.set_run_storage(id, AVAILABLE).await,
+            "terminate" => {
+                self.store.request_cancel(id).await?;
+                self.announce(id, &row.namespace, State::Canceling);
+                self.engine.cancel(id);
+                Ok(())
+            }
+            _ => self.engine.retry(&row).await,
+        }
+    }
 }
 
 /// What a run is made from, once the caller's right to it is checked.
@@ -47,7 +63,7 @@ async fn source(app: &Inner, user: &UserInfo, body: &Value, namespace: &str) -> 
         return Err(ApiError::invalid("give either pipeline_spec or pipeline_version_reference, not both"));
     }
     if let Some(spec) = inline {
-        let pipeline = Pipeline::parse(package::split(spec.clone(), None)).map_err(|e| refused(&e))?;
+        let pipeline = parsed(package::split(spec.clone(), None))?;
         return Ok(Source { pipeline, pipeline_id, version_id });
     }
     let (owner, version) = if version_id.is_empty() {
@@ -68,7 +84,7 @@ async fn source(app: &Inner, user: &UserInfo, body: &Value, namespace: &str) -> 
             owner.namespace
         )));
     }
-    let pipeline = Pipeline::parse(version.spec).map_err(|e| refused(&e))?;
+    let pipeline = parsed(version.spec)?;
     Ok(Source { pipeline, pipeline_id: version.pipeline_id, version_id: version.id })
 }
 
@@ -178,6 +194,7 @@ pub(super) async fn get(app: App, Caller(user): Caller, Path(id): Path<String>) 
 pub(super) async fn delete(app: App, Caller(user): Caller, Path(id): Path<String>) -> ApiResult<Response> {
     let row = app.run(&user, "delete", &id).await?;
     app.engine.delete(&row).await?;
+    app.cleaner.wake();
     Ok(empty())
 }
 
@@ -187,17 +204,7 @@ pub(super) async fn act(app: App, Caller(user): Caller, Path(id): Path<String>) 
     if !matches!(verb, "archive" | "unarchive" | "terminate" | "retry") {
         return Err(ApiError::not_found("the action", verb));
     }
-    let row = app.run(&user, verb, id).await?;
-    match verb {
-        "archive" => app.store.set_run_storage(id, ARCHIVED).await?,
-        "unarchive" => app.store.set_run_storage(id, AVAILABLE).await?,
-        "terminate" => {
-            app.store.request_cancel(id).await?;
-            app.announce(id, &row.namespace, State::Canceling);
-            app.engine.cancel(id);
-        }
-        _ => app.engine.retry(&row).await?,
-    }
+    app.act_on_run(&user, id, verb).await?;
     Ok(empty())
 }
 

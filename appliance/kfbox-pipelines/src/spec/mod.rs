@@ -41,6 +41,7 @@ impl Pipeline {
     }
 
     /// Reads an uploaded package.
+    #[cfg(test)]
     pub fn from_package(bytes: &[u8]) -> Result<Self, SpecError> {
         Self::parse(package::read(bytes)?)
     }

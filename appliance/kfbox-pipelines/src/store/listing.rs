@@ -1,10 +1,13 @@
 //! Lists: filters, sorting and pages. Invariants: a column reaches SQL only from the tables below, a value only as a
 //! bound parameter; a page token is signed and bound to its list, so a made-up one is refused.
 
+mod filter;
+
 use crate::error::{ApiError, ApiResult};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+pub use filter::normalized;
 use hmac::{Hmac, KeyInit, Mac};
-use kfbox_db::rusqlite::{Connection, Row, ToSql, types::Value as Sql};
+use kfbox_db::rusqlite::{Connection, Row, params_from_iter, types::Value as Sql};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::Sha256;
@@ -12,13 +15,13 @@ use sha2::Sha256;
 /// Upstream's default, and a bound on what one answer holds.
 const DEFAULT_PAGE: u32 = 20;
 const MAX_PAGE: u32 = 200;
-/// Predicates in one filter.
-const MAX_PREDICATES: usize = 50;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Text,
-    /// RFC 3339 outside, milliseconds inside.
+    /// A state: v1beta1's names for it are understood too.
+    State,
+    /// RFC 3339 outside (or seconds since 1970), milliseconds inside.
     Time,
 }
 
@@ -39,7 +42,7 @@ pub const EXPERIMENTS: Table = Table {
         ("namespace", "namespace", Kind::Text),
         ("created_at", "created_at", Kind::Time),
         ("last_run_created_at", "last_run_created_at", Kind::Time),
-        ("storage_state", "storage_state", Kind::Text),
+        ("storage_state", "storage_state", Kind::State),
     ],
 };
 
@@ -84,9 +87,10 @@ pub const RUNS: Table = Table {
         ("created_at", "created_at", Kind::Time),
         ("scheduled_at", "scheduled_at", Kind::Time),
         ("finished_at", "finished_at", Kind::Time),
-        ("state", "state", Kind::Text),
-        ("status", "state", Kind::Text),
-        ("storage_state", "storage_state", Kind::Text),
+        ("state", "state", Kind::State),
+        ("status", "state", Kind::State),
+        ("state_history", "state_history", Kind::Text),
+        ("storage_state", "storage_state", Kind::State),
     ],
 };
 
@@ -101,7 +105,8 @@ pub const RECURRING: Table = Table {
         ("experiment_id", "experiment_id", Kind::Text),
         ("created_at", "created_at", Kind::Time),
         ("updated_at", "updated_at", Kind::Time),
-        ("status", "status", Kind::Text),
+        ("description", "coalesce(json_extract(body, '$.description'), '')", Kind::Text),
+        ("status", "status", Kind::State),
     ],
 };
 
@@ -120,11 +125,37 @@ pub struct Listing {
     table: &'static Table,
     scope: Vec<(&'static str, Vec<String>)>,
     conditions: Vec<(String, Vec<Sql>)>,
-    order: &'static str,
+    order: Order,
     descending: bool,
     after: Option<(Sql, String)>,
     size: u32,
     fingerprint: String,
+    sort_by: String,
+    filter: String,
+}
+
+enum Order {
+    Column(&'static str),
+    /// The value of a metric that runs reported; those without it come as the smallest.
+    Metric(String),
+}
+
+impl Order {
+    fn sql(&self) -> &'static str {
+        match self {
+            Self::Column(column) => column,
+            Self::Metric(_) => {
+                "coalesce((SELECT max(m.number_value) FROM run_metrics m WHERE m.run_id = runs.id AND m.name = ?), -1.7e308)"
+            }
+        }
+    }
+
+    fn bound(&self) -> Option<Sql> {
+        match self {
+            Self::Column(_) => None,
+            Self::Metric(name) => Some(Sql::Text(name.clone())),
+        }
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -134,6 +165,11 @@ struct Token {
     /// The last row's sort value and id.
     v: Value,
     i: String,
+    /// `sort_by` and `filter`, which a caller need not repeat.
+    #[serde(default)]
+    s: String,
+    #[serde(default)]
+    q: String,
 }
 
 pub struct Page<T> {
@@ -143,6 +179,7 @@ pub struct Page<T> {
 }
 
 fn column(table: &Table, name: &str) -> ApiResult<(&'static str, Kind)> {
+    // Upstream's own pages qualify some names with the table.
     let name = name.rsplit('.').next().unwrap_or(name);
     let snake = crate::rest::snake_case(name);
     table.columns.iter().find(|(known, ..)| *known == snake).map(|(_, column, kind)| (*column, *kind)).ok_or_else(
@@ -154,6 +191,27 @@ fn column(table: &Table, name: &str) -> ApiResult<(&'static str, Kind)> {
             ))
         },
     )
+}
+
+fn order(table: &'static Table, sort_by: &str) -> ApiResult<(Order, bool)> {
+    let mut words = sort_by.split_whitespace();
+    let order = match words.next() {
+        Some(name) if table.name == "runs" && name.starts_with("metric:") => {
+            Order::Metric(name["metric:".len()..].to_owned())
+        }
+        Some(name) => Order::Column(column(table, &name.to_ascii_lowercase())?.0),
+        None => Order::Column("created_at"),
+    };
+    let descending = match words.next().map(str::to_ascii_lowercase).as_deref() {
+        None | Some("asc") => false,
+        Some("desc") => true,
+        Some(_) => return Err(sort_form(sort_by)),
+    };
+    if words.next().is_some() { Err(sort_form(sort_by)) } else { Ok((order, descending)) }
+}
+
+fn sort_form(given: &str) -> ApiError {
+    ApiError::invalid(format!("sort_by is `{given}`, and should be a field's name, alone or with asc or desc"))
 }
 
 impl Listing {
@@ -168,39 +226,35 @@ impl Listing {
             size if size < 0 => return Err(ApiError::invalid("page_size should not be negative")),
             size => u32::try_from(size).unwrap_or(MAX_PAGE).min(MAX_PAGE),
         };
-        let mut sort = query.sort_by.split_whitespace();
-        let (order, _) = match sort.next() {
-            Some(name) => column(table, name)?,
-            None => ("created_at", Kind::Time),
+        let token = match query.page_token.as_str() {
+            "" => None,
+            text => Some(open(key, text).ok_or_else(not_ours)?),
         };
-        let descending = match sort.next().map(str::to_ascii_lowercase).as_deref() {
-            None | Some("asc") => false,
-            Some("desc") => true,
-            Some(other) => {
-                return Err(ApiError::invalid(format!("sort_by ends in `{other}`, which is neither asc nor desc")));
-            }
+        // A caller who repeats neither goes on with what the first page was asked with.
+        let (sort_by, text) = match &token {
+            Some(token) if query.sort_by.is_empty() && query.filter.is_empty() => (token.s.clone(), token.q.clone()),
+            _ => (query.sort_by.clone(), query.filter.clone()),
         };
-        let conditions = filter(table, &query.filter)?;
-        let fingerprint =
-            hex::encode(mac(key, format!("{}|{scope:?}|{}|{}", table.name, query.sort_by, query.filter).as_bytes()));
-        let after = if query.page_token.is_empty() {
-            None
-        } else {
-            let token = open(key, &query.page_token)
-                .filter(|t| t.f == fingerprint)
-                .ok_or_else(|| ApiError::invalid("the page token is not one that this list gave out"))?;
-            Some((
-                if let Some(n) = token.v.as_i64() {
-                    Sql::Integer(n)
-                } else {
-                    Sql::Text(token.v.as_str().unwrap_or_default().into())
+        let (order, descending) = order(table, &sort_by)?;
+        let conditions = filter::filter(table, &text)?;
+        let fingerprint = hex::encode(mac(key, format!("{}|{scope:?}|{sort_by}|{text}", table.name).as_bytes()));
+        let after = match token {
+            None => None,
+            Some(token) if token.f != fingerprint => return Err(not_ours()),
+            Some(Token { v, i, .. }) => Some((
+                match &v {
+                    Value::Number(n) => {
+                        n.as_i64().map_or_else(|| Sql::Real(n.as_f64().unwrap_or_default()), Sql::Integer)
+                    }
+                    other => Sql::Text(other.as_str().unwrap_or_default().into()),
                 },
-                token.i,
-            ))
+                i,
+            )),
         };
-        Ok(Self { table, scope, conditions, order, descending, after, size, fingerprint })
+        Ok(Self { table, scope, conditions, order, descending, after, size, fingerprint, sort_by, filter: text })
     }
 
+    /// One page. The rows' ids are found first, over indexes; whole rows are read only for the page.
     pub fn run<T>(
         &self,
         connection: &Connection,
@@ -208,57 +262,31 @@ impl Listing {
         columns: &str,
         read: impl Fn(&Row<'_>) -> kfbox_db::rusqlite::Result<T>,
     ) -> kfbox_db::rusqlite::Result<Page<T>> {
-        let (mut wheres, mut values) = (Vec::new(), Vec::<Sql>::new());
-        for (column, allowed) in &self.scope {
-            wheres.push(format!("{column} IN ({})", vec!["?"; allowed.len()].join(",")));
-            values.extend(allowed.iter().cloned().map(Sql::Text));
-        }
-        for (condition, bound) in &self.conditions {
-            wheres.push(condition.clone());
-            values.extend(bound.iter().cloned());
-        }
-        let of = |wheres: &[String]| {
-            if wheres.is_empty() { String::new() } else { format!(" WHERE {}", wheres.join(" AND ")) }
-        };
-        let bind = |values: &[Sql]| -> Vec<Box<dyn ToSql>> {
-            values.iter().cloned().map(|v| Box::new(v) as Box<dyn ToSql>).collect()
-        };
-        let total = {
-            let bound = bind(&values);
-            let refs: Vec<&dyn ToSql> = bound.iter().map(AsRef::as_ref).collect();
-            connection.query_row(
-                &format!("SELECT count(*) FROM {}{}", self.table.name, of(&wheres)),
-                refs.as_slice(),
-                |r| r.get(0),
-            )?
-        };
-        let (order, direction, sign) =
-            (self.order, if self.descending { "DESC" } else { "ASC" }, if self.descending { "<" } else { ">" });
-        if let Some((value, id)) = &self.after {
-            wheres.push(format!("({order}, id) {sign} (?, ?)"));
-            values.push(value.clone());
-            values.push(Sql::Text(id.clone()));
-        }
-        let sql = format!(
-            "SELECT {order}, id, {columns} FROM {}{} ORDER BY {order} {direction}, id {direction} LIMIT {}",
-            self.table.name,
-            of(&wheres),
-            self.size + 1
-        );
-        let bound = bind(&values);
-        let refs: Vec<&dyn ToSql> = bound.iter().map(AsRef::as_ref).collect();
-        let mut statement = connection.prepare(&sql)?;
-        let mut found = statement.query(refs.as_slice())?;
+        let (wheres, values) = self.wheres();
+        let total = connection
+            .prepare_cached(&format!("SELECT count(*) FROM {}{}", self.table.name, clause(&wheres)))?
+            .query_row(params_from_iter(values), |r| r.get(0))?;
+        let (sql, values) = self.statement(columns);
+        let mut statement = connection.prepare_cached(&sql)?;
+        let mut found = statement.query(params_from_iter(values))?;
         let (mut rows, mut last, mut next_page_token) = (Vec::new(), None, String::new());
         while let Some(row) = found.next()? {
             if rows.len() >= self.size as usize {
                 if let Some((value, id)) = last {
-                    next_page_token = seal(key, &Token { f: self.fingerprint.clone(), v: value, i: id });
+                    let token = Token {
+                        f: self.fingerprint.clone(),
+                        v: value,
+                        i: id,
+                        s: self.sort_by.clone(),
+                        q: self.filter.clone(),
+                    };
+                    next_page_token = seal(key, &token);
                 }
                 break;
             }
             let value = match row.get::<_, Sql>(0)? {
                 Sql::Integer(n) => Value::from(n),
+                Sql::Real(n) => Value::from(n),
                 Sql::Text(text) => Value::from(text),
                 _ => Value::Null,
             };
@@ -267,6 +295,63 @@ impl Listing {
         }
         Ok(Page { rows, total, next_page_token })
     }
+
+    /// How SQLite goes about the page.
+    #[cfg(test)]
+    pub fn explain(&self, connection: &Connection) -> kfbox_db::rusqlite::Result<String> {
+        let (sql, values) = self.statement("display_name, spec");
+        let mut statement = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}"))?;
+        let steps = statement.query_map(params_from_iter(values), |r| r.get::<_, String>(3))?;
+        Ok(steps.collect::<kfbox_db::rusqlite::Result<Vec<_>>>()?.join("\n"))
+    }
+
+    fn wheres(&self) -> (Vec<String>, Vec<Sql>) {
+        let (mut wheres, mut values) = (Vec::new(), Vec::<Sql>::new());
+        for (column, allowed) in &self.scope {
+            wheres.push(match allowed.len() {
+                // Said so that an index gives the order too.
+                1 => format!("{column} = ?"),
+                n => format!("{column} IN ({})", vec!["?"; n].join(",")),
+            });
+            values.extend(allowed.iter().cloned().map(Sql::Text));
+        }
+        for (condition, bound) in &self.conditions {
+            wheres.push(condition.clone());
+            values.extend(bound.iter().cloned());
+        }
+        (wheres, values)
+    }
+
+    fn statement(&self, columns: &str) -> (String, Vec<Sql>) {
+        let (mut wheres, conditions) = self.wheres();
+        let (order, table) = (self.order.sql(), self.table.name);
+        let (direction, sign) = if self.descending { ("DESC", "<") } else { ("ASC", ">") };
+        let mut values: Vec<Sql> = self.order.bound().into_iter().chain(conditions).collect();
+        if let Some((value, id)) = &self.after {
+            wheres.push(format!("({order}, id) {sign} (?, ?)"));
+            values.extend(self.order.bound());
+            values.extend([value.clone(), Sql::Text(id.clone())]);
+        }
+        let sql = format!(
+            "SELECT page_sort, page_id, {columns} FROM
+                (SELECT {order} AS page_sort, id AS page_id, rowid AS page_row FROM {table}{}
+                 ORDER BY 1 {direction}, 2 {direction} LIMIT {})
+             CROSS JOIN {table} ON {table}.rowid = page_row ORDER BY 1 {direction}, 2 {direction}",
+            clause(&wheres),
+            self.size + 1
+        );
+        (sql, values)
+    }
+}
+
+fn clause(wheres: &[String]) -> String {
+    if wheres.is_empty() { String::new() } else { format!(" WHERE {}", wheres.join(" AND ")) }
+}
+
+fn not_ours() -> ApiError {
+    ApiError::invalid(
+        "the page token is not one that this list gave out; repeat the sort_by and filter that it came from, or neither",
+    )
 }
 
 fn mac(key: &[u8], content: &[u8]) -> [u8; 16] {
@@ -289,78 +374,4 @@ fn open(key: &[u8], text: &str) -> Option<Token> {
     let (tag, body) = sealed.split_at_checked(16)?;
     let good: bool = subtle::ConstantTimeEq::ct_eq(tag, mac(key, body).as_slice()).into();
     if good { serde_json::from_slice(body).ok() } else { None }
-}
-
-/// The filter of `filter.proto` upstream, in JSON; operations by name or by number, as the SDK sends them.
-fn filter(table: &Table, text: &str) -> ApiResult<Vec<(String, Vec<Sql>)>> {
-    if text.trim().is_empty() {
-        return Ok(Vec::new());
-    }
-    let parsed: Value = serde_json::from_str(text)
-        .or_else(|_| serde_json::from_str(&percent_encoding::percent_decode_str(text).decode_utf8_lossy()))
-        .map_err(|e| ApiError::invalid(format!("the filter is no JSON: {e}")))?;
-    let predicates = parsed.get("predicates").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-    if predicates.len() > MAX_PREDICATES {
-        return Err(ApiError::invalid(format!("the filter has more than {MAX_PREDICATES} predicates")));
-    }
-    predicates.iter().map(|p| predicate(table, p)).collect()
-}
-
-fn predicate(table: &Table, predicate: &Value) -> ApiResult<(String, Vec<Sql>)> {
-    const NAMES: [&str; 10] = [
-        "OPERATION_UNSPECIFIED",
-        "EQUALS",
-        "NOT_EQUALS",
-        "GREATER_THAN",
-        "GREATER_THAN_EQUALS",
-        "LESS_THAN",
-        "LESS_THAN_EQUALS",
-        "",
-        "IN",
-        "IS_SUBSTRING",
-    ];
-    let field = |name: &str| crate::rest::field(predicate, name);
-    let key = field("key")
-        .and_then(Value::as_str)
-        .ok_or_else(|| ApiError::invalid("a predicate of the filter has no key"))?;
-    let (column, kind) = column(table, key)?;
-    let operation = match field("operation") {
-        Some(Value::String(name)) => name.as_str(),
-        Some(Value::Number(n)) => n.as_u64().and_then(|n| NAMES.get(usize::try_from(n).ok()?)).copied().unwrap_or(""),
-        _ => "EQUALS",
-    };
-    let one = |value: &Value| -> ApiResult<Sql> {
-        match (kind, value) {
-            (Kind::Text, Value::String(text)) => Ok(Sql::Text(text.clone())),
-            (Kind::Time, Value::String(text)) => crate::time::parse(text).map(Sql::Integer).ok_or_else(|| {
-                ApiError::invalid(format!("`{text}` is no RFC 3339 time, which the filter on {key} needs"))
-            }),
-            (Kind::Time, Value::Number(seconds)) => {
-                Ok(Sql::Integer(seconds.as_i64().unwrap_or_default().saturating_mul(1000)))
-            }
-            _ => Err(ApiError::invalid(format!("the filter on {key} has a value of the wrong kind"))),
-        }
-    };
-    let single = ["string_value", "timestamp_value", "int_value", "long_value"].iter().find_map(|n| field(n));
-    let value = || single.map_or_else(|| Err(ApiError::invalid(format!("the filter on {key} has no value"))), one);
-    Ok(match operation {
-        "EQUALS" => (format!("{column} = ?"), vec![value()?]),
-        "NOT_EQUALS" => (format!("{column} <> ?"), vec![value()?]),
-        "GREATER_THAN" => (format!("{column} > ?"), vec![value()?]),
-        "GREATER_THAN_EQUALS" => (format!("{column} >= ?"), vec![value()?]),
-        "LESS_THAN" => (format!("{column} < ?"), vec![value()?]),
-        "LESS_THAN_EQUALS" => (format!("{column} <= ?"), vec![value()?]),
-        "IS_SUBSTRING" => (format!("instr(lower({column}), lower(?)) > 0"), vec![value()?]),
-        "IN" => {
-            let list = ["string_values", "int_values", "long_values"].iter().find_map(|n| field(n));
-            let values = list.and_then(|l| l.get("values")).and_then(Value::as_array);
-            let values = values.ok_or_else(|| ApiError::invalid(format!("the filter on {key} has no values")))?;
-            if values.len() > 1000 {
-                return Err(ApiError::invalid(format!("the filter on {key} has more than 1000 values")));
-            }
-            let values = values.iter().map(one).collect::<ApiResult<Vec<_>>>()?;
-            (format!("{column} IN ({})", vec!["?"; values.len()].join(",")), values)
-        }
-        other => return Err(ApiError::invalid(format!("the filter's operation `{other}` does not exist"))),
-    })
 }

@@ -85,6 +85,16 @@ fn text<T: serde::Serialize>(value: &T) -> String {
     serde_json::to_string(value).unwrap_or_else(|_| "null".into())
 }
 
+/// URIs of artifacts that are not in the run's own folder.
+fn borrowed(root: &str, tasks: &[Task]) -> Vec<String> {
+    let own = format!("{root}/");
+    let all = tasks.iter().flat_map(|t| t.inputs.artifacts.values().chain(t.outputs.artifacts.values())).flatten();
+    let mut uris: Vec<String> = all.map(|a| &a.uri).filter(|u| !u.starts_with(&own)).cloned().collect();
+    uris.sort_unstable();
+    uris.dedup();
+    uris
+}
+
 impl Store {
     pub async fn run(&self, id: &str) -> ApiResult<Option<RunRow>> {
         self.one(format!("SELECT 0, id, {RUN} FROM runs WHERE id = ?1"), vec![id.into()], run).await
@@ -178,6 +188,7 @@ impl Store {
         let (state, finished) = (run.state.name(), run.finished_at.unwrap_or(0));
         let (error, history) = (text(&run.error), text(&run.history));
         let contexts = text(&(run.contexts.pipeline, run.contexts.run));
+        let borrowed = borrowed(&run.pipeline_root, &changed);
         self.db
             .write(move |tx| {
                 let known = tx.execute(
@@ -196,6 +207,10 @@ impl Store {
                 for task in &changed {
                     tx.prepare_cached("INSERT INTO tasks (id, run_id, body) VALUES (?1, ?2, ?3) ON CONFLICT (id) DO UPDATE SET body = excluded.body")?
                         .execute(params![task.id, id, text(task)])?;
+                }
+                for uri in borrowed {
+                    tx.prepare_cached("INSERT OR IGNORE INTO borrowed (run_id, uri) VALUES (?1, ?2)")?
+                        .execute([&id, &uri])?;
                 }
                 for (namespace, fingerprint, entry) in cached {
                     tx.execute(
@@ -278,9 +293,21 @@ impl Store {
             .await
     }
 
+    /// With what could be reused of it. Its artifacts are left over, for whoever clears them away.
     pub async fn delete_run(&self, id: &str) -> ApiResult<()> {
         let id = id.to_owned();
-        self.db.write(move |tx| Ok(tx.execute("DELETE FROM runs WHERE id = ?1", [id]).map(drop)?)).await
+        self.db
+            .write(move |tx| {
+                tx.execute(
+                    "INSERT OR IGNORE INTO leftovers (run_id, namespace, root)
+                     SELECT id, namespace, pipeline_root FROM runs WHERE id = ?1",
+                    [&id],
+                )?;
+                tx.execute("DELETE FROM cache WHERE run_id = ?1", [&id])?;
+                tx.execute("DELETE FROM runs WHERE id = ?1", [&id])?;
+                Ok(())
+            })
+            .await
     }
 
     /// Run counts by state, in namespaces.

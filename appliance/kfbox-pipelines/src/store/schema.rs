@@ -95,5 +95,50 @@ CREATE TABLE recurring_runs (
     status TEXT NOT NULL,
     body TEXT NOT NULL
 ) STRICT;
+", "
+-- The version that v1beta1's callers chose; empty for the latest.
+ALTER TABLE pipelines ADD COLUMN default_version_id TEXT NOT NULL DEFAULT '';
+
+CREATE TABLE run_metrics (
+    run_id TEXT NOT NULL REFERENCES runs (id) ON DELETE CASCADE,
+    name TEXT NOT NULL,
+    node_id TEXT NOT NULL,
+    number_value REAL NOT NULL,
+    format TEXT NOT NULL,
+    PRIMARY KEY (run_id, name, node_id)
+) STRICT, WITHOUT ROWID;
+
+-- Artifacts that a run uses and another run's folder holds: a cached result, an imported one. They outlive their run.
+CREATE TABLE borrowed (
+    run_id TEXT NOT NULL REFERENCES runs (id) ON DELETE CASCADE,
+    uri TEXT NOT NULL,
+    PRIMARY KEY (uri, run_id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX borrowed_by_run ON borrowed (run_id);
+INSERT OR IGNORE INTO borrowed (run_id, uri)
+    SELECT t.run_id, j.value FROM tasks AS t JOIN runs AS r ON r.id = t.run_id, json_tree(t.body) AS j
+    WHERE j.key = 'uri' AND j.type = 'text' AND substr(j.value, 1, length(r.pipeline_root) + 1) <> r.pipeline_root || '/';
+-- Folders of deleted runs, until the last of their artifacts is gone.
+CREATE TABLE leftovers (
+    run_id TEXT PRIMARY KEY,
+    namespace TEXT NOT NULL,
+    root TEXT NOT NULL
+) STRICT;
+CREATE INDEX cache_by_run ON cache (run_id);
+CREATE INDEX runs_ended ON runs (finished_at) WHERE finished_at > 0;
+
+-- Lists as people page through them, each in the order of its index; a row's spec is read only for the page itself.
+DROP INDEX runs_by_namespace;
+DROP INDEX runs_by_experiment;
+CREATE INDEX runs_by_namespace ON runs (namespace, created_at, id);
+CREATE INDEX runs_stored ON runs (namespace, storage_state, created_at, id);
+CREATE INDEX runs_by_experiment ON runs (experiment_id, created_at, id);
+CREATE INDEX runs_stored_by_experiment ON runs (experiment_id, storage_state, created_at, id);
+CREATE INDEX runs_by_recurring ON runs (recurring_run_id, state) WHERE recurring_run_id <> '';
+-- Every other order and most filters look at this instead of rows that hold whole pipelines.
+CREATE INDEX runs_narrow ON runs (namespace, experiment_id, storage_state, state, display_name, created_at, scheduled_at,
+    finished_at, pipeline_id, pipeline_version_id, recurring_run_id, id);
+CREATE INDEX recurring_by_namespace ON recurring_runs (namespace, created_at, id);
+CREATE INDEX recurring_by_experiment ON recurring_runs (experiment_id, created_at, id);
 "],
 };

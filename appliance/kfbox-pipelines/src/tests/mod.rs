@@ -1,6 +1,10 @@
 //! Through REST, engine and task API together, on a cluster in memory.
 
+mod lists;
 mod recurring;
+mod retention;
+mod swagger;
+mod v1;
 mod world;
 
 use crate::{Pipelines, RunChange};

@@ -2,7 +2,7 @@
 
 use crate::{
     ArtifactStore, ByteStream, Config, Deps, Lineage, LineageContexts, LineageExecution, LineageResult, LineageRun,
-    LogRange, Namespaces, ObjectInfo, Pipelines, StepLogs, StoreError,
+    LogRange, Namespaces, ObjectInfo, PackageError, PackageSource, Pipelines, Retention, StepLogs, StoreError,
 };
 use axum::{
     Json, Router,
@@ -48,6 +48,8 @@ pub struct World {
     events: broadcast::Sender<Value>,
     pub objects: Mutex<BTreeMap<String, Vec<u8>>>,
     logs: Mutex<BTreeMap<String, String>>,
+    /// Packages by URL.
+    pub packages: Mutex<BTreeMap<String, Vec<u8>>>,
     next_id: AtomicI64,
     pub go: Notify,
     /// What steps read of their inputs, by step and input.
@@ -66,6 +68,7 @@ impl World {
             events: broadcast::Sender::new(1024),
             objects: Mutex::default(),
             logs: Mutex::default(),
+            packages: Mutex::default(),
             next_id: AtomicI64::new(1),
             go: Notify::new(),
             read: Mutex::default(),
@@ -80,6 +83,14 @@ impl World {
 
     /// A daemon on this world; a second one takes up what the first left.
     pub async fn daemon(self: &Arc<Self>, folder: &std::path::Path) -> (Pipelines, Tasks) {
+        self.daemon_keeping(folder, Retention::default()).await
+    }
+
+    pub async fn daemon_keeping(
+        self: &Arc<Self>,
+        folder: &std::path::Path,
+        retention: Retention,
+    ) -> (Pipelines, Tasks) {
         let tasks = Tasks::new();
         let service = cluster(self.clone()).map_request(|r: Request<kube::client::Body>| r.map(Body::new));
         let deps = Deps {
@@ -89,8 +100,9 @@ impl World {
             artifacts: Arc::new(Share(self.clone())),
             lineage: Arc::new(Share(self.clone())),
             logs: Arc::new(Share(self.clone())),
+            packages: Arc::new(Share(self.clone())),
         };
-        let config = Config::new(folder, "kfbox.local/launcher:0", "http://tasks");
+        let config = Config { retention, ..Config::new(folder, "kfbox.local/launcher:0", "http://tasks") };
         let pipelines = Pipelines::open(config, deps, &tasks, &Readiness::default()).await.unwrap();
         *self.pipelines.lock() = Some(pipelines.clone());
         (pipelines, tasks)
@@ -364,6 +376,18 @@ impl StepLogs for Share {
             let from = range.tail_lines.map_or(0, |n| lines.len().saturating_sub(usize::try_from(n).unwrap_or(0)));
             let text = lines[from..].join("\n") + "\n";
             Ok(futures::stream::once(async move { Ok(Bytes::from(text)) }).boxed())
+        })
+    }
+}
+
+impl PackageSource for Share {
+    fn fetch<'a>(&'a self, url: &'a str, limit: usize) -> BoxFuture<'a, Result<Vec<u8>, PackageError>> {
+        Box::pin(async move {
+            if !url.starts_with("https://packages.example/") {
+                return Err(PackageError::Refused("packages come from https://packages.example/".into()));
+            }
+            let found = self.0.packages.lock().get(url).cloned();
+            found.filter(|p| p.len() <= limit).ok_or_else(|| PackageError::Failed("404".into()))
         })
     }
 }

@@ -119,6 +119,16 @@ impl Fetcher {
         accept: &'static str,
         etag: Option<&str>,
     ) -> Result<(hyper::Response<Incoming>, Url), FetchError> {
+        self.open_within(url, accept, etag, &|_| true).await
+    }
+
+    async fn open_within(
+        &self,
+        url: &Url,
+        accept: &'static str,
+        etag: Option<&str>,
+        allowed: &(dyn Fn(&Url) -> bool + Send + Sync),
+    ) -> Result<(hyper::Response<Incoming>, Url), FetchError> {
         let mut url = url.clone();
         for _ in 0..=REDIRECTS {
             let host = url.host_str().unwrap_or("?").to_owned();
@@ -154,7 +164,7 @@ impl Fetcher {
             }
             let next =
                 answer.headers().get(header::LOCATION).and_then(|v| v.to_str().ok()).and_then(|l| url.join(l).ok());
-            url = next.filter(|n| may_follow(&url, n)).ok_or(FetchError::Redirect { host })?;
+            url = next.filter(|n| may_follow(&url, n) && allowed(n)).ok_or(FetchError::Redirect { host })?;
         }
         Err(FetchError::Redirect { host: url.host_str().unwrap_or("?").to_owned() })
     }
@@ -190,6 +200,25 @@ impl Fetcher {
         let length = answer.headers().get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
         Ok((answer.into_body(), length))
     }
+}
+
+/// A file of at most `limit` bytes, from where `allowed` says, redirects included.
+pub async fn small_file(
+    url: &Url,
+    ca_bundle: Option<&Path>,
+    limit: usize,
+    allowed: &(dyn Fn(&Url) -> bool + Send + Sync),
+) -> Result<Bytes, FetchError> {
+    let host = url.host_str().unwrap_or("?").to_owned();
+    if !allowed(url) {
+        return Err(FetchError::Redirect { host });
+    }
+    let (answer, _) = Fetcher::new(url, ca_bundle)?.open_within(url, "*/*", None, allowed).await?;
+    tokio::time::timeout(ANSWER_TIMEOUT, Limited::new(answer.into_body(), limit).collect())
+        .await
+        .map_err(|_| FetchError::Timeout { host: host.clone() })?
+        .map(http_body_util::Collected::to_bytes)
+        .map_err(|e| FetchError::Page { host, reason: e.to_string() })
 }
 
 fn may_follow(from: &Url, to: &Url) -> bool {

@@ -8,5 +8,6 @@ pub mod kubelet;
 pub mod lineage;
 pub mod metadata_access;
 pub mod namespaces;
+pub mod pipeline_packages;
 pub mod pod_identity;
 pub mod signing;

@@ -2,6 +2,7 @@
 
 mod box_info;
 mod credential;
+mod debug;
 mod doctor;
 mod image;
 mod kubeconfig;
@@ -82,9 +83,9 @@ enum Command {
     Session(SessionCommand),
     /// Run a pipeline (a Python file or a compiled package), follow it, and end as it ends
     Run(RunArgs),
-    /// Look into pipelines
-    #[command(subcommand)]
-    Pipelines(PipelinesCommand),
+    /// Pipelines, their runs, experiments and recurring runs
+    #[command(visible_alias = "pipeline", after_help = pipelines::EXAMPLES)]
+    Pipelines(pipelines::PipelinesArgs),
     /// Remove the box: containers, network, firewall rules and all data
     Reset(ResetArgs),
     /// The version, and what it speaks
@@ -353,8 +354,8 @@ enum SessionCommand {
 
 #[derive(Args)]
 struct RunArgs {
-    /// A pipeline's Python file, which is compiled by the kfp SDK, or a compiled package (YAML)
-    file: PathBuf,
+    #[command(flatten)]
+    source: SourceArgs,
     /// A parameter of the pipeline; lists and structs in JSON (may be repeated)
     #[arg(short, long = "parameter", value_name = "NAME=VALUE")]
     parameters: Vec<String>,
@@ -376,18 +377,19 @@ struct RunArgs {
     /// Show the steps' states, not their logs
     #[arg(short, long)]
     quiet: bool,
+}
+
+/// A pipeline on disk.
+#[derive(Args)]
+struct SourceArgs {
+    /// A pipeline's Python file, which is compiled by the kfp SDK, or a compiled package (YAML)
+    file: PathBuf,
     /// Of several pipelines in the Python file, this function's
     #[arg(long)]
     function: Option<String>,
     /// The Python that has the kfp SDK
     #[arg(long, default_value = "python3", env = "KFBOX_PYTHON")]
     python: PathBuf,
-}
-
-#[derive(Subcommand)]
-enum PipelinesCommand {
-    /// Start a step's container again, with its inputs, and open a shell in it; it goes when the shell ends
-    Debug(DebugArgs),
 }
 
 #[derive(Args)]
@@ -399,9 +401,6 @@ struct DebugArgs {
     /// What to start in it
     #[arg(long, default_value = "sh")]
     shell: String,
-    /// Whose rights are used [default: the first user]
-    #[arg(long, value_name = "EMAIL")]
-    user: Option<String>,
     /// How long it may stay at most, should this command be cut off: 90m, 12h
     #[arg(long, default_value = "8h", value_parser = token::parse_duration)]
     deadline: std::time::Duration,
@@ -457,7 +456,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::User(command) => client(user::run(data_dir()?, command)),
         Command::Session(command) => client(session::run(data_dir()?, command)),
         Command::Run(args) => client(run::run(data_dir()?, args)),
-        Command::Pipelines(PipelinesCommand::Debug(args)) => client(pipelines::debug(data_dir()?, args)),
+        Command::Pipelines(args) => client(pipelines::run(data_dir()?, args)),
         Command::Reset(args) => reset::run(&common, &args.options, args.yes),
         Command::Version => {
             box_info::version();

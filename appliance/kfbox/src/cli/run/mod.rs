@@ -4,7 +4,7 @@ mod follow;
 mod parameters;
 pub(super) mod web;
 
-use super::RunArgs;
+use super::{RunArgs, SourceArgs};
 use crate::{
     control::{Client, Status, TokenRequest, TokenResponse},
     failure::{Code, Failure},
@@ -29,23 +29,33 @@ pub async fn run(data_dir: PathBuf, args: RunArgs) -> anyhow::Result<ExitCode> {
     let client = Client::new(&data_dir);
     // Before the compiler is started: without a box there is nothing to do.
     let status: Status = client.get("/v1/status").await?;
-    let documents = documents(&args).await?;
+    let documents = documents(&args.source).await?;
     let spec = documents.first().context("the file holds no pipeline")?;
     let given = parameters::typed(spec, &args.parameters)?;
 
-    let request = TokenRequest {
-        user: args.user.clone(),
-        name: "kfbox run".into(),
-        expires_in_seconds: TOKEN_SECONDS,
-        scopes: vec!["platform".into()],
-    };
+    as_user(&client, &status, args.user.clone(), "kfbox run", async |web| {
+        start_and_follow(web, &status, &args, &documents, given).await
+    })
+    .await
+}
+
+/// Does `work` as a user, with a token that ends with it.
+pub(super) async fn as_user<T>(
+    client: &Client,
+    status: &Status,
+    user: Option<String>,
+    name: &str,
+    work: impl AsyncFnOnce(&Web) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let request =
+        TokenRequest { user, name: name.into(), expires_in_seconds: TOKEN_SECONDS, scopes: vec!["platform".into()] };
     let token: TokenResponse = client.post("/v1/tokens", &request).await?;
-    let web = Web::new(&status, token.token)?;
-    let ended = start_and_follow(&web, &status, &args, &documents, given).await;
+    let web = Web::new(status, token.token)?;
+    let ended = work(&web).await;
     // Good for nothing from here on.
     let revoked = client.delete::<Value>(&format!("/v1/tokens?id={}", token.id)).await;
-    let code = ended?;
-    revoked.map(|_| code)
+    let done = ended?;
+    revoked.map(|_| done)
 }
 
 async fn start_and_follow(
@@ -102,7 +112,7 @@ async fn experiment_id(web: &Web, name: &str, namespace: Option<&str>) -> anyhow
 }
 
 /// The pipeline's YAML documents: its specification, and with platform features a second one.
-async fn documents(args: &RunArgs) -> anyhow::Result<Vec<Value>> {
+pub(super) async fn documents(args: &SourceArgs) -> anyhow::Result<Vec<Value>> {
     let is_python = args.file.extension().is_some_and(|e| e == "py");
     let text = if is_python { compile(args).await? } else { read(&args.file)? };
     let documents: Result<Vec<Value>, _> = serde_yaml::Deserializer::from_str(&text).map(Value::deserialize).collect();
@@ -129,7 +139,7 @@ fn read(path: &Path) -> anyhow::Result<String> {
     Ok(text)
 }
 
-async fn compile(args: &RunArgs) -> anyhow::Result<String> {
+async fn compile(args: &SourceArgs) -> anyhow::Result<String> {
     // Found before Python starts, for the clearer error.
     std::fs::metadata(&args.file).with_context(|| format!("cannot open {}", args.file.display()))?;
     let folder = tempfile::tempdir()?;

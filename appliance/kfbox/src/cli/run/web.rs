@@ -39,6 +39,10 @@ impl Web {
         self.json(Method::POST, path, serde_json::to_vec(body)?.into()).await
     }
 
+    pub async fn delete<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
+        self.json(Method::DELETE, path, Bytes::new()).await
+    }
+
     async fn json<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> anyhow::Result<T> {
         let response = self.send(method, path, body).await?;
         let bytes = Limited::new(response.into_body(), LARGEST_ANSWER).collect().await;

@@ -28,7 +28,7 @@
 //! | oauth2-proxy CVE-2025-54576, CVE-2026-34457, -40575, -76835 | queries, agents and forwarded headers that open routes | [`no_header_query_or_agent_opens_a_route`]; kfbox-gateway `a_component_gets_the_user_and_no_header_that_a_stranger_could_set` |
 //! | Argo CVE-2025-62156 | Zip Slip | kfbox-node `nothing_leaves_the_layer`; kfbox-launcher `a_hostile_name_in_an_input_is_refused` |
 //! | Argo CVE-2026-31892, -42296, -54526 | pod patches past strict templates | [`a_step_passes_the_admission_of_its_namespace`] |
-//! | Kubernetes CVE-2020-8554, CVE-2021-25740 | external addresses and endpoints that take others' traffic | doors "own: …"; kfbox-apiserver `only_who_may_write_a_services_status_claims_addresses_of_others`, `editors_cannot_lead_a_service_elsewhere_and_nobody_into_this_machine` |
+//! | Kubernetes CVE-2020-8554, CVE-2021-25740 | external addresses and endpoints that take others' traffic | doors "own: …" |
 //! | Kubeflow's manifests | default password `12341234` | kfbox-gateway `generated_passwords_differ_and_are_acceptable`, `what_was_stored_survives_a_restart_and_the_first_user_is_made_once` |
 
 mod doors;

@@ -244,6 +244,13 @@ fn curl_and_python_trust_the_box_and_old_tls_is_refused() -> anyhow::Result<()> 
     // `kfbox trust` into another root, as for an image: Debian's own tool makes the bundle.
     let root = own.path("root");
     let root = text(&root)?;
+    // Another authority is there too, as on any machine: the bundle is made anew when ours goes.
+    let local = own.path("root/usr/local/share/ca-certificates");
+    std::fs::create_dir_all(&local)?;
+    let (other, key) = (local.join("other.crt"), own.path("other.key"));
+    let make = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=other";
+    let mut openssl = Command::new("openssl");
+    run(openssl.args(make.split(' ')).args(["-keyout", text(&key)?, "-out", text(&other)?]))?.ok()?;
     own.b.kfbox_ok(&["trust", "--root", root])?;
     let again = own.b.kfbox_ok(&["trust", "--root", root])?;
     assert!(again.contains("already trusted"), "{again}");
@@ -251,7 +258,7 @@ fn curl_and_python_trust_the_box_and_old_tls_is_refused() -> anyhow::Result<()> 
     let bundle = variables.lines().find_map(|l| l.strip_prefix("export SSL_CERT_FILE=")).context("no variable")?;
     assert_eq!(code(&["--cacert", bundle, &format!("{url}/healthz")])?.ok()?.stdout, "200 2");
     own.b.kfbox_ok(&["trust", "--root", root, "--remove"])?;
-    assert_ne!(code(&["--cacert", bundle, &format!("{url}/healthz")])?.code, Some(0));
+    assert_eq!(code(&["--cacert", bundle, &format!("{url}/healthz")])?.code, Some(60), "trusted after its removal");
     assert_eq!(own.b.kfbox(&["trust", "--root", root, "--env"])?.code, Some(1));
     Ok(())
 }

@@ -18,7 +18,7 @@ const KILLS: usize = 20;
 const LIFE: std::ops::Range<u64> = 0..2500;
 
 fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok()?.parse().ok()
+    std::env::var_os(name)?.to_str()?.parse().ok()
 }
 
 fn start(b: &TestBox, package: &Path) -> anyhow::Result<String> {

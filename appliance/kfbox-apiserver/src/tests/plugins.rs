@@ -234,3 +234,83 @@ async fn only_who_may_approves_and_signs_certificates() {
     let label = Patch::Merge(json!({"metadata": {"labels": {"a": "b"}}}));
     api.patch_status("own", &parameters, &label).await.unwrap();
 }
+
+/// As another than the administrator; a `PATCH` is a merge.
+async fn by(world: &World, user: &str, method: &str, path: &str, body: Value) -> (StatusCode, Value) {
+    let kind = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
+    let request = Request::builder().method(method).uri(path).header("content-type", kind);
+    let body = if body.is_null() { Body::empty() } else { Body::from(body.to_string()) };
+    let mut request = request.body(body).unwrap();
+    request.extensions_mut().insert(server::Local);
+    request.extensions_mut().insert(UserInfo::new(user, []));
+    let (parts, body) = world.server.call(request).await.into_parts();
+    let bytes = body.collect().await.unwrap().to_bytes();
+    (parts.status, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
+}
+
+#[tokio::test]
+async fn only_who_may_write_a_services_status_claims_addresses_of_others() {
+    let world = world().await;
+    let bind = json!({"metadata": {"name": "ann"}, "roleRef": {"apiGroup": "rbac.authorization.k8s.io",
+        "kind": "ClusterRole", "name": "kubeflow-edit"},
+        "subjects": [{"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": "ann@x.org"}]});
+    let (code, body) = world.post("/apis/rbac.authorization.k8s.io/v1/namespaces/default/rolebindings", bind).await;
+    assert_eq!(code, 201, "{body}");
+    let services = "/api/v1/namespaces/default/services";
+    let service = |name: &str, addresses: Value| {
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name},
+            "spec": {"ports": [{"port": 8887}], "externalIPs": addresses}})
+    };
+    let (code, body) = by(&world, "ann@x.org", "POST", services, service("thief", json!(["10.244.0.1"]))).await;
+    assert_eq!(
+        (code.as_u16(), message(&body)),
+        (403, "services \"thief\" is forbidden: Use of external IPs is denied by admission control.")
+    );
+    assert_eq!(by(&world, "ann@x.org", "POST", services, service("plain", json!([]))).await.0, 201);
+    let claim = json!({"spec": {"externalIPs": ["10.244.0.1"]}});
+    let plain = format!("{services}/plain");
+    assert_eq!(by(&world, "ann@x.org", "PATCH", &plain, claim.clone()).await.0, 403);
+    // An administrator gives it one; the editor may go on with the Service, and give it back.
+    assert_eq!(world.merge(&plain, claim).await.0, 200);
+    let label = json!({"metadata": {"labels": {"a": "b"}}});
+    assert_eq!(by(&world, "ann@x.org", "PATCH", &plain, label).await.0, 200);
+    let other = json!({"spec": {"externalIPs": ["10.244.0.1", "10.244.0.9"]}});
+    assert_eq!(by(&world, "ann@x.org", "PATCH", &plain, other).await.0, 403);
+    let none = json!({"spec": {"externalIPs": null}});
+    assert_eq!(by(&world, "ann@x.org", "PATCH", &plain, none).await.0, 200);
+}
+
+#[tokio::test]
+async fn editors_cannot_lead_a_service_elsewhere_and_nobody_into_this_machine() {
+    let world = world().await;
+    let bind = json!({"metadata": {"name": "ann"}, "roleRef": {"apiGroup": "rbac.authorization.k8s.io",
+        "kind": "ClusterRole", "name": "kubeflow-admin"},
+        "subjects": [{"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": "ann@x.org"}]});
+    assert_eq!(world.post("/apis/rbac.authorization.k8s.io/v1/namespaces/default/rolebindings", bind).await.0, 201);
+    let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"},
+        "spec": {"ports": [{"port": 80}]}});
+    let services = "/api/v1/namespaces/default/services";
+    assert_eq!(by(&world, "ann@x.org", "POST", services, service).await.0, 201);
+    let endpoints = json!({"apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": "web"},
+        "subsets": [{"addresses": [{"ip": "10.244.0.7"}], "ports": [{"port": 80}]}]});
+    let slice = json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {"name": "web-x", "labels": {"kubernetes.io/service-name": "web"}},
+        "endpoints": [{"addresses": ["127.0.0.1"]}], "ports": [{"name": "", "port": 22}]});
+    let slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
+    assert_eq!(by(&world, "ann@x.org", "POST", "/api/v1/namespaces/default/endpoints", endpoints).await.0, 403);
+    assert_eq!(by(&world, "ann@x.org", "POST", slices, slice.clone()).await.0, 403);
+    let binding = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": "p"}, "target": {"name": "n"}});
+    let bindings = "/api/v1/namespaces/default/pods/p/binding";
+    assert_eq!(by(&world, "ann@x.org", "POST", bindings, binding).await.0, 403);
+
+    // The API refuses such a slice of anybody; were it there, nothing would be sent.
+    assert_eq!(world.post(slices, slice.clone()).await.0, 422);
+    let collection = "endpointslices.discovery.k8s.io";
+    let mut stored = slice;
+    stored["metadata"]["namespace"] = "default".into();
+    let encoded = crate::store::encode(collection, &stored);
+    let key = crate::store::Key::new("default", "web-x");
+    world.server.core().store.put(collection, key, crate::store::Expect::Absent, encoded).await.unwrap();
+    let (code, body) = by(&world, "ann@x.org", "GET", &format!("{services}/web/proxy/"), Value::Null).await;
+    assert_eq!((code.as_u16(), message(&body)), (400, "address not allowed"));
+}

@@ -59,7 +59,7 @@ fn install(root: &Path, installed: &Path, pem: &str) -> anyhow::Result<()> {
     let temporary = installed.with_extension(format!("tmp-{}", std::process::id()));
     fs::write(&temporary, pem).with_context(denied)?;
     fs::rename(&temporary, installed).with_context(denied)?;
-    if let Err(error) = update(root) {
+    if let Err(error) = update(root, false) {
         // Not half: what was not taken up is not left lying there.
         let _ = fs::remove_file(installed);
         return Err(error);
@@ -73,15 +73,29 @@ fn install(root: &Path, installed: &Path, pem: &str) -> anyhow::Result<()> {
 }
 
 fn remove(root: &Path, installed: &Path) -> anyhow::Result<ExitCode> {
+    let pem = fs::read_to_string(installed).unwrap_or_default();
     match fs::remove_file(installed) {
         Ok(()) => {
-            update(root)?;
+            update(root, true)?;
+            forget(&root.join(BUNDLE), &pem)?;
             println!("no longer trusted: {}", installed.display());
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => println!("it was not trusted here"),
         Err(error) => return Err(error).with_context(|| format!("cannot remove {}", installed.display())),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The tool leaves the bundle as it was when no certificate at all is left to put into it.
+fn forget(bundle: &Path, pem: &str) -> anyhow::Result<()> {
+    let Ok(text) = fs::read_to_string(bundle) else { return Ok(()) };
+    if pem.trim().is_empty() || !text.contains(pem.trim()) {
+        return Ok(());
+    }
+    let rest = text.replace(pem.trim(), "");
+    let temporary = bundle.with_extension(format!("tmp-{}", std::process::id()));
+    fs::write(&temporary, rest.trim_start())?;
+    fs::rename(&temporary, bundle).with_context(|| format!("cannot write {}", bundle.display()))
 }
 
 fn environment(root: &Path, installed: &Path) -> anyhow::Result<()> {
@@ -95,7 +109,8 @@ fn environment(root: &Path, installed: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn update(root: &Path) -> anyhow::Result<()> {
+/// `fresh` also takes away the links to certificates that are gone.
+fn update(root: &Path, fresh: bool) -> anyhow::Result<()> {
     let program = ["/usr/sbin/update-ca-certificates", "/usr/bin/update-ca-certificates"];
     let Some(program) = program.iter().find(|p| Path::new(p).exists()) else {
         let next =
@@ -103,6 +118,9 @@ fn update(root: &Path) -> anyhow::Result<()> {
         return Err(Failure::new(Code::Requirement, "update-ca-certificates was not found", next).into());
     };
     let mut command = Command::new(program);
+    if fresh {
+        command.arg("--fresh");
+    }
     if root != Path::new("/") {
         let at = |path: &str| -> anyhow::Result<PathBuf> {
             let path = root.join(path);

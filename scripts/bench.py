@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Benchmarks of one box. Standard library, and the kfp SDK for the pipeline."""
+"""Benchmarks of one box. Standard library, and the kfp SDK for the pipeline; those of the node are in `bench_node.py`."""
 import argparse
 import base64
 import http.client
@@ -14,6 +14,8 @@ import tempfile
 import threading
 import time
 import urllib.parse
+
+import bench_node
 
 
 class Box:
@@ -244,6 +246,7 @@ def main() -> None:
     parser.add_argument("--starts", type=int, default=5)
     parser.add_argument("--writes", type=int, default=2000)
     parser.add_argument("--containers", type=int, default=20)
+    parser.add_argument("--pods", type=int, default=100, help="how many are started at once")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--apiserver", help="the API server's own benchmarks: kfbox-apiserver's example `bench`")
     parser.add_argument("--updates", type=int, default=100_000)
@@ -295,6 +298,8 @@ def main() -> None:
         figure("pod: create to Succeeded, median", 1000 * statistics.median(ours), "ms", "image present")
         figure("crun run of the same, median", 1000 * statistics.median(theirs), "ms")
         figure("ratio", statistics.median(ours) / statistics.median(theirs), "x", "a pod also has a network and an API")
+
+        bench_node.measure(box, k, args.image, figure, args.containers, args.pods)
 
         figure("pipeline step, whole", steps(box, "kubeflow-user-example-com", args.steps), "s", f"chain of {args.steps}")
         figure("resident memory, after all this", box.status()["residentBytes"] / 2**20, "MiB")

@@ -10,5 +10,6 @@ mod kubernetes;
 mod layering;
 mod people;
 mod pipelines;
+mod postgres;
 mod python_clients;
 mod survival;

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Benchmarks of one box. Standard library, and the kfp SDK for the pipeline."""
+"""Benchmarks of one box. Standard library, and the kfp SDK for the pipeline; those of the node are in `bench_node.py`."""
 import argparse
 import base64
 import http.client
@@ -16,6 +16,7 @@ import threading
 import time
 import urllib.parse
 
+import bench_node
 import bench_pipelines
 
 
@@ -336,6 +337,7 @@ def main() -> None:
     parser.add_argument("--starts", type=int, default=5)
     parser.add_argument("--writes", type=int, default=2000)
     parser.add_argument("--containers", type=int, default=20)
+    parser.add_argument("--pods", type=int, default=100, help="how many are started at once")
     parser.add_argument("--chain", type=int, default=100, help="steps one after the other")
     parser.add_argument("--fan", type=int, default=1000, help="steps of one loop")
     parser.add_argument("--parallel", type=int, default=50, help="of them at once")
@@ -362,6 +364,8 @@ def main() -> None:
         if args.only is None:
             api(figure, k, args)
         container = containers(figure, box, k, args)
+        if args.only is None:
+            bench_node.measure(box, k, args.image, figure, args.containers, args.pods)
         bench_pipelines.measure(figure, box, "kubeflow-user-example-com", args, container)
         for name, value, unit, note in many_runs(box, args.runs):
             figure(name, value, unit, note)

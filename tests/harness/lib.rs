@@ -162,9 +162,14 @@ impl TestBox {
     }
 
     pub fn load_python_image(&self) -> anyhow::Result<()> {
-        let archive = cache_dir().join("images/python-3.11.oci.tar");
+        self.load_image("python-3.11", "python")
+    }
+
+    /// An image of `scripts/build-images`, by its file's name and its folder in `images/`.
+    pub fn load_image(&self, file: &str, recipe: &str) -> anyhow::Result<()> {
+        let archive = cache_dir().join(format!("images/{file}.oci.tar"));
         if !archive.exists() {
-            bail!("{} is missing; next: scripts/build-images python", archive.display());
+            bail!("{} is missing; next: scripts/build-images {recipe}", archive.display());
         }
         self.kfbox_ok(&["image", "load", archive.to_str().context("path")?])?;
         Ok(())

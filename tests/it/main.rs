@@ -14,5 +14,6 @@ mod layering;
 mod people;
 mod pipeline_clients;
 mod pipelines;
+mod postgres;
 mod python_clients;
 mod survival;

@@ -3,6 +3,7 @@
 //! Architecture Invariant: the daemon never forks. Containers are created by a re-exec of the binary ([`shim`]).
 
 pub mod cgroup;
+pub mod devices;
 pub mod dns;
 pub mod images;
 pub mod network;
@@ -18,6 +19,7 @@ pub mod shim;
 pub mod usage;
 pub mod volumes;
 
+pub use devices::DevicesConfig;
 pub use node::{EvictionConfig, ImageGcConfig, LogOptions, LogStream, Node, NodeConfig, NodeError};
 pub use runtime::{ExecSession, TerminalSize};
 pub use shim::frames::Outcome;

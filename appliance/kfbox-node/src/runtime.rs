@@ -21,6 +21,7 @@ use nix::{
     sys::inotify::{AddWatchFlags, InitFlags, Inotify},
 };
 use std::{
+    ffi::OsStr,
     fs::{self, File},
     io,
     os::fd::{AsFd, AsRawFd, OwnedFd},
@@ -58,6 +59,8 @@ pub enum RuntimeError {
     NotRunning,
     #[error("cannot share a process namespace: {0}")]
     Pause(String),
+    #[error("cannot give the pod users of its own: {0}")]
+    Users(String),
 }
 
 impl RuntimeError {
@@ -221,23 +224,40 @@ impl Runtime {
         }
         // A namespace whose first process is gone takes nobody any more.
         crate::sandbox::forget(&kept);
-        let spawn = |source| RuntimeError::Spawn { program: self.shim_executable.clone(), source };
+        self.finish(&["pause".as_ref(), folder.as_os_str(), cgroup.as_ref()], RuntimeError::Pause)?;
+        Ok(kept)
+    }
+
+    /// The namespaces of a pod with users of its own, kept in this folder; made where they are missing. `first` is the
+    /// host's id of the pod's root. Returns the network's. Blocking.
+    pub fn own_users(&self, folder: &Path, first: u32, hostname: &str) -> Result<PathBuf, RuntimeError> {
+        if !crate::sandbox::is_namespace(&folder.join("user")) {
+            fs::create_dir_all(folder).map_err(RuntimeError::at(folder))?;
+            let first = first.to_string();
+            self.finish(
+                &["users".as_ref(), folder.as_os_str(), first.as_ref(), hostname.as_ref()],
+                RuntimeError::Users,
+            )?;
+        }
+        Ok(folder.join("net"))
+    }
+
+    /// Runs a subcommand of the shim that ends by itself; what it says on standard error is why it failed. Blocking.
+    fn finish(&self, arguments: &[&OsStr], failure: fn(String) -> RuntimeError) -> Result<(), RuntimeError> {
         let output = std::process::Command::new(&self.shim_executable)
-            .args(["shim", "pause"])
-            .arg(folder)
-            .arg(cgroup)
+            .arg("shim")
+            .args(arguments)
             .env_clear()
             .current_dir("/")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .output()
-            .map_err(spawn)?;
+            .map_err(|source| RuntimeError::Spawn { program: self.shim_executable.clone(), source })?;
         if output.status.success() {
-            Ok(kept)
-        } else {
-            Err(RuntimeError::Pause(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+            return Ok(());
         }
+        Err(failure(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
     }
 
     /// What became of a container that an earlier daemon prepared or launched.

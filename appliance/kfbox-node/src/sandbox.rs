@@ -59,7 +59,13 @@ pub fn hostname(pod: &Pod) -> String {
     cut.trim_end_matches(['-', '.']).to_owned()
 }
 
-/// Makes the namespaces and mounts that are missing. Blocking.
+/// Whether the pod has users of its own, in a user namespace.
+pub fn own_users(pod: &Pod) -> bool {
+    pod.spec.as_ref().and_then(|s| s.host_users) == Some(false)
+}
+
+/// Makes the namespaces and mounts that are missing. A pod with users of its own has its namespaces already
+/// (`Runtime::own_users`). Blocking.
 pub fn namespaces(pod: &Pod, run: &Path, network: Option<PathBuf>) -> Result<(PodNamespaces, PathBuf), SandboxError> {
     let spec = pod.spec.as_ref();
     let folder = run.join("ns");
@@ -76,6 +82,7 @@ pub fn namespaces(pod: &Pod, run: &Path, network: Option<PathBuf>) -> Result<(Po
     let ipc = (!host_ipc).then(|| folder.join("ipc"));
     // A pod in the host's network has the host's name.
     let uts = (!host_network).then(|| folder.join("uts"));
+    let user = own_users(pod).then(|| folder.join("user"));
     let missing = |path: &Option<PathBuf>| path.as_deref().is_some_and(|p| !is_namespace(p));
     if missing(&ipc) || missing(&uts) {
         let (name, ipc, uts) = (hostname(pod), ipc.clone(), uts.clone());
@@ -83,7 +90,7 @@ pub fn namespaces(pod: &Pod, run: &Path, network: Option<PathBuf>) -> Result<(Po
         let made = std::thread::spawn(move || make(&name, ipc.as_deref(), uts.as_deref())).join();
         made.unwrap_or_else(|_| Err(at("cannot prepare", &folder)(io::Error::other("the thread panicked"))))?;
     }
-    Ok((PodNamespaces { network: if host_network { None } else { network }, ipc, uts, pid: None }, shm))
+    Ok((PodNamespaces { network: if host_network { None } else { network }, ipc, uts, pid: None, user }, shm))
 }
 
 fn make(name: &str, ipc: Option<&Path>, uts: Option<&Path>) -> Result<(), SandboxError> {
@@ -117,7 +124,7 @@ pub fn forget(path: &Path) {
     while umount2(path, MntFlags::MNT_DETACH).is_ok() {}
 }
 
-fn is_namespace(path: &Path) -> bool {
+pub fn is_namespace(path: &Path) -> bool {
     const NSFS_MAGIC: u32 = 0x6e73_6673;
     nix::sys::statfs::statfs(path).is_ok_and(|s| u32::try_from(s.filesystem_type().0).is_ok_and(|t| t == NSFS_MAGIC))
 }

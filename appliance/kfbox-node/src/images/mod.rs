@@ -87,4 +87,6 @@ pub fn silent() -> OnProgress {
 }
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;

@@ -9,14 +9,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-struct Entry<'a> {
-    path: &'a str,
-    kind: tar::EntryType,
-    link: &'a str,
-    content: &'a [u8],
-    mode: u32,
-    owner: u64,
-    xattr: Option<(&'a str, &'a [u8])>,
+pub(super) struct Entry<'a> {
+    pub path: &'a str,
+    pub kind: tar::EntryType,
+    pub link: &'a str,
+    pub content: &'a [u8],
+    pub mode: u32,
+    pub owner: u64,
+    pub xattr: Option<(&'a str, &'a [u8])>,
 }
 
 fn entry<'a>(path: &'a str, kind: tar::EntryType) -> Entry<'a> {
@@ -32,7 +32,7 @@ fn link<'a>(path: &'a str, kind: tar::EntryType, link: &'a str) -> Entry<'a> {
 }
 
 /// A tar whose names are written raw, because the tar crate would refuse the hostile ones.
-fn tar_of(entries: &[Entry<'_>]) -> Vec<u8> {
+pub(super) fn tar_of(entries: &[Entry<'_>]) -> Vec<u8> {
     let mut out = Vec::new();
     let mut block = |header: &mut tar::Header, content: &[u8]| {
         header.set_size(content.len() as u64);

@@ -98,6 +98,8 @@ pub struct NetworkConfig {
 pub struct PodNetworkSpec {
     pub host_network: bool,
     pub hostname: String,
+    /// A kept namespace that is the pod's already, because it must belong to its user namespace. None: one is made.
+    pub namespace: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -244,6 +246,7 @@ impl Network {
             address,
             gateway: config.gateway(),
             mtu: self.inner.mtu,
+            given: spec.namespace.clone(),
         };
         let made = match namespace::create(plan).await {
             Ok(()) => self.connect(&link, address).await,

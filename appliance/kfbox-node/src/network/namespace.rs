@@ -5,7 +5,7 @@ use super::{NetworkError, link_address};
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     net::if_::if_nametoindex,
-    sched::{CloneFlags, unshare},
+    sched::{CloneFlags, setns, unshare},
     sys::statfs::{NSFS_MAGIC, statfs},
 };
 use rtnetlink::{
@@ -32,6 +32,8 @@ pub struct Plan {
     pub address: Ipv4Addr,
     pub gateway: Ipv4Addr,
     pub mtu: u32,
+    /// A kept namespace to take in place of a new one.
+    pub given: Option<PathBuf>,
 }
 
 /// Whether the namespace is there: the path is a mount of one.
@@ -78,7 +80,13 @@ fn build(plan: &Plan) -> Result<(), NetworkError> {
     runtime.block_on(async {
         // A socket stays in the namespace in which it was opened.
         let (to_host, host_handle, _) = rtnetlink::new_connection().map_err(failed("open netlink"))?;
-        unshare(CloneFlags::CLONE_NEWNET).map_err(|e| failed("make it")(e.into()))?;
+        match &plan.given {
+            Some(given) => {
+                let given = File::open(given).map_err(failed("open it"))?;
+                setns(given, CloneFlags::CLONE_NEWNET).map_err(|e| failed("enter it")(e.into()))?;
+            }
+            None => unshare(CloneFlags::CLONE_NEWNET).map_err(|e| failed("make it")(e.into()))?,
+        }
         mount(Some(own), &plan.path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
             .map_err(|e| failed("mount it")(e.into()))?;
         // Only this thread is in the new namespace, and so is what it opens under /proc/sys/net.

@@ -25,6 +25,7 @@ pub use pressure::EvictionConfig;
 
 use crate::{
     cgroup::Hierarchies,
+    devices::{DeviceError, Devices, DevicesConfig},
     dns,
     images::{Collected, ImageConfig, ImageStore, StoreError},
     network::{Network, NetworkConfig, NetworkError},
@@ -33,6 +34,7 @@ use crate::{
         admit::{self, Conditions},
         context::Context,
         events::Events,
+        users::Blocks,
     },
     runtime::Runtime,
     sandbox, services,
@@ -83,7 +85,14 @@ pub struct NodeConfig {
     pub image_gc: ImageGcConfig,
     /// Processes and threads that a pod may have. None: as many as the machine; upstream's default.
     pub pod_pids_limit: Option<i64>,
+    /// The lowest of the host's user and group ids that pods with users of their own have; 65536 are a pod's.
+    pub first_user_id: u32,
+    pub devices: DevicesConfig,
 }
+
+/// Below it are the ranges that distributions give to people (`/etc/subuid`), above the end of the pods' ids those that
+/// systemd keeps for other uses. <https://systemd.io/UIDS-GIDS/>
+const FIRST_USER_ID: u32 = 0x4000_0000;
 
 impl NodeConfig {
     /// The defaults for everything that has one.
@@ -94,6 +103,7 @@ impl NodeConfig {
         shim_executable: PathBuf,
         network: NetworkConfig,
     ) -> Self {
+        let devices = DevicesConfig::new(&data_dir);
         Self {
             data_dir,
             run_dir,
@@ -111,6 +121,8 @@ impl NodeConfig {
             eviction: EvictionConfig::default(),
             image_gc: ImageGcConfig::default(),
             pod_pids_limit: None,
+            first_user_id: FIRST_USER_ID,
+            devices,
         }
     }
 }
@@ -129,6 +141,8 @@ pub enum NodeError {
     Network(#[from] NetworkError),
     #[error(transparent)]
     Dns(#[from] dns::DnsServerError),
+    #[error("devices: {0}")]
+    Devices(#[from] DeviceError),
     #[error("cannot register the node: {0}")]
     Register(#[from] kube::Error),
     #[error("pods \"{0}\" not found")]
@@ -192,6 +206,8 @@ impl Node {
         let directory = services::run(client.clone(), network.clone(), tasks, readiness);
         dns::run(config.dns.clone(), directory.clone(), &network, tasks, readiness).await?;
 
+        let devices = Devices::open(config.devices.clone(), &config.data_dir.join("pods"))?;
+        devices.listen(tasks)?;
         let address = config.address.unwrap_or(IpAddr::V4(network.gateway()));
         let machine = machine::Machine::of(&config.data_dir);
         let (changes, _) = broadcast::channel(CHANGES);
@@ -224,6 +240,8 @@ impl Node {
             log_max_bytes: config.log_max_bytes,
             log_max_files: config.log_max_files,
             pod_pids_limit: config.pod_pids_limit,
+            user_blocks: Blocks::new(config.data_dir.join("pods"), config.first_user_id, register::MAX_PODS),
+            devices,
             handles: Mutex::default(),
             layers: Mutex::default(),
             meter: Meter::default(),

@@ -2,6 +2,7 @@
 //! Upstream: <https://kubernetes.io/docs/reference/node/node-status/>
 
 use super::{NodeConfig, NodeError, machine::Machine};
+use crate::devices::Count;
 use crate::pod::{admit::Conditions, context::Context, status};
 use k8s_openapi::{
     api::{
@@ -45,6 +46,7 @@ pub async fn run(
         let mut written = Conditions::default();
         let mut since = Since::default();
         let mut since_write = 0;
+        let mut devices = ctx.devices.changes();
         let mut renewal = tokio::time::interval(RENEW);
         loop {
             tokio::select! {
@@ -59,6 +61,8 @@ pub async fn run(
                     shutdown.cancelled().await;
                     return Ok(());
                 },
+                // The sender lives in the context.
+                _ = devices.changed() => since_write = HEARTBEAT,
                 () = shutdown.cancelled() => return Ok::<_, NodeError>(()),
             }
             let now = *conditions.borrow();
@@ -217,6 +221,7 @@ fn node_status(
             condition(kind, false, &enough.0, enough.1)
         }
     };
+    let devices = ctx.devices.counts();
     let address = |kind: &str, address: String| NodeAddress { type_: kind.into(), address };
     NodeStatus {
         addresses: Some(
@@ -226,8 +231,8 @@ fn node_status(
                 .chain([address("Hostname", config.node_name.clone())])
                 .collect(),
         ),
-        capacity: Some(resources.clone()),
-        allocatable: Some(resources),
+        capacity: Some(with_devices(&resources, &devices, |count| count.all)),
+        allocatable: Some(with_devices(&resources, &devices, |count| count.healthy)),
         conditions: Some(vec![
             pressed("MemoryPressure", "Memory", pressure.memory_pressure),
             pressed("DiskPressure", "Disk", pressure.disk_pressure),
@@ -237,6 +242,15 @@ fn node_status(
         node_info: Some(machine.info.clone()),
         ..NodeStatus::default()
     }
+}
+
+fn with_devices(
+    resources: &BTreeMap<String, Quantity>,
+    devices: &[Count],
+    of: impl Fn(&Count) -> usize,
+) -> BTreeMap<String, Quantity> {
+    let devices = devices.iter().map(|count| (count.resource.clone(), Quantity(of(count).to_string())));
+    resources.clone().into_iter().chain(devices).collect()
 }
 
 async fn renew(leases: &Api<Lease>, name: &str, uid: &str) -> Result<(), kube::Error> {

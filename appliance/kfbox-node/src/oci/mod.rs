@@ -6,6 +6,7 @@ pub mod capabilities;
 pub mod identity;
 pub mod resources;
 pub mod seccomp;
+pub mod users;
 
 use crate::pod::admit;
 use capabilities::Available;
@@ -44,6 +45,8 @@ pub struct PodNamespaces {
     pub uts: Option<PathBuf>,
     /// Shared by the pod's containers, or another container's. None: each container has its own.
     pub pid: Option<PathBuf>,
+    /// The pod's own users, to which its other namespaces then belong. None: the host's.
+    pub user: Option<PathBuf>,
 }
 
 pub struct Input<'a> {
@@ -232,8 +235,12 @@ fn namespaces(input: &Input<'_>) -> Vec<Value> {
             None => json!({ "type": "pid" }),
         });
     }
-    let shared =
-        [("network", &input.namespaces.network), ("ipc", &input.namespaces.ipc), ("uts", &input.namespaces.uts)];
+    let shared = [
+        ("user", &input.namespaces.user),
+        ("network", &input.namespaces.network),
+        ("ipc", &input.namespaces.ipc),
+        ("uts", &input.namespaces.uts),
+    ];
     for (kind, path) in shared {
         if let Some(path) = path {
             all.push(json!({ "type": kind, "path": path }));

@@ -129,8 +129,10 @@ pub fn has_app_armor() -> bool {
 }
 
 fn user_namespace(spec: &PodSpec) -> Result<(), Refusal> {
-    if spec.host_users == Some(false) {
-        let message = "this node runs no pods with hostUsers: false; leave the field out, or use runAsNonRoot";
+    let own = spec.host_users == Some(false);
+    if own && spec.share_process_namespace == Some(true) {
+        let message =
+            "this node runs no pods with hostUsers: false and shareProcessNamespace: true; leave one of them out";
         return refuse("UserNamespacesNotSupported", message);
     }
     Ok(())
@@ -210,8 +212,10 @@ mod tests {
     }
 
     #[test]
-    fn user_namespaces_are_refused_rather_than_left_out() {
-        assert!(reason(json!({ "hostUsers": false }), Conditions::default()).is_some());
-        assert_eq!(reason(json!({ "hostUsers": true }), Conditions::default()), None);
+    fn a_shared_process_namespace_goes_with_the_hosts_users_alone() {
+        let shared = |own: bool| json!({ "hostUsers": !own, "shareProcessNamespace": true });
+        assert!(reason(shared(true), Conditions::default()).is_some());
+        assert_eq!(reason(shared(false), Conditions::default()), None);
+        assert_eq!(reason(json!({ "hostUsers": false }), Conditions::default()), None);
     }
 }

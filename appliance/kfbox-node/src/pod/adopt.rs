@@ -243,12 +243,14 @@ pub async fn tear_down(ctx: &Arc<Context>, uid: &str) {
     ctx.layers.lock().remove(uid);
     ctx.shares.lock().remove(uid);
     ctx.evictions.lock().remove(uid);
+    let (devices, pod) = (ctx.devices.clone(), uid.to_owned());
     let (dirs, cgroup, hierarchies) = (ctx.dirs(uid), ctx.cgroup(uid), ctx.runtime.hierarchies.clone());
     for child in hierarchies.children(&cgroup) {
         ctx.runtime.kill(&format!("{cgroup}/{child}")).await;
     }
     let work = move || {
         let _ = hierarchies.remove(&cgroup);
+        devices.release(&pod);
         // Nothing is deleted while anything may still be mounted below: it could be somebody's data.
         if let Err(error) = unmount_below(&dirs.run).and_then(|()| unmount_below(&dirs.data)) {
             tracing::error!(path = %dirs.run.display(), %error, "a pod's mounts could not be removed");

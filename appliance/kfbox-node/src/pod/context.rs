@@ -1,7 +1,8 @@
 //! What every pod's task works with.
 
-use super::{admit::Conditions, events::Events, resize::Share};
+use super::{admit::Conditions, events::Events, resize::Share, users::Blocks};
 use crate::{
+    devices::Devices,
     images::ImageStore,
     network::Network,
     oci::capabilities::Available,
@@ -68,6 +69,9 @@ pub struct Context {
     pub log_max_bytes: u64,
     pub log_max_files: u32,
     pub pod_pids_limit: Option<i64>,
+    /// Of the host's user ids, for pods with users of their own.
+    pub user_blocks: Blocks,
+    pub devices: Devices,
     /// Running containers, by pod uid and name, for those who join them.
     pub handles: Mutex<HashMap<(String, String), Handle>>,
     /// Containers' use of the machine.

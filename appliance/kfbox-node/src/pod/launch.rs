@@ -8,17 +8,18 @@ use super::{
     record::{self, full_name, uid},
 };
 use crate::{
+    devices::DeviceError,
     images::{Auths, Image, PullError, normalize, silent},
     network::{HostPort, NetworkError, PodNetworkSpec},
     oci::{
         self, Bind, ImageDefaults, PodNamespaces,
         identity::{Accounts, IdentityError, identity},
-        resources,
+        resources, users,
     },
     runtime::{Handle, RuntimeError, Stage},
     sandbox::{self, SandboxError},
     shim::records::{self, Exit, Overlay, SHIM_CONFIG, ShimConfig, Started},
-    volumes::{self, ReadyVolumes, Tokens, VolumeError},
+    volumes::{self, PodDirs, ReadyVolumes, Tokens, VolumeError},
 };
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Secret};
 use kube::Api;
@@ -50,6 +51,8 @@ pub enum PrepareError {
     Image { volume: String, failure: ImageFailure },
     #[error("Failed to create pod sandbox: {0}")]
     Runtime(#[from] RuntimeError),
+    #[error(transparent)]
+    Devices(#[from] DeviceError),
     #[error("the preparation was interrupted")]
     Interrupted,
 }
@@ -59,6 +62,8 @@ impl PrepareError {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Network(_) | Self::Sandbox(_) | Self::Runtime(_) | Self::Interrupted => "FailedCreatePodSandBox",
+            // Upstream's reason of every failed allocation.
+            Self::Devices(_) => "UnexpectedAdmissionError",
             Self::Volume(_) | Self::Api(_) | Self::Image { .. } => "FailedMount",
         }
     }
@@ -74,6 +79,8 @@ pub struct Prepared {
     pub ip: Option<IpAddr>,
     pub volumes: ReadyVolumes,
     pub tokens: Tokens,
+    /// The host's id of the pod's root, where the pod has users of its own.
+    pub first_user: Option<u32>,
 }
 
 async fn blocking<T: Send + 'static, E: Send + 'static>(
@@ -91,13 +98,19 @@ pub async fn prepare(ctx: &Arc<Context>, pod: &Arc<Pod>) -> Result<Prepared, Pre
     let uid = uid(pod).to_owned();
     let namespace = pod.metadata.namespace.clone().unwrap_or_default();
     let host_network = pod.spec.as_ref().and_then(|s| s.host_network).unwrap_or(false);
-    let network_spec = PodNetworkSpec { host_network, hostname: sandbox::hostname(pod) };
     let references = objects::references(pod);
-    let network = async { Ok::<_, PrepareError>(ctx.network.attach(&uid, &network_spec).await?) };
+    private_folders(&ctx.dirs(&uid))?;
+    ctx.devices.allocate(pod).await?;
+    let network = async {
+        let own = own_users(ctx, pod).await?;
+        let (first, namespace) = own.map_or((None, None), |(first, namespace)| (Some(first), Some(namespace)));
+        let spec = PodNetworkSpec { host_network, hostname: sandbox::hostname(pod), namespace };
+        Ok::<_, PrepareError>((ctx.network.attach(&uid, &spec).await?, first))
+    };
     let objects = async { Ok(objects::fetch(&ctx.client, &namespace, &references).await?) };
     let tokens = async { Ok(volumes::issue_tokens(&ctx.client, pod).await?) };
     let claims = async { Ok(volumes::resolve_claims(&ctx.client, pod).await?) };
-    let (network, objects, tokens, claims, images) =
+    let ((network, first_user), objects, tokens, claims, images) =
         tokio::try_join!(network, objects, tokens, claims, image_volumes(ctx, pod))?;
 
     let layers: Vec<PathBuf> = images.values().flatten().cloned().collect();
@@ -111,17 +124,32 @@ pub async fn prepare(ctx: &Arc<Context>, pod: &Arc<Pod>) -> Result<Prepared, Pre
     let (dirs, around, dns) = (ctx.dirs(&uid), ctx.surroundings(ip), ctx.dns.clone());
     let (pod, context) = (pod.clone(), ctx.clone());
     blocking(PrepareError::Interrupted, move || {
-        private_folder(&dirs.data).and_then(|()| private_folder(&dirs.run)).map_err(|source| VolumeError::File {
-            volume: String::new(),
-            path: dirs.data.clone(),
-            source,
-        })?;
         let (mut namespaces, shm) = sandbox::namespaces(&pod, &dirs.run, network.netns_path)?;
         namespaces.pid = shared_processes(&context, &pod)?;
         let files = sandbox::files(&pod, &dirs.data, ip, &dns)?;
         let volumes = volumes::prepare(&pod, &dirs, &claims, &images)?;
         volumes::fill(&pod, &dirs, &around, &objects, &tokens)?;
-        Ok(Prepared { namespaces, shm, files, ip, volumes, tokens })
+        Ok(Prepared { namespaces, shm, files, ip, volumes, tokens, first_user })
+    })
+    .await
+}
+
+fn private_folders(dirs: &PodDirs) -> Result<(), VolumeError> {
+    let failed = |source| VolumeError::File { volume: String::new(), path: dirs.data.clone(), source };
+    private_folder(&dirs.data).and_then(|()| private_folder(&dirs.run)).map_err(failed)
+}
+
+/// The user namespace of a pod that asks for one: the host's id of its root, and the network namespace that belongs to it.
+async fn own_users(ctx: &Arc<Context>, pod: &Arc<Pod>) -> Result<Option<(u32, PathBuf)>, PrepareError> {
+    if !sandbox::own_users(pod) {
+        return Ok(None);
+    }
+    let (ctx, pod) = (ctx.clone(), pod.clone());
+    blocking(PrepareError::Interrupted, move || {
+        let dirs = ctx.dirs(uid(&pod));
+        let first = ctx.user_blocks.of(uid(&pod)).map_err(|error| RuntimeError::Users(error.to_string()))?;
+        let network = ctx.runtime.own_users(&dirs.run.join("ns"), first, &sandbox::hostname(&pod))?;
+        Ok(Some((first, network)))
     })
     .await
 }
@@ -353,6 +381,7 @@ pub async fn launch(ctx: &Arc<Context>, launch: Launch) -> Result<Launched, Laun
     let variables = env::variables(&launch.pod, &launch.container, &around, &objects, &services)?;
     let (pod, container) = (launch.pod.clone(), launch.container.name.clone());
 
+    ctx.devices.before_start(uid(&pod), &container).await.map_err(|error| LaunchFailure::create(&error))?;
     let context = ctx.clone();
     let interrupted = LaunchFailure::create(&"the preparation was interrupted");
     let mut handle = blocking(interrupted, move || write_and_start(&context, &launch, &variables)).await?;
@@ -422,12 +451,12 @@ fn write_and_start(ctx: &Context, launch: &Launch, variables: &Variables) -> Res
 
     // One for each attempt: the last one's may still be on its way out.
     let cgroup = format!("{}/{}.{attempt}", ctx.cgroup(uid(pod)), container.name);
-    let rootfs = dir.join("rootfs");
+    let rootfs = if prepared.first_user.is_some() { users::rootfs() } else { dir.join("rootfs") };
     let privileged = container.security_context.as_ref().and_then(|c| c.privileged).unwrap_or(false);
     let host_devices = if privileged { host_devices() } else { Vec::new() };
     let namespaces =
         PodNamespaces { pid: process_namespace(ctx, pod, spec, &container.name)?, ..prepared.namespaces.clone() };
-    let specification = oci::spec(&oci::Input {
+    let mut specification = oci::spec(&oci::Input {
         pod: spec,
         container,
         image: &defaults,
@@ -446,6 +475,16 @@ fn write_and_start(ctx: &Context, launch: &Launch, variables: &Variables) -> Res
     })
     .map_err(|error| LaunchFailure::create(&error))?;
 
+    let devices = ctx.devices.apply(uid(pod), &container.name, &mut specification);
+    devices.map_err(|error| LaunchFailure::create(&error))?;
+    let users = match (prepared.first_user, &namespaces.user) {
+        (Some(first), Some(namespace)) => {
+            users::check(&identity).map_err(|error| LaunchFailure::config(&error))?;
+            Some(users::stage(&mut specification, first, namespace))
+        }
+        _ => None,
+    };
+
     let id = hex::encode(rand::random::<[u8; 32]>());
     let config = ShimConfig {
         id,
@@ -456,6 +495,7 @@ fn write_and_start(ctx: &Context, launch: &Launch, variables: &Variables) -> Res
             work: dir.join("work"),
             target: rootfs,
         }),
+        users,
         log_path: log,
         log_max_bytes: ctx.log_max_bytes,
         log_max_files: ctx.log_max_files,
@@ -464,7 +504,7 @@ fn write_and_start(ctx: &Context, launch: &Launch, variables: &Variables) -> Res
         stdin: container.stdin.unwrap_or(false),
         stdin_once: container.stdin_once.unwrap_or(false),
         tty: container.tty.unwrap_or(false),
-        uid: identity.uid,
+        uid: prepared.first_user.unwrap_or(0) + identity.uid,
         stop_signal: stop_signal(container, &defaults),
         termination_log: message,
     };

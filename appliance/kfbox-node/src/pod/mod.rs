@@ -17,4 +17,5 @@ pub mod resize;
 pub mod status;
 pub mod stop;
 mod tls;
+pub mod users;
 pub mod worker;

@@ -11,9 +11,9 @@ use super::{
     records::{
         self, ATTACH_SOCKET, EXIT, Exit, LOCK, Notice, Overlay, ProcessRef, SHIM_CONFIG, STARTED, ShimConfig, Started,
     },
-    timestamp,
+    stage, timestamp,
 };
-use crate::cgroup::Hierarchies;
+use crate::{cgroup::Hierarchies, oci::users::Users};
 use libcontainer::{
     container::{Container, builder::ContainerBuilder},
     oci_spec::runtime::{LinuxSeccomp, Spec},
@@ -48,6 +48,7 @@ const MAX_STDIN: usize = 256 * 1024;
 
 pub fn run(dir: &Path) -> Result<(), ShimError> {
     fds::default_sigpipe();
+    fds::drop_groups();
     // Fails only for a process-group leader, which is then out of the daemon's group already.
     let _ = setsid();
     let _lock = lock(dir)?;
@@ -132,8 +133,16 @@ struct Running {
 }
 
 fn create(dir: &Path, config: &ShimConfig) -> Result<Running, ShimError> {
+    if config.overlay.is_some() || config.users.is_some() {
+        unshare(CloneFlags::CLONE_NEWNS).map_err(ShimError::system("cannot make a mount namespace"))?;
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_SLAVE | MsFlags::MS_REC, None::<&str>)
+            .map_err(ShimError::system("cannot make mounts private"))?;
+    }
+    if let Some(users) = &config.users {
+        stage::lay_out(users)?;
+    }
     if let Some(overlay) = &config.overlay {
-        mount_overlay(dir, overlay)?;
+        mount_overlay(dir, overlay, config.users.as_ref())?;
     }
     fs::create_dir_all(&config.runtime_root).map_err(|source| ShimError::File {
         what: "cannot create",
@@ -384,12 +393,9 @@ fn reap(init: Pid) -> Option<(i32, Option<i32>)> {
     }
 }
 
-/// Mounts the image's layers below a writable one, in a mount namespace of the shim's own: nothing has to be unmounted
+/// Mounts the image's layers below a writable one. It is a mount namespace of the shim's own: nothing has to be unmounted
 /// when it ends, however it ends.
-fn mount_overlay(dir: &Path, overlay: &Overlay) -> Result<(), ShimError> {
-    unshare(CloneFlags::CLONE_NEWNS).map_err(ShimError::system("cannot make a mount namespace"))?;
-    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_SLAVE | MsFlags::MS_REC, None::<&str>)
-        .map_err(ShimError::system("cannot make mounts private"))?;
+fn mount_overlay(dir: &Path, overlay: &Overlay, users: Option<&Users>) -> Result<(), ShimError> {
     let file = |what, path: &Path| {
         let path = path.to_path_buf();
         move |source| ShimError::File { what, path, source }
@@ -401,7 +407,13 @@ fn mount_overlay(dir: &Path, overlay: &Overlay) -> Result<(), ShimError> {
     for (number, layer) in overlay.lower.iter().enumerate() {
         let link = links.join(number.to_string());
         let _ = fs::remove_file(&link);
-        std::os::unix::fs::symlink(layer, &link).map_err(file("cannot link", &link))?;
+        match users {
+            Some(users) => {
+                fs::create_dir_all(&link).map_err(file("cannot create", &link))?;
+                stage::layer(users, layer, &link)?;
+            }
+            None => std::os::unix::fs::symlink(layer, &link).map_err(file("cannot link", &link))?,
+        }
         if number > 0 {
             lower.push(':');
         }
@@ -410,6 +422,11 @@ fn mount_overlay(dir: &Path, overlay: &Overlay) -> Result<(), ShimError> {
     std::env::set_current_dir(dir).map_err(file("cannot enter", dir))?;
     for path in [&overlay.upper, &overlay.work, &overlay.target] {
         fs::create_dir_all(path).map_err(file("cannot create", path))?;
+    }
+    if let Some(users) = users {
+        // The root of the container's file system shows this folder's owner; what is written below is its writer's.
+        let own = Some(users.first);
+        std::os::unix::fs::chown(&overlay.upper, own, own).map_err(file("cannot give", &overlay.upper))?;
     }
     let base = format!("lowerdir={lower},upperdir={},workdir={}", overlay.upper.display(), overlay.work.display());
     // Volatile: no flush of the container's writable layer, which nobody mounts again.

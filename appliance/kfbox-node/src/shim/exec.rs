@@ -7,16 +7,19 @@ use super::{
     container::{Executable, Terminal},
     describe, fds,
     frames::{Channel, ExecRequest, Outcome},
+    records::{self, SHIM_CONFIG, ShimConfig},
 };
+use crate::oci::users::Users;
 use libcontainer::{
     container::builder::ContainerBuilder,
-    oci_spec::runtime::{LinuxSeccomp, Spec},
+    oci_spec::runtime::{LinuxNamespaceType, LinuxSeccomp, Spec},
     syscall::syscall::SyscallType,
 };
 use nix::{
     errno::Errno,
     fcntl::OFlag,
     poll::{PollFd, PollFlags, PollTimeout, poll},
+    sched::{CloneFlags, setns},
     sys::{
         signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask},
         signalfd::{SfdFlags, SignalFd},
@@ -32,6 +35,7 @@ use std::{
 
 pub fn run() -> Result<(), ShimError> {
     fds::default_sigpipe();
+    fds::drop_groups();
     let control = std::io::stdin().as_fd().try_clone_to_owned().map_err(|source| ShimError::File {
         what: "cannot duplicate",
         path: "/dev/stdin".into(),
@@ -82,6 +86,7 @@ fn start(request: &ExecRequest) -> Result<Process, ShimError> {
         .bundle()
         .clone();
     let spec = Spec::load(bundle.join("config.json")).map_err(|error| ShimError::Container(describe(&error)))?;
+    let users = users(&spec, &bundle)?;
     let mut process =
         spec.process().clone().ok_or_else(|| ShimError::Container("the container has no process".into()))?;
     process.set_args(Some(request.args.clone())).set_terminal(Some(request.tty)).set_rlimits(None);
@@ -96,9 +101,35 @@ fn start(request: &ExecRequest) -> Result<Process, ShimError> {
     let file_error = |what| move |source| ShimError::File { what, path: "the process file".into(), source };
     let text = serde_json::to_vec(&process).map_err(|source| ShimError::Json { path: "process".into(), source })?;
     std::fs::write(&process_file, text).map_err(file_error("cannot write"))?;
-    let result = build(request, &process_file, seccomp, process.user().uid());
+    let result = build(request, &process_file, seccomp, process.user().uid(), users.as_ref());
     let _ = std::fs::remove_file(&process_file);
     result
+}
+
+/// The users of the pod's own, where the container has such. Never left out: without them the process would be the host's.
+fn users(spec: &Spec, bundle: &Path) -> Result<Option<Users>, ShimError> {
+    let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
+    if !namespaces.into_iter().flatten().any(|n| n.typ() == LinuxNamespaceType::User) {
+        return Ok(None);
+    }
+    let path = bundle.join(SHIM_CONFIG);
+    let config: ShimConfig =
+        records::read(&path).map_err(|source| ShimError::File { what: "cannot read", path: path.clone(), source })?;
+    let missing = || ShimError::Container(format!("{} does not say which users the container has", path.display()));
+    config.users.ok_or_else(missing).map(Some)
+}
+
+/// Enters the pod's user namespace, which libcontainer leaves out for a second process. This process keeps its user of the
+/// host, and with it its own files; all that it may do beyond, it may do in that namespace alone.
+fn enter(users: Option<&Users>) -> Result<(), ShimError> {
+    let Some(users) = users else { return Ok(()) };
+    let path = &users.namespace;
+    let namespace = std::fs::File::open(path).map_err(|source| ShimError::File {
+        what: "cannot open",
+        path: path.clone(),
+        source,
+    })?;
+    setns(namespace, CloneFlags::CLONE_NEWUSER).map_err(ShimError::system("cannot enter the pod's user namespace"))
 }
 
 fn build(
@@ -106,6 +137,7 @@ fn build(
     process_file: &Path,
     seccomp: Option<LinuxSeccomp>,
     uid: u32,
+    users: Option<&Users>,
 ) -> Result<Process, ShimError> {
     let failed = |error: libcontainer::error::LibcontainerError| ShimError::Container(describe(&error));
     let builder = ContainerBuilder::new(request.id.clone(), SyscallType::default())
@@ -113,9 +145,11 @@ fn build(
         .map_err(failed)?
         .with_executor(Executable { seccomp });
     let cloexec = || pipe2(OFlag::O_CLOEXEC).map_err(ShimError::system("pipe"));
+    let uid = users.map_or(0, |users| users.first) + uid;
     if request.tty {
         let socket = request.runtime_root.join(format!("{}.tty-{}", request.id, std::process::id()));
         let terminal = Terminal::listen(&socket)?;
+        enter(users)?;
         let pid = builder
             .with_console_socket(Some(&socket))
             .as_tenant()
@@ -138,6 +172,7 @@ fn build(
     for end in [&stdin_read, &stdout_write, &stderr_write] {
         let _ = nix::unistd::fchown(end, Some(nix::unistd::Uid::from_raw(uid)), None);
     }
+    enter(users)?;
     let pid = builder
         .with_stdin(stdin_read)
         .with_stdout(stdout_write)

@@ -10,6 +10,12 @@ pub fn default_sigpipe() {
     let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
 }
 
+/// A container has the groups that its pod says, and none of the daemon's. Without the right to change them there is none
+/// to give away either.
+pub fn drop_groups() {
+    let _ = nix::unistd::setgroups(&[]);
+}
+
 /// The shim itself must survive a daemon that closed its end.
 pub fn ignore_sigpipe() {
     // SAFETY: no handler is installed; the signal is ignored in a single-threaded process.

@@ -14,7 +14,9 @@ pub mod frames;
 mod log;
 pub mod pause;
 pub mod records;
+mod stage;
 pub mod timestamp;
+mod users;
 
 pub use log::rotated as rotated_log;
 
@@ -22,12 +24,17 @@ use std::{ffi::OsString, path::PathBuf};
 
 /// Entry of the hidden subcommand: `shim --state-dir DIR` runs one container, `shim exec` runs one more process in a
 /// container, speaking [`frames`] on standard input; `shim pause DIR CGROUP` starts the first process of a pod's shared
-/// process namespace. Returns the exit status.
+/// process namespace; `shim users DIR FIRST HOSTNAME` makes the namespaces of a pod with a user namespace of its own. Returns
+/// the exit status.
 pub fn shim_main(arguments: &[OsString]) -> i32 {
     let outcome = match arguments {
         [flag, dir] if flag == "--state-dir" => container::run(&PathBuf::from(dir)),
         [word] if word == "exec" => exec::run(),
         [word, dir, cgroup] if word == "pause" => pause::run(&PathBuf::from(dir), &cgroup.to_string_lossy()),
+        [word, dir, first, hostname] if word == "users" => match first.to_string_lossy().parse() {
+            Ok(first) => users::run(&PathBuf::from(dir), first, &hostname.to_string_lossy()),
+            Err(_) => Err(ShimError::Usage),
+        },
         _ => Err(ShimError::Usage),
     };
     match outcome {
@@ -41,7 +48,7 @@ pub fn shim_main(arguments: &[OsString]) -> i32 {
 
 #[derive(Debug, thiserror::Error)]
 pub enum ShimError {
-    #[error("usage: shim --state-dir DIR | shim exec | shim pause DIR CGROUP")]
+    #[error("usage: shim --state-dir DIR | shim exec | shim pause DIR CGROUP | shim users DIR FIRST HOSTNAME")]
     Usage,
     #[error("{what} {path}: {source}", path = path.display())]
     File {

@@ -3,6 +3,7 @@
 //! `shim.json` and `config.json` are there before the shim starts; `started.json` appears when the container runs;
 //! `exit.json` when it ended or could not be created. A record either is whole or is not there.
 
+use crate::oci::users::Users;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
     fs,
@@ -28,6 +29,9 @@ pub struct ShimConfig {
     /// names a directory that is used as it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overlay: Option<Overlay>,
+    /// What a container in a user namespace of its pod's own is to find. None: it has the host's users.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub users: Option<Users>,
     pub log_path: PathBuf,
     /// Bytes at which a log file is rotated, and how many files are kept in all.
     pub log_max_bytes: u64,
@@ -41,7 +45,7 @@ pub struct ShimConfig {
     pub stdin_once: bool,
     #[serde(default)]
     pub tty: bool,
-    /// Owner of the standard streams, so that a user other than root may reopen `/dev/stdout`.
+    /// Owner of the standard streams, by the host's id, so that a user other than root may reopen `/dev/stdout`.
     pub uid: u32,
     /// What asks the container to end.
     pub stop_signal: i32,

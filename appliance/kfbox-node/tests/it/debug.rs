@@ -26,7 +26,7 @@ impl World {
             .unwrap();
     }
 
-    async fn output(&self, pod: &str, container: &str, command: &str) -> String {
+    pub async fn output(&self, pod: &str, container: &str, command: &str) -> String {
         let args = ["sh", "-c", command].map(str::to_owned).to_vec();
         let deadline = std::time::Instant::now() + PATIENCE;
         let mut session = loop {

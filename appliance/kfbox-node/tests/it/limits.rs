@@ -27,7 +27,14 @@ async fn a_pod_that_this_node_cannot_run_is_refused_with_the_reason() {
         refused("unsafe", "securityContext", sysctls).await,
         ("SysctlForbidden".into(), "Pod was rejected: forbidden sysctl: \"kernel.msgmax\" not allowlisted".to_owned())
     );
-    assert_eq!(refused("users", "hostUsers", json!(false)).await.0, "UserNamespacesNotSupported");
+    world
+        .run("users", "true", |pod| {
+            pod["spec"]["hostUsers"] = json!(false);
+            pod["spec"]["shareProcessNamespace"] = json!(true);
+        })
+        .await;
+    let pod = world.until_phase("users", "Failed").await;
+    assert_eq!(reason(&pod).0, Some("UserNamespacesNotSupported"));
     if !std::path::Path::new("/sys/module/apparmor").exists() {
         let profile = json!({ "appArmorProfile": { "type": "RuntimeDefault" } });
         let (reason, message) = refused("armored", "securityContext", profile).await;

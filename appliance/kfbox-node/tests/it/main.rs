@@ -1,8 +1,11 @@
 //! Containers on this machine: real shims, real pods through the API. Needs root on Debian 12 with `busybox-static`.
 
 mod debug;
+mod devices;
+mod disk;
 mod leaks;
 mod limits;
 mod pods;
 mod shims;
+mod users;
 mod world;

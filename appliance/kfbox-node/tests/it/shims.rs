@@ -70,6 +70,7 @@ impl Bench {
                 work: dir.join("work"),
                 target: dir.join("rootfs"),
             }),
+            users: None,
             log_path: dir.join("log"),
             log_max_bytes: 1 << 20,
             log_max_files: 2,

@@ -10,6 +10,7 @@ use kube::{
     api::{DeleteParams, PostParams},
     runtime::wait::await_condition,
 };
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::{Value, json};
 use std::{
     fs,
@@ -41,7 +42,7 @@ pub fn busybox(root: &Path) {
     for name in [
         "sh", "true", "false", "echo", "cat", "sleep", "yes", "head", "id", "hostname", "ls", "env", "pwd", "stty",
         "nc", "wget", "httpd", "touch", "kill", "mkdir", "wc", "dd", "nslookup", "test", "printf", "tr", "seq",
-        "mount", "grep", "readlink",
+        "mount", "grep", "readlink", "chown", "rm",
     ] {
         let _ = std::os::unix::fs::symlink("busybox", root.join("bin").join(name));
     }
@@ -76,6 +77,13 @@ impl World {
             interval: Duration::from_millis(200),
             ..EvictionConfig::default()
         }
+    }
+
+    /// Puts the node's data on a file system of its own, of so many mebibytes.
+    pub fn small_disk(config: &NodeConfig, mebibytes: u32) {
+        fs::create_dir_all(&config.data_dir).unwrap();
+        let size = format!("size={mebibytes}m");
+        mount(Some("kfbox-test"), &config.data_dir, Some("tmpfs"), MsFlags::empty(), Some(size.as_str())).unwrap();
     }
 
     pub async fn start_with(change: impl FnOnce(&mut NodeConfig)) -> Self {
@@ -252,6 +260,7 @@ impl World {
     pub async fn stop(mut self) {
         self.crash().await;
         Node::reset(&self.config).await.unwrap();
+        let _ = umount2(&self.config.data_dir, MntFlags::MNT_DETACH);
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         let own = self.dir.path().to_str().unwrap();
         assert!(!mounts.contains(own), "mounts stay");
@@ -273,6 +282,7 @@ impl Drop for World {
         if let Ok(Err(error)) = cleanup.join() {
             eprintln!("clean-up: {error}");
         }
+        let _ = umount2(&self.config.data_dir, MntFlags::MNT_DETACH);
     }
 }
 

@@ -145,6 +145,10 @@ pub struct Images {
     pub aliases: BTreeMap<String, String>,
     /// Registries asked instead of the one named: `"docker.io" = ["https://mirror.lab.example"]`.
     pub mirrors: BTreeMap<String, Vec<String>>,
+    /// Registries (`host:port`) that speak plain HTTP.
+    pub insecure: Vec<String>,
+    /// Certificates of registries' authorities, in PEM, besides those of the system.
+    pub ca_bundle: Option<PathBuf>,
     /// False on an air-gapped machine: only images that were loaded are used.
     pub offline: bool,
 }

@@ -521,6 +521,8 @@ fn node_config(config: &Config, node_name: &str) -> anyhow::Result<NodeConfig> {
         images: ImageConfig {
             aliases: config.images.aliases.clone(),
             mirrors: config.images.mirrors.clone(),
+            insecure: config.images.insecure.clone(),
+            ca_file: config.images.ca_bundle.clone(),
             pull_enabled: !config.images.offline,
             ..proxies()
         },

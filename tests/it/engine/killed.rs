@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-const KILLS: usize = 20;
+const KILLS: usize = 8;
 /// Between readiness and the next death. Around what a run of the shorter pipeline takes.
 const LIFE: std::ops::Range<u64> = 0..2500;
 

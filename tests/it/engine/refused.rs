@@ -106,6 +106,7 @@ fn case(name: &str, content: &str, arguments: Value, root: Value) -> Value {
 fn what_cannot_be_is_refused_with_the_field_at_fault() -> anyhow::Result<()> {
     let b = TestBox::shared()?;
     let mut cases = vec![case("good", GOOD, Value::Null, Value::Null)];
+    cases.push(case("large", &format!("{GOOD}# {}", "x".repeat(3 << 20)), Value::Null, Value::Null));
     let mut wanted: Vec<(String, String)> = Vec::new();
     for (from, to, says) in SPOILED {
         let spoiled = GOOD.replacen(from, to, 1);
@@ -146,7 +147,9 @@ fn what_cannot_be_is_refused_with_the_field_at_fault() -> anyhow::Result<()> {
         wanted.push((name.into(), says.into()));
     }
     let said = client(&b, "kfp_refused.py", &[], &Value::Array(cases).to_string())?;
-    assert_eq!(said["good"]["status"], 200, "{}", said["good"]);
+    for name in ["good", "large"] {
+        assert_eq!(said[name]["status"], 200, "{name}: {}", said[name]);
+    }
     let mut wrong = Vec::new();
     for (name, says) in wanted {
         let message: Value = serde_json::from_str(said[&name]["body"].as_str().unwrap_or_default()).unwrap_or_default();
@@ -209,10 +212,7 @@ fn an_image_that_its_registry_does_not_have_fails_the_step_at_once() -> anyhow::
     let mut b = TestBox::prepare()?;
     let dir = tempfile::tempdir()?;
     let config = dir.path().join("config.toml");
-    std::fs::write(
-        &config,
-        format!("[images]\nmirrors = {{ \"registry.absent\" = [\"http://{}\"] }}\n", registry.address),
-    )?;
+    std::fs::write(&config, format!("[images]\ninsecure = [\"{}\"]\n", registry.address))?;
     b.up(&["--config", config.to_str().unwrap()])?;
     b.load_python_image()?;
     let step = |image: &str, init: &str| {
@@ -227,12 +227,15 @@ fn an_image_that_its_registry_does_not_have_fails_the_step_at_once() -> anyhow::
         );
         format!("{pipeline}{init}")
     };
-    let init = "---
-platforms: {kubernetes: {deploymentSpec: {executors: {exec-a: {initContainers: [{name: first, image: registry.absent/no/init:1}]}}}}}
-";
+    let (image, init_image) = (format!("{}/no/such:1", registry.address), format!("{}/no/init:1", registry.address));
+    let init = format!(
+        "---
+platforms: {{kubernetes: {{deploymentSpec: {{executors: {{exec-a: {{initContainers: [{{name: first, image: \"{init_image}\"}}]}}}}}}}}}}
+"
+    );
     for (name, content, says) in [
-        ("absent", step("registry.absent/no/such:1", ""), "registry.absent/no/such:1"),
-        ("absent-init", step("python:3.11", init), "init container first"),
+        ("absent", step(&image, ""), image.as_str()),
+        ("absent-init", step("python:3.11", &init), "init container first"),
     ] {
         let package = dir.path().join(format!("{name}.yaml"));
         std::fs::write(&package, content)?;

@@ -17,16 +17,13 @@ pub fn fill_parts(schema: &Schema, object: &mut Map<String, Value>) {
     }
 }
 
-/// Members that are not optional, and structs within the struct.
+/// The members that are written out even when they are zero, which are those with a default, and structs within the struct.
 fn zero(node: &Node) -> Value {
     let mut out = Map::new();
     for property in &node.properties {
         let Some(default) = property.default.as_deref() else { continue };
-        if default.is_object() {
-            out.insert(property.name.to_string(), zero(property.link.node()));
-        } else if node.required.contains(&property.name) {
-            out.insert(property.name.to_string(), default.clone());
-        }
+        let value = if default.is_object() { zero(property.link.node()) } else { default.clone() };
+        out.insert(property.name.to_string(), value);
     }
     Value::Object(out)
 }

@@ -282,7 +282,9 @@ async fn policies_that_cannot_work_are_refused_and_the_others_are_checked_agains
     assert_eq!(code, 201, "{made}");
     let status = loop {
         let batch = changes.next().await.unwrap();
-        if let Some(status) = batch.iter().map(|c| c.object.value()["status"].clone()).find(|s| s["observedGeneration"].is_i64()) {
+        if let Some(status) =
+            batch.iter().map(|c| c.object.value()["status"].clone()).find(|s| s["observedGeneration"].is_i64())
+        {
             break status;
         }
     };

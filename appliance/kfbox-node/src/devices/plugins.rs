@@ -26,7 +26,6 @@ use tonic::{
 };
 
 mod proto {
-    #![expect(clippy::allow_attributes, reason = "generated from proto/deviceplugin.proto")]
     tonic::include_proto!("v1beta1");
 }
 

@@ -21,13 +21,14 @@ impl TestNetwork {
         let folder = tempfile::tempdir().unwrap();
         // By the process and a random part: several runs may be at work on one machine.
         let unique = uuid::Uuid::new_v4().as_u128() as u32;
-        let (a, b) = ((unique >> 8) as u8 & 0x3f, unique as u8 & 0xfc);
+        // Beside what the box that tests share has.
+        let (a, b) = (160 + ((unique >> 8) as u8 & 0x1f), unique as u8 & 0xfc);
         let config = NetworkConfig {
             instance: format!("test-{unique:08x}"),
             bridge: format!("kft{unique:08x}"),
-            pod_cidr: format!("10.{}.{b}.0/24", 128 + a).parse().unwrap(),
-            service_cidr: format!("10.{}.{}.0/24", 128 + a, b + 1).parse().unwrap(),
-            dns_ip: format!("10.{}.{}.10", 128 + a, b + 1).parse().unwrap(),
+            pod_cidr: format!("10.{a}.{b}.0/24").parse().unwrap(),
+            service_cidr: format!("10.{a}.{}.0/24", b + 1).parse().unwrap(),
+            dns_ip: format!("10.{a}.{}.10", b + 1).parse().unwrap(),
             mtu: 0,
             run_dir: folder.path().to_owned(),
         };

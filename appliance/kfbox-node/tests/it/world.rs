@@ -90,13 +90,14 @@ impl World {
         let dir = tempfile::tempdir().unwrap();
         let n = unique();
         let instance = format!("kfn{n}");
-        let second = 64 + n % 100;
+        // Beside what the box that tests share has.
+        let second = 64 + n % 76;
         let network = NetworkConfig {
             instance: instance.clone(),
             bridge: format!("kfn{n}"),
-            pod_cidr: format!("10.{second}.{}.0/24", n / 100 % 250).parse().unwrap(),
-            service_cidr: format!("10.{}.{}.0/24", second + 90, n / 100 % 250).parse().unwrap(),
-            dns_ip: format!("10.{}.{}.10", second + 90, n / 100 % 250).parse().unwrap(),
+            pod_cidr: format!("10.{second}.{}.0/24", n / 76 % 250).parse().unwrap(),
+            service_cidr: format!("10.{}.{}.0/24", second + 90, n / 76 % 250).parse().unwrap(),
+            dns_ip: format!("10.{}.{}.10", second + 90, n / 76 % 250).parse().unwrap(),
             mtu: 0,
             run_dir: dir.path().join("run"),
         };

@@ -20,7 +20,7 @@ use crate::{
 use axum::{
     Json, Router,
     body::Body,
-    extract::{FromRequestParts, Request},
+    extract::{DefaultBodyLimit, FromRequestParts, Request},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -72,6 +72,8 @@ pub(crate) fn router(inner: Arc<Inner>) -> Router {
         .route("/apis/v1alpha1/runs/{id}/nodes/{node}/log", get(runs::log))
         .route("/apis/{*rest}", axum::routing::any(nothing))
         .method_not_allowed_fallback(other_method)
+        // Room for the form around a package; without a limit of its own it would be axum's 2 MB.
+        .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(inner)
 }
 

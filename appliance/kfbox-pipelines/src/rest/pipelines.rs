@@ -14,6 +14,7 @@ use axum::{
     Json,
     body::Body,
     extract::{FromRequest, Multipart, Path, Request},
+    http::StatusCode,
     response::Response,
 };
 use kfbox_base::UserInfo;
@@ -395,11 +396,13 @@ async fn uploaded(request: Request) -> ApiResult<(Vec<u8>, Option<String>)> {
         }
         let name = part.file_name().map(str::to_owned);
         let mut content = Vec::new();
-        while let Some(chunk) =
-            part.chunk().await.map_err(|e| ApiError::invalid(format!("the upload was cut off: {e}")))?
-        {
+        let too_large = || ApiError::invalid(format!("the package is larger than {} MiB", MAX_PACKAGE >> 20));
+        while let Some(chunk) = part.chunk().await.map_err(|e| match e.status() {
+            StatusCode::PAYLOAD_TOO_LARGE => too_large(),
+            _ => ApiError::invalid(format!("the upload was cut off: {e}")),
+        })? {
             if content.len() + chunk.len() > MAX_PACKAGE {
-                return Err(ApiError::invalid(format!("the package is larger than {} MiB", MAX_PACKAGE >> 20)));
+                return Err(too_large());
             }
             content.extend_from_slice(&chunk);
         }

@@ -77,7 +77,7 @@ fn kubectl_prints_explains_and_describes() -> anyhow::Result<()> {
         ("deployment web", &["RollingUpdate", "NewReplicaSet:", "ScalingReplicaSet"][..]),
         ("pod -l app=idle", &["sleep", "QoS Class:", "BestEffort", "Scheduled", "Started"]),
         ("service web", &["TargetPort:", "http/TCP", "Endpoints:"]),
-        ("namespace", &["Status:", "Active"]),
+        ("namespace default", &["Status:", "Active"]),
         ("nodes", &["Allocatable:", "KubeletReady", "Non-terminated Pods"]),
         ("serviceaccount default", &["Image pull secrets:"]),
         ("storageclass", &["Provisioner:"]),

@@ -12,6 +12,7 @@ pub mod dynamic;
 mod kinds;
 mod limit_ranger;
 mod namespace_lifecycle;
+mod new_nodes;
 mod pod_resources;
 mod pod_security;
 mod pods;
@@ -73,6 +74,7 @@ impl<'a> Request<'a> {
 async fn mutate(request: &Request<'_>, object: &mut Value) -> Result<(), ApiError> {
     limit_ranger::mutate(request, object)?;
     service_account::mutate(request, object).await?;
+    new_nodes::mutate(request, object);
     priority::mutate(request, object)?;
     default_tolerations::mutate(request, object);
     default_classes::storage(request, object)?;

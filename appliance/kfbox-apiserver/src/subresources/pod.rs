@@ -7,7 +7,7 @@ use crate::{
     object::{is_deleting, member_mut, meta, string_map},
     respond,
     status::ApiError,
-    store::Object,
+    store::{Key, Object},
     verbs::{self, Call, Modification},
 };
 use axum::{body::Body, response::Response};
@@ -141,6 +141,10 @@ pub async fn bind_object(call: &Call, binding: Value) -> Result<Response, ApiErr
     assign(&inner, &binding).await
 }
 
+/// What a pod is told of where its node is (the admission plugin PodTopologyLabels), so that it can read it as labels of
+/// its own.
+const TOPOLOGY: [&str; 2] = ["topology.kubernetes.io/zone", "topology.kubernetes.io/region"];
+
 /// Gives a pod to a node, once (`BindingREST`).
 async fn assign(call: &Call, binding: &Value) -> Result<Response, ApiError> {
     let node = binding["target"]["name"].as_str().unwrap_or_default();
@@ -156,6 +160,7 @@ async fn assign(call: &Call, binding: &Value) -> Result<Response, ApiError> {
     if !errors.is_empty() {
         return Err(ApiError::invalid("", "Binding", &call.target.name, &errors));
     }
+    let place = call.core.store.get("nodes", &Key::new("", node)).map(|node| node.value()).unwrap_or_default();
     let how = Modification { subresource: "binding", track: true, replace: false };
     let conflict = |why: String| ApiError::conflict("", "pods/binding", &call.target.name, why);
     verbs::modify(call, &how, |pod| {
@@ -173,6 +178,11 @@ async fn assign(call: &Call, binding: &Value) -> Result<Response, ApiError> {
         let scheduled = json!({
             "type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": crate::object::now(),
         });
+        for label in TOPOLOGY {
+            if let Some(place) = place["metadata"]["labels"].get(label) {
+                member_mut(&mut new["metadata"], "labels").entry(label).or_insert_with(|| place.clone());
+            }
+        }
         let conditions = member_mut(&mut new, "status").entry("conditions").or_insert_with(|| json!([]));
         if let Some(conditions) = conditions.as_array_mut() {
             conditions.retain(|c| c["type"] != "PodScheduled");

@@ -163,14 +163,30 @@ async fn extension(world: &World, dir: &Path) -> Extension {
                 accepted = listener.accept() => accepted.unwrap().0,
                 () = stopped.cancelled() => return,
             };
-            let acceptor = acceptor.clone();
+            let (acceptor, echoes) = (acceptor.clone(), tasks.clone());
             tasks.spawn("extension-connection", async move {
                 let Ok(stream) = acceptor.accept(stream).await else { return };
-                let service = hyper::service::service_fn(|request: Request<hyper::body::Incoming>| async move {
-                    Ok::<_, Infallible>(extension_answer(&request))
+                let service = hyper::service::service_fn(|mut request: Request<hyper::body::Incoming>| {
+                    let upgrading = request.headers().contains_key("upgrade");
+                    let echo = upgrading.then(|| hyper::upgrade::on(&mut request));
+                    let tasks = echoes.clone();
+                    async move {
+                        let mut response = extension_answer(&request);
+                        if let Some(echo) = echo {
+                            *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+                            response.headers_mut().insert("connection", "Upgrade".parse().unwrap());
+                            response.headers_mut().insert("upgrade", "echo".parse().unwrap());
+                            *response.body_mut() = Full::default();
+                            tasks.spawn("extension-echo", async move {
+                                let (mut from, mut to) = tokio::io::split(TokioIo::new(echo.await.unwrap()));
+                                drop(tokio::io::copy(&mut from, &mut to).await);
+                            });
+                        }
+                        Ok::<_, Infallible>(response)
+                    }
                 });
                 let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
-                drop(builder.serve_connection(TokioIo::new(stream), service).await);
+                drop(builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await);
             });
         }
     });
@@ -304,6 +320,33 @@ async fn a_group_of_another_server_is_served_as_if_it_were_here() {
     assert_eq!(world.get(things).await.0, 404);
     let (_, v2) = world.get("/openapi/v2").await;
     assert!(v2["definitions"]["com.example.ext.v1.Thing"].is_null());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upgraded_connection_goes_through_to_the_other_server() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let world = world().await;
+    let dir = tempfile::tempdir().unwrap();
+    let extension = extension(&world, dir.path()).await;
+    world.post("/api/v1/namespaces/default/services", external(extension.port)).await;
+    world.post(APISERVICES, apiservice(extension.port, json!({"caBundle": encoded(&extension.ca)}))).await;
+    until(&world, NAME, |o| available(o).0 == "True").await;
+    let client = world.remote(|_| {}).await;
+    let request = Request::get("/apis/ext.example.com/v1/namespaces/default/things/t/talk")
+        .header("connection", "Upgrade")
+        .header("upgrade", "echo")
+        .body(kube::client::Body::empty())
+        .unwrap();
+    let response = client.send(request).await.unwrap();
+    assert_eq!((response.status().as_u16(), &response.headers()["upgrade"]), (101, &"echo".parse().unwrap()));
+    let mut stream = TokioIo::new(hyper::upgrade::on(response).await.unwrap());
+    // More than fits in a buffer, and both ways at once.
+    let sent: Vec<u8> = (0..1_000_000u32).map(|n| n.to_le_bytes()[0]).collect();
+    let (mut from, mut to) = tokio::io::split(&mut stream);
+    let mut heard = vec![0; sent.len()];
+    let (written, read) = tokio::join!(to.write_all(&sent), from.read_exact(&mut heard));
+    (written.unwrap(), read.unwrap());
+    assert!(heard == sent);
 }
 
 #[tokio::test]

@@ -314,3 +314,28 @@ async fn editors_cannot_lead_a_service_elsewhere_and_nobody_into_this_machine() 
     let (code, body) = by(&world, "ann@x.org", "GET", &format!("{services}/web/proxy/"), Value::Null).await;
     assert_eq!((code.as_u16(), message(&body)), (400, "address not allowed"));
 }
+
+#[tokio::test]
+async fn new_nodes_wait_for_their_first_word_and_pods_learn_where_they_are() {
+    let world = world().await;
+    world.default_account().await;
+    let labels =
+        json!({"topology.kubernetes.io/zone": "cellar", "topology.kubernetes.io/region": "house", "rack": "1"});
+    let node = json!({"metadata": {"name": "n1", "labels": labels}, "spec": {"taints": [{"key": "a", "effect": "NoSchedule"}]}});
+    let (code, node) = world.post("/api/v1/nodes", node).await;
+    assert_eq!(code, 201, "{node}");
+    let taints =
+        json!([{"key": "a", "effect": "NoSchedule"}, {"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"}]);
+    assert_eq!(node["spec"]["taints"], taints);
+    // Whoever takes it away is not contradicted.
+    let (_, node) = world.merge("/api/v1/nodes/n1", json!({"spec": {"taints": null}})).await;
+    assert_eq!(node["spec"]["taints"], Value::Null);
+    let mut pod = with("p", json!({}));
+    pod["metadata"]["labels"] = json!({"topology.kubernetes.io/region": "own"});
+    assert_eq!(world.post(PODS, pod).await.0, 201);
+    let binding = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": "p"}, "target": {"name": "n1"}});
+    assert_eq!(world.post(&format!("{PODS}/p/binding"), binding).await.0, 201);
+    let (_, pod) = world.get(&format!("{PODS}/p")).await;
+    let labels = json!({"topology.kubernetes.io/zone": "cellar", "topology.kubernetes.io/region": "own"});
+    assert_eq!((&pod["spec"]["nodeName"], &pod["metadata"]["labels"]), (&json!("n1"), &labels));
+}

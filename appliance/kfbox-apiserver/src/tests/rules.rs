@@ -1,5 +1,6 @@
 //! What is wrong with objects, in upstream's words, all at once and in upstream's order; and what may be changed.
 
+mod records;
 mod workloads;
 
 use super::*;

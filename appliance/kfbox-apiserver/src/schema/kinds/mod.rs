@@ -9,6 +9,8 @@ mod autoscaling;
 mod batch;
 mod config;
 mod containers;
+mod csi;
+mod events;
 mod flow;
 mod limits;
 mod meta;
@@ -114,6 +116,12 @@ fn kind_rules(c: &mut Check, group: &str, version: &str, kind: &str, value: &Val
         ("", "PersistentVolumeClaim") => storage::claim(c, value, old),
         ("", "PersistentVolume") => storage::volume(c, value, old),
         ("storage.k8s.io", "StorageClass") => storage::storage_class(c, value, old),
+        ("storage.k8s.io", "CSIDriver") => csi::driver(c, value, old),
+        ("storage.k8s.io", "CSINode") => csi::node(c, value),
+        ("storage.k8s.io", "VolumeAttachment") => csi::attachment(c, value, old),
+        ("storage.k8s.io", "CSIStorageCapacity") => csi::capacity(c, value, old),
+        ("storage.k8s.io", "VolumeAttributesClass") => csi::attributes_class(c, value, old),
+        ("" | "events.k8s.io", "Event") => events::event(c, group, value, old),
         ("rbac.authorization.k8s.io", "Role" | "ClusterRole") => policy::role(c, kind, value),
         ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding") => policy::binding(c, kind, value, old),
         ("policy", "PodDisruptionBudget") => policy::disruption_budget(c, value),

@@ -236,17 +236,13 @@ fn update(c: &mut Check, spec: &Value, was: &Value) {
 const MAX_PARAMETERS: usize = 512;
 const MAX_PARAMETER_BYTES: usize = 256 << 10;
 
-pub(super) fn storage_class(c: &mut Check, value: &Value, old: Option<&Value>) {
-    let provisioner = c.needs(value, "", "provisioner");
-    if !provisioner.is_empty() {
-        c.holds("provisioner", provisioner, names::qualified_any_case);
-    }
-    let parameters: Vec<(&String, &Value)> = members(value, "/parameters").collect();
-    if parameters.len() > MAX_PARAMETERS {
+pub(super) fn parameters(c: &mut Check, value: &Value) {
+    let all: Vec<(&String, &Value)> = members(value, "/parameters").collect();
+    if all.len() > MAX_PARAMETERS {
         c.push(FieldError::too_long("parameters", MAX_PARAMETERS));
     }
     let mut size = 0;
-    for (name, text) in parameters {
+    for (name, text) in all {
         if name.is_empty() {
             c.invalid("parameters", name.as_str(), "field can not be empty.");
         }
@@ -255,6 +251,14 @@ pub(super) fn storage_class(c: &mut Check, value: &Value, old: Option<&Value>) {
     if size > MAX_PARAMETER_BYTES {
         c.push(FieldError::too_long("parameters", MAX_PARAMETER_BYTES));
     }
+}
+
+pub(super) fn storage_class(c: &mut Check, value: &Value, old: Option<&Value>) {
+    let provisioner = c.needs(value, "", "provisioner");
+    if !provisioner.is_empty() {
+        c.holds("provisioner", provisioner, names::qualified_any_case);
+    }
+    parameters(c, value);
     c.one_of(value, "", "reclaimPolicy", &["Delete", "Retain"]);
     c.exactly_one_of(value, "", "volumeBindingMode", &["Immediate", "WaitForFirstConsumer"]);
     let Some(old) = old else { return };

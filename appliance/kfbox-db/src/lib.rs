@@ -6,7 +6,7 @@ mod open;
 mod pool;
 mod writer;
 
-pub use open::{OpenError, Schema, open_connection};
+pub use open::{OpenError, Schema, fill_log, open_connection};
 pub use pool::Database;
 pub use rusqlite;
 

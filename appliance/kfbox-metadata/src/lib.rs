@@ -54,7 +54,9 @@ impl Metadata {
     /// Opens or creates the store. `access` says what a caller may do.
     pub fn open(config: Config, access: Arc<dyn Access>) -> Result<Self, OpenError> {
         let Config { data_dir } = config;
-        let db = Database::open(&data_dir.join("metadata.db"), &schema::SCHEMA)?;
+        let path = data_dir.join("metadata.db");
+        let db = Database::open(&path, &schema::SCHEMA)?;
+        kfbox_db::fill_log(&path);
         Ok(Self { service: Service { store: Store { db }, access } })
     }
 

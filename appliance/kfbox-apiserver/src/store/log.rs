@@ -74,9 +74,9 @@ pub(super) fn shrink(connection: &Connection) -> Result<bool> {
     Ok(true)
 }
 
-/// The file is shorter once the write-ahead log that says so has gone into it.
+/// The file is shorter once the write-ahead log that says so has gone into it. The log itself keeps its length.
 pub(super) fn checkpoint(connection: &Connection) -> Result<()> {
-    run(connection, "PRAGMA wal_checkpoint(TRUNCATE)")
+    run(connection, "PRAGMA wal_checkpoint(RESTART)")
 }
 
 fn run(connection: &Connection, pragma: &str) -> Result<()> {

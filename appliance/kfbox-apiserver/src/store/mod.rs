@@ -43,6 +43,7 @@ impl Store {
     /// `history`: revisions kept for watches that resume and lists of the past.
     pub fn open(path: &Path, history: u64) -> Result<Self, kfbox_db::OpenError> {
         let connection = kfbox_db::open_connection(path, &SCHEMA)?;
+        kfbox_db::fill_log(path);
         let sqlite = |source| kfbox_db::OpenError::Sqlite { name: SCHEMA.name, path: path.to_owned(), source };
         let state = Arc::new(RwLock::new(log::load(&connection).map_err(sqlite)?));
         let (jobs, queue) = mpsc::channel(WRITE_QUEUE);

@@ -164,6 +164,7 @@ fn unique(error: rusqlite::Error, what: impl FnOnce() -> String) -> ApiError {
 impl Store {
     pub fn open(path: &Path) -> Result<Self, kfbox_db::OpenError> {
         let db = Database::open(path, &schema::SCHEMA)?;
+        kfbox_db::fill_log(path);
         let mut fresh = [0u8; 32];
         rand::rng().fill_bytes(&mut fresh);
         let failed = |error: kfbox_db::Error| kfbox_db::OpenError::Sqlite {

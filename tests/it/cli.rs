@@ -1,5 +1,6 @@
 //! The command line as a person uses it.
 
+use anyhow::Context as _;
 use kfbox_tests::{TestBox, program, run};
 use std::process::Command;
 
@@ -99,7 +100,7 @@ fn errors_say_the_next_step() -> anyhow::Result<()> {
 
 #[test]
 fn reset_leaves_the_machine_as_it_was() -> anyhow::Result<()> {
-    let mut b = TestBox::prepare()?;
+    let b = TestBox::prepare()?;
     let settings = b.settings();
     let instance = settings[1].clone();
     // What of this instance the machine knows: links, firewall tables, mounts.
@@ -112,7 +113,13 @@ fn reset_leaves_the_machine_as_it_was() -> anyhow::Result<()> {
             |line: &&str| line.contains(&format!("{instance}0")) || line.split([' ', '/']).any(|w| w == instance);
         Ok(all.lines().filter(mine).map(String::from).collect())
     };
-    b.up(&[])?;
+    // Everything named from where the caller is, which the daemon then leaves.
+    let (folder, name) = (b.data_dir().parent().context("a folder")?, b.data_dir().file_name().context("a name")?);
+    std::fs::write(folder.join("box.toml"), format!("data_dir = {:?}\n", name.to_string_lossy()))?;
+    let mut up = Command::new(program()?);
+    up.args(["up", "--config", "box.toml"]).args(&settings).env_remove("KFBOX_DATA_DIR").current_dir(folder);
+    run(&mut up)?.ok()?;
+    assert_eq!(std::fs::read_link(format!("/proc/{}/cwd", b.pid()?))?, std::path::Path::new("/"));
     assert!(!traces()?.is_empty(), "the bridge and the tables are there while it runs");
     let mut args = vec!["reset".to_owned(), "--yes".to_owned()];
     args.extend(settings);

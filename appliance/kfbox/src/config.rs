@@ -205,7 +205,7 @@ impl Default for Config {
             instance: "kfbox".into(),
             user: "user@example.com".into(),
             // s3s logs every refused request as an error, and presigned URLs with their signatures.
-            log: "info,s3s=off".into(),
+            log: "info,s3s=off,hickory_server=warn,hickory_resolver=warn".into(),
             log_json: false,
             gateway: Gateway::default(),
             kubernetes: Kubernetes::default(),
@@ -283,6 +283,7 @@ impl Config {
         set(&mut config.network.service_cidr, service_cidr);
         set(&mut config.profiles.pod_security, pod_security);
         set(&mut config.log, log);
+        config.in_folder(&std::env::current_dir().context("the folder that kfbox was started in")?);
         if config.network.bridge.is_empty() {
             config.network.bridge = format!("{}0", config.instance);
         }
@@ -300,8 +301,29 @@ impl Config {
                 Err(e) => return Err(e).context(DEFAULT_CONFIG_FILE),
             },
         };
-        let shown = path.unwrap_or(Path::new(DEFAULT_CONFIG_FILE)).display();
-        toml::from_str(&text).map_err(|e| wrong(format!("{shown}: {e}")).into())
+        let path = path.unwrap_or(Path::new(DEFAULT_CONFIG_FILE));
+        let mut config: Self = toml::from_str(&text).map_err(|e| wrong(format!("{}: {e}", path.display())))?;
+        let path = std::path::absolute(path).with_context(|| path.display().to_string())?;
+        if let Some(folder) = path.parent() {
+            config.in_folder(folder);
+        }
+        Ok(config)
+    }
+
+    /// Completes the paths that are relative: those of the file are in the file's folder, those of flags in the current
+    /// one. The daemon itself stays in no folder.
+    fn in_folder(&mut self, folder: &Path) {
+        let tls = &mut self.gateway.tls;
+        let given = [
+            &mut tls.certificate,
+            &mut tls.key,
+            &mut self.kubernetes.audit.policy,
+            &mut self.images.ca_bundle,
+            &mut self.packages.ca_bundle,
+        ];
+        for path in given.into_iter().flatten().chain([&mut self.data_dir]) {
+            *path = folder.join(&*path);
+        }
     }
 
     fn validate(&self) -> anyhow::Result<()> {
@@ -407,6 +429,20 @@ mod tests {
 
     fn options(file: Option<&Path>) -> BoxOptions {
         BoxOptions { data_dir: None, config: file.map(Into::into) }
+    }
+
+    #[test]
+    fn relative_paths_are_those_of_the_file_or_of_the_caller() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("c.toml");
+        let text = "data_dir = \"box\"\n[images]\nca_bundle = \"/etc/ca.pem\"\n[gateway.tls]\nmode = \"files\"\ncertificate = \"c.pem\"\n";
+        std::fs::write(&file, text).unwrap();
+        let up = UpOptions { tls_key: Some("k.pem".into()), ..UpOptions::default() };
+        let config = Config::resolve(&options(Some(&file)), &up).unwrap();
+        assert_eq!(config.data_dir, dir.path().join("box"));
+        assert_eq!(config.images.ca_bundle, Some("/etc/ca.pem".into()));
+        assert_eq!(config.gateway.tls.certificate, Some(dir.path().join("c.pem")));
+        assert_eq!(config.gateway.tls.key, Some(std::env::current_dir().unwrap().join("k.pem")));
     }
 
     #[test]

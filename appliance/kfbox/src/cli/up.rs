@@ -52,6 +52,8 @@ fn foreground(config: &Config, error_file: Option<&Path>) -> anyhow::Result<Exit
     if error_file.is_some() {
         // Leaves the terminal of whoever typed `up`.
         nix::unistd::setsid().context("cannot leave the terminal")?;
+        // And the folder, which it would keep busy; the configuration's paths are complete by now.
+        std::env::set_current_dir("/").context("cannot leave the folder")?;
     }
     let outcome = daemon::run(config, error_file.is_none());
     if let (Err(error), Some(path)) = (&outcome, error_file) {
@@ -90,7 +92,6 @@ fn spawn(config: &Config, error_file: &Path) -> anyhow::Result<Child> {
         .arg(error_file)
         // Few heaps: idle memory counts for more here than allocation under contention.
         .env("MALLOC_ARENA_MAX", "2")
-        .current_dir("/")
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)

@@ -7,7 +7,7 @@ use super::{
     ImageConfig, MAX_DOCUMENT, OnProgress, Progress,
     blobs::{BlobError, Hasher, Incoming, digest_of},
     config::{self, ConfigBlob, Descriptor, INDEX_TYPES, Index, MANIFEST_TYPES, Manifest},
-    name::{self, ImageName, InvalidName},
+    name::{ImageName, InvalidName},
     store::{Image, ImageStore, Inner, StoreError, blocking, parse},
 };
 use base64::Engine as _;
@@ -118,6 +118,16 @@ impl Auths {
         }
     }
 
+    /// What [`proof`] makes of the credentials for a name.
+    pub(super) fn proof(&self, name: &ImageName) -> String {
+        proof(&self.of(name))
+    }
+
+    /// Of no credentials.
+    pub(super) fn default_proof() -> String {
+        proof(&RegistryAuth::Anonymous)
+    }
+
     /// The credentials for a name: those of the longest entry that the name begins with.
     fn of(&self, name: &ImageName) -> RegistryAuth {
         let full = name.without_tag();
@@ -153,16 +163,13 @@ impl ImageStore {
     /// Fetches an image, whether or not it is here already, and makes it ready to run. Layers that are here are not
     /// fetched again.
     pub async fn pull(&self, name: &str, auths: &Auths, progress: OnProgress) -> Result<Image, PullError> {
-        let mut target = ImageName::parse(name)?;
-        if let Some(alias) = name::alias_of(&self.inner.config.aliases, &target) {
-            target = ImageName::parse(&alias)?;
-        }
+        let target = self.target(name)?;
         if !self.inner.config.pull_enabled {
             return Err(PullError::Disabled { name: target.to_string() });
         }
         let auth = auths.of(&target);
         // Callers with other credentials may be refused what these are given.
-        let key = format!("{target} {}", digest_of(credential(&auth).as_bytes()));
+        let key = format!("{target} {}", proof(&auth));
         let running = {
             let mut pulls = self.inner.pulls.running.lock();
             pulls.retain(|_, (running, _)| running.upgrade().is_some());
@@ -191,12 +198,14 @@ impl ImageStore {
     }
 }
 
-fn credential(auth: &RegistryAuth) -> String {
-    match auth {
+/// Stands for credentials without telling them.
+fn proof(auth: &RegistryAuth) -> String {
+    let credential = match auth {
         RegistryAuth::Anonymous => String::new(),
         RegistryAuth::Basic(user, password) => format!("{user}\n{password}"),
         RegistryAuth::Bearer(token) => format!("\n{token}"),
-    }
+    };
+    digest_of(credential.as_bytes())
 }
 
 /// A place to ask: a mirror or the registry itself.
@@ -337,11 +346,11 @@ impl Source<'_> {
         }
         let layers: Vec<_> = manifest.layers.iter().map(|layer| self.blob(layer, progress).boxed()).collect();
         futures::stream::iter(layers).buffer_unordered(PARALLEL).try_collect::<Vec<()>>().await?;
-        let progress = progress.clone();
+        let (progress, proof) = (progress.clone(), proof(&self.auth));
         self.store(move |inner| {
             let imported = inner.has(&digest) && !inner.is_marked_pulled(&digest);
             if !imported {
-                inner.mark_pulled(&digest)?;
+                inner.mark_pulled(&digest, proof)?;
             }
             inner.commit(&digest, &names, &progress)
         })

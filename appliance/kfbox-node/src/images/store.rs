@@ -4,7 +4,7 @@
 //! ID being the first 24 hexadecimal digits of its diff id (short, because overlayfs takes all lower directories in one page).
 
 use super::{
-    ImageConfig, OnProgress, Progress,
+    Auths, ImageConfig, OnProgress, Progress,
     blobs::{BlobError, Blobs, Hasher, HashingReader},
     config::{ConfigBlob, Manifest, RunConfig},
     name::{self, ImageName},
@@ -116,6 +116,13 @@ struct Index {
     images: BTreeMap<String, BTreeSet<String>>,
 }
 
+/// Digests of the credentials for which registries gave an image.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct Proofs(pub(super) BTreeSet<String>);
+
+/// Credentials remembered of one image. Whose were forgotten has them checked by the registry once more.
+const MAX_PROOFS: usize = 256;
+
 #[derive(Default)]
 struct Known {
     by_manifest: BTreeMap<String, Arc<Image>>,
@@ -133,6 +140,7 @@ pub(super) struct Inner {
     pub(super) config: ImageConfig,
     pub(super) blobs: Blobs,
     known: RwLock<Known>,
+    marking: Mutex<()>,
     /// One lock a layer, so that two images which share one unpack it once.
     unpacking: Mutex<HashMap<String, Arc<Mutex<()>>>>,
     /// Held for reading while content is added or handed out, for writing while garbage is collected: content that no
@@ -171,6 +179,7 @@ impl ImageStore {
             config,
             blobs,
             known: RwLock::default(),
+            marking: Mutex::default(),
             unpacking: Mutex::default(),
             activity: Arc::default(),
             pulls: super::pull::Pulls::default(),
@@ -251,6 +260,31 @@ impl ImageStore {
         self.inner.is_marked_pulled(&image.digest)
     }
 
+    /// Whether somebody with these credentials may run an image that is here: it was imported, or its registry gave it to
+    /// anybody, or to these credentials before. Otherwise only the registry can tell, by a pull.
+    pub fn may_use(&self, name: &str, image: &Image, auths: &Auths) -> bool {
+        match self.inner.proofs(&image.digest) {
+            Ok(None) => true,
+            Ok(Some(proofs)) => {
+                let own = self.target(name).map(|target| auths.proof(&target));
+                proofs.0.contains(&Auths::default_proof()) || own.is_ok_and(|own| proofs.0.contains(&own))
+            }
+            Err(error) => {
+                tracing::warn!(%error, "whose an image is cannot be read; its registry is asked");
+                false
+            }
+        }
+    }
+
+    /// What a name stands for.
+    pub(super) fn target(&self, name: &str) -> Result<ImageName, name::InvalidName> {
+        let target = ImageName::parse(name)?;
+        match name::alias_of(&self.inner.config.aliases, &target) {
+            Some(alias) => ImageName::parse(&alias),
+            None => Ok(target),
+        }
+    }
+
     /// The unpacked layers of an image, unpacked now where they are missing.
     pub async fn snapshot(&self, image: &Image) -> Result<Snapshot, StoreError> {
         let guard = self.inner.activity.clone().read_owned().await;
@@ -310,13 +344,34 @@ impl Inner {
         self.pulled_path(digest).is_some_and(|path| path.exists())
     }
 
-    /// Notes that an image came from a registry.
-    pub(super) fn mark_pulled(&self, digest: &str) -> Result<(), StoreError> {
-        let Some(path) = self.pulled_path(digest) else { return Ok(()) };
-        if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder).map_err(StoreError::at(folder))?;
+    /// With which credentials a pulled image was had; none of one that was imported.
+    pub(super) fn proofs(&self, digest: &str) -> Result<Option<Proofs>, StoreError> {
+        let Some(path) = self.pulled_path(digest) else { return Ok(None) };
+        match fs::read(&path) {
+            // A note that a crash left empty proves nothing.
+            Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes).unwrap_or_default())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(StoreError::at(&path)(error)),
         }
-        File::create(&path).map(drop).map_err(StoreError::at(&path))
+    }
+
+    /// Notes that a registry gave an image for these credentials.
+    pub(super) fn mark_pulled(&self, digest: &str, proof: String) -> Result<(), StoreError> {
+        let Some(path) = self.pulled_path(digest) else { return Ok(()) };
+        let folder = self.root.join("pulled");
+        fs::create_dir_all(&folder).map_err(StoreError::at(&folder))?;
+        let _one_at_a_time = self.marking.lock();
+        let mut proofs = self.proofs(digest)?.unwrap_or_default();
+        if !proofs.0.insert(proof) {
+            return Ok(());
+        }
+        while proofs.0.len() > MAX_PROOFS {
+            proofs.0.pop_first();
+        }
+        let invalid = |error: serde_json::Error| StoreError::Invalid { what: "list of proofs", why: error.to_string() };
+        let next = folder.join("next");
+        fs::write(&next, serde_json::to_vec(&proofs).map_err(invalid)?).map_err(StoreError::at(&next))?;
+        fs::rename(&next, &path).map_err(StoreError::at(&path))
     }
 
     /// Whether an image is here at all.

@@ -609,7 +609,35 @@ async fn refusals_of_a_registry_are_told_apart() {
     let refused = store.pull(&private, &auths, silent()).await;
     assert!(matches!(refused, Err(PullError::Unauthorized { .. })), "{refused:?}");
     auths.add(&host, RegistryAuth::Basic("me".into(), "secret".into()));
-    store.pull(&private, &auths, silent()).await.unwrap();
+    let image = store.pull(&private, &auths, silent()).await.unwrap();
     // Whatever was refused left no name.
     assert_eq!(store.list().len(), 1);
+
+    // That it is here gives it to nobody who could not have pulled it, also after a restart.
+    let mut others = Auths::default();
+    others.add(&host, RegistryAuth::Basic("you".into(), "guess".into()));
+    let config = store.config().clone();
+    for store in [store, ImageStore::open(&folder.path().join("images"), config).unwrap()] {
+        assert!(store.may_use(&private, &image, &auths));
+        assert!(!store.may_use(&private, &image, &Auths::default()) && !store.may_use(&private, &image, &others));
+        assert!(!store.may_use(&image.id, &image, &auths), "an id says nothing of a registry");
+    }
+    let store = ImageStore::open(
+        &folder.path().join("images"),
+        ImageConfig { insecure: vec![host.clone()], ..ImageConfig::default() },
+    )
+    .unwrap();
+    // The same image, given to everybody, is everybody's.
+    store.pull(&format!("{host}/public/x:1"), &Auths::default(), silent()).await.unwrap();
+    assert!(store.may_use(&private, &image, &others));
+}
+
+#[tokio::test]
+async fn an_imported_image_is_everybodys() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(folder.path());
+    let layout = layout(&two_layers(), Some("example.com/x:1"));
+    let archive = archive(folder.path(), &layout.files);
+    let image = store.import(&archive, ImportOptions::default(), silent()).await.unwrap().remove(0);
+    assert!(store.may_use(&image.names[0], &image, &Auths::default()));
 }

@@ -203,7 +203,7 @@ impl Node {
             Ok(store) => store?,
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         };
-        let directory = services::run(client.clone(), network.clone(), tasks, readiness);
+        let (directory, policies) = services::run(&client, network.clone(), tasks, readiness);
         dns::run(config.dns.clone(), directory.clone(), &network, tasks, readiness).await?;
 
         let devices = Devices::open(config.devices.clone(), &config.data_dir.join("pods"))?;
@@ -226,6 +226,7 @@ impl Node {
             },
             network,
             directory,
+            policies,
             events: Events::start(client.clone(), tasks, &config.node_name),
             changes,
             data_dir: config.data_dir.clone(),

@@ -9,7 +9,7 @@ use crate::{
     pod::downward::Surroundings,
     runtime::{Handle, Runtime},
     sandbox::DnsConfig,
-    services::Directory,
+    services::{Directory, Policies},
     usage::Meter,
     volumes::PodDirs,
 };
@@ -53,6 +53,7 @@ pub struct Context {
     pub images: ImageStore,
     pub network: Network,
     pub directory: Directory,
+    pub policies: Policies,
     pub events: Events,
     pub changes: broadcast::Sender<Change>,
     pub data_dir: PathBuf,

@@ -18,6 +18,7 @@ use crate::{
     },
     runtime::{Handle, RuntimeError, Stage},
     sandbox::{self, SandboxError},
+    services::policy::{Admission, NotProgrammed},
     shim::records::{self, Exit, Overlay, SHIM_CONFIG, ShimConfig, Started},
     volumes::{self, PodDirs, ReadyVolumes, Tokens, VolumeError},
 };
@@ -53,6 +54,8 @@ pub enum PrepareError {
     Runtime(#[from] RuntimeError),
     #[error(transparent)]
     Devices(#[from] DeviceError),
+    #[error("Failed to create pod sandbox: {0}")]
+    Policies(#[from] NotProgrammed),
     #[error("the preparation was interrupted")]
     Interrupted,
 }
@@ -61,7 +64,9 @@ impl PrepareError {
     /// The reason that upstream's event has.
     pub fn reason(&self) -> &'static str {
         match self {
-            Self::Network(_) | Self::Sandbox(_) | Self::Runtime(_) | Self::Interrupted => "FailedCreatePodSandBox",
+            Self::Network(_) | Self::Sandbox(_) | Self::Runtime(_) | Self::Policies(_) | Self::Interrupted => {
+                "FailedCreatePodSandBox"
+            }
             // Upstream's reason of every failed allocation.
             Self::Devices(_) => "UnexpectedAdmissionError",
             Self::Volume(_) | Self::Api(_) | Self::Image { .. } => "FailedMount",
@@ -81,6 +86,8 @@ pub struct Prepared {
     pub tokens: Tokens,
     /// The host's id of the pod's root, where the pod has users of its own.
     pub first_user: Option<u32>,
+    /// Of its address to the network policies; None in the host's network.
+    pub admission: Option<Admission>,
 }
 
 async fn blocking<T: Send + 'static, E: Send + 'static>(
@@ -122,16 +129,23 @@ pub async fn prepare(ctx: &Arc<Context>, pod: &Arc<Pod>) -> Result<Prepared, Pre
         ctx.network.expose(&uid, network.ip, host_ports(pod)).await?;
     }
     let (dirs, around, dns) = (ctx.dirs(&uid), ctx.surroundings(ip), ctx.dns.clone());
+    let admission = async {
+        match host_network {
+            true => Ok(None),
+            false => Ok(Some(ctx.policies.admit(pod, network.ip).await?)),
+        }
+    };
     let (pod, context) = (pod.clone(), ctx.clone());
-    blocking(PrepareError::Interrupted, move || {
+    let files = blocking(PrepareError::Interrupted, move || {
         let (mut namespaces, shm) = sandbox::namespaces(&pod, &dirs.run, network.netns_path)?;
         namespaces.pid = shared_processes(&context, &pod)?;
         let files = sandbox::files(&pod, &dirs.data, ip, &dns)?;
         let volumes = volumes::prepare(&pod, &dirs, &claims, &images)?;
         volumes::fill(&pod, &dirs, &around, &objects, &tokens)?;
-        Ok(Prepared { namespaces, shm, files, ip, volumes, tokens, first_user })
-    })
-    .await
+        Ok(Prepared { namespaces, shm, files, ip, volumes, tokens, first_user, admission: None })
+    });
+    let (prepared, admission) = tokio::try_join!(files, admission)?;
+    Ok(Prepared { admission, ..prepared })
 }
 
 fn private_folders(dirs: &PodDirs) -> Result<(), VolumeError> {
@@ -236,14 +250,27 @@ pub async fn ensure_image(
     let latest = full.ends_with(":latest");
     let policy = policy.filter(|p| !p.is_empty()).unwrap_or(if latest { "Always" } else { "IfNotPresent" });
     let here = ctx.images.resolve(name);
+    // A copy that somebody else's credentials brought here is no way around the registry.
+    let anybodys = here.as_ref().is_some_and(|image| ctx.images.may_use(name, image, &Auths::default()));
+    let auths = if anybodys && policy != "Always" { Auths::default() } else { credentials(ctx, pod).await };
+    let (here, withheld) = match here {
+        Some(image) if !anybodys && !ctx.images.may_use(name, &image, &auths) => (None, true),
+        here => (here, false),
+    };
     let present = || format!("Container image \"{name}\" already present on machine");
     let image = match (policy, here) {
         ("Never", None) => {
-            let message = format!("Container image \"{name}\" is not present with pull policy of Never");
+            let message = match withheld {
+                true => format!(
+                    "Container image \"{name}\" was pulled with credentials that this pod does not have, and its pull policy \
+                     is Never"
+                ),
+                false => format!("Container image \"{name}\" is not present with pull policy of Never"),
+            };
             ctx.events.pod(pod, container, Level::Warning, "ErrImageNeverPull", message.clone());
             return Err(failure("ErrImageNeverPull", message));
         }
-        ("Always", here) => match pull(ctx, pod, container, name).await {
+        ("Always", here) => match pull(ctx, pod, container, name, &auths).await {
             Ok(image) => image,
             Err(error) => match here {
                 // Without its registry, a laboratory goes on with the image it was given.
@@ -259,7 +286,7 @@ pub async fn ensure_image(
             image
         }
         (_, None) => {
-            let pulled = pull(ctx, pod, container, name).await;
+            let pulled = pull(ctx, pod, container, name, &auths).await;
             pulled.map_err(|error| pull_failed(ctx, pod, container, name, &error))?
         }
     };
@@ -276,7 +303,8 @@ fn pull_failed(ctx: &Context, pod: &Pod, container: Option<&str>, name: &str, er
     ImageFailure { reason: "ErrImagePull", message: error.to_string() }
 }
 
-async fn pull(ctx: &Arc<Context>, pod: &Arc<Pod>, container: Option<&str>, name: &str) -> Result<Image, PullError> {
+/// What the pod's pull secrets hold.
+async fn credentials(ctx: &Context, pod: &Pod) -> Auths {
     let mut auths = Auths::default();
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let secrets: Api<Secret> = Api::namespaced(ctx.client.clone(), namespace);
@@ -289,9 +317,19 @@ async fn pull(ctx: &Arc<Context>, pod: &Arc<Pod>, container: Option<&str>, name:
             }
         }
     }
+    auths
+}
+
+async fn pull(
+    ctx: &Arc<Context>,
+    pod: &Arc<Pod>,
+    container: Option<&str>,
+    name: &str,
+    auths: &Auths,
+) -> Result<Image, PullError> {
     ctx.events.pod(pod, container, Level::Normal, "Pulling", format!("Pulling image \"{name}\""));
     let began = Instant::now();
-    let image = ctx.images.pull(name, &auths, silent()).await?;
+    let image = ctx.images.pull(name, auths, silent()).await?;
     let took = Duration::from_millis(u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX));
     let message = format!(
         "Successfully pulled image \"{name}\" in {took:?} ({took:?} including waiting). Image size: {} bytes.",

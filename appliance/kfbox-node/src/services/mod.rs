@@ -11,6 +11,7 @@ pub mod policy;
 mod script;
 
 pub use directory::{Directory, WatchEnded};
+pub use policy::Policies;
 
 use crate::network::{Network, NftError, conntrack, nft};
 use desired::Rules;
@@ -34,12 +35,12 @@ pub enum ServicesError {
 }
 
 /// Starts the watches, the service rules and the network policies. The directory returned serves the DNS server too.
-pub fn run(client: Client, network: Network, tasks: &Tasks, readiness: &Readiness) -> Directory {
-    let directory = Directory::start(&client, tasks);
+pub fn run(client: &Client, network: Network, tasks: &Tasks, readiness: &Readiness) -> (Directory, Policies) {
+    let directory = Directory::start(client, tasks);
     let component = readiness.component("services");
     tasks.essential("services", keep(directory.clone(), network.clone(), component, tasks.shutdown()));
-    policy::run(&client, network, tasks);
-    directory
+    let policies = policy::run(client, &network, tasks);
+    (directory, policies)
 }
 
 /// Keeps the table as the directory says until shutdown.

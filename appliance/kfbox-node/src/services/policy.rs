@@ -3,10 +3,13 @@
 //! Every packet between pods passes the host's forward hook, addressed to the pod itself even when it was sent to a service,
 //! so one table there sees all. What the host sends (probes, the gateway's proxied requests, logs) is not filtered, nor what
 //! pods send to the host's own address, where the daemon asks who they are. Replies pass by connection tracking.
-//! Assumption, as with every implementation that learns of pods from the API: a pod is filtered from the moment its
-//! address is in its status.
+//!
+//! Guarantee: a pod's first container starts when what its namespace's policies say of it is in the kernel. The node tells
+//! the address itself ([`Policies::admit`]), since by the time it is in the pod's status the pod runs, and whoever was to be
+//! kept from its neighbours has had a moment with them.
 
 use super::{
+    RETRY,
     desired::{Protocol, short},
     directory::follow,
     settled,
@@ -15,7 +18,7 @@ use crate::network::{Network, nft};
 use ipnet::Ipv4Net;
 use k8s_openapi::{
     api::{
-        core::v1::{Namespace, Pod},
+        core::v1::{Namespace, Pod, PodStatus},
         networking::v1::{NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort},
     },
     apimachinery::pkg::{apis::meta::v1::LabelSelector, util::intstr::IntOrString},
@@ -26,47 +29,167 @@ use kube::{
     core::{Selector, SelectorExt},
     runtime::reflector::Store,
 };
+use parking_lot::Mutex;
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fmt::Write as _,
     net::Ipv4Addr,
     sync::Arc,
+    time::Duration,
 };
 use tokio::sync::watch;
 
+/// Until a new pod's rules are in the kernel; then its start fails and is tried again.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+#[derive(Debug, thiserror::Error)]
+#[error("the network policies of namespace {namespace} cannot be programmed; the daemon's log says why")]
+pub struct NotProgrammed {
+    namespace: String,
+}
+
+/// Pods that the node starts, by uid, with the address that their status does not tell yet.
+type Starting = Arc<Mutex<HashMap<String, (u64, Arc<Pod>)>>>;
+
+/// Where a pod is announced before it runs. Cloning is cheap.
+#[derive(Clone)]
+pub struct Policies {
+    policies: Store<NetworkPolicy>,
+    starting: Starting,
+    /// Counts announcements; `done` is the last one that the kernel's rules take account of.
+    asked: Arc<watch::Sender<u64>>,
+    done: watch::Receiver<u64>,
+}
+
+/// A pod stays announced while this lives.
+#[derive(Debug)]
+pub struct Admission {
+    starting: Starting,
+    uid: String,
+    number: u64,
+}
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        let mut starting = self.starting.lock();
+        // It may have been announced anew.
+        if starting.get(&self.uid).is_some_and(|(number, _)| *number == self.number) {
+            starting.remove(&self.uid);
+        }
+    }
+}
+
+impl Policies {
+    /// Returns when the pod's address is filtered as its namespace's policies say.
+    pub async fn admit(&self, pod: &Pod, ip: Ipv4Addr) -> Result<Admission, NotProgrammed> {
+        let mut known = pod.clone();
+        known.status.get_or_insert_default().pod_ip = Some(ip.to_string());
+        let (uid, namespace) = (pod.uid().unwrap_or_default(), pod.namespace().unwrap_or_default());
+        let mut number = 0;
+        self.asked.send_modify(|asked| {
+            *asked += 1;
+            number = *asked;
+            self.starting.lock().insert(uid.clone(), (number, Arc::new(known)));
+        });
+        let admission = Admission { starting: self.starting.clone(), uid, number };
+        let mut done = self.done.clone();
+        // Not before the policies are known at all, and then only if there are some for this pod.
+        let concerned = async {
+            drop(done.wait_for(|done| *done > 0).await);
+            if self.policies.state().iter().any(|policy| policy.namespace().as_deref() == Some(&namespace)) {
+                drop(done.wait_for(|done| *done >= number).await);
+            }
+        };
+        match tokio::time::timeout(PATIENCE, concerned).await {
+            Ok(()) => Ok(admission),
+            Err(_) => Err(NotProgrammed { namespace }),
+        }
+    }
+}
+
+/// What the rules are made of.
+pub(super) struct Sources {
+    pub policies: Store<NetworkPolicy>,
+    pub pods: Store<Pod>,
+    pub namespaces: Store<Namespace>,
+    pub changes: watch::Receiver<u64>,
+}
+
 /// Starts the watches and keeps the table.
-pub fn run(client: &Client, network: Network, tasks: &Tasks) {
-    let (bump, mut changes) = watch::channel(0);
-    let policies: Store<NetworkPolicy> = follow(Api::all(client.clone()), tasks, bump.clone());
-    let pods: Store<Pod> = follow(Api::all(client.clone()), tasks, bump.clone());
-    let namespaces: Store<Namespace> = follow(Api::all(client.clone()), tasks, bump);
+pub fn run(client: &Client, network: &Network, tasks: &Tasks) -> Policies {
+    let (bump, changes) = watch::channel(0);
+    let sources = Sources {
+        policies: follow(Api::all(client.clone()), tasks, bump.clone()),
+        pods: follow(Api::all(client.clone()), tasks, bump.clone()),
+        namespaces: follow(Api::all(client.clone()), tasks, bump),
+        changes,
+    };
+    keep(sources, format!("{}_policy", network.config().table()), tasks)
+}
+
+pub(super) fn keep(mut sources: Sources, table: String, tasks: &Tasks) -> Policies {
+    let (asked, mut requests) = watch::channel(1);
+    let (finish, done) = watch::channel(0);
+    let starting = Starting::default();
+    let policies =
+        Policies { policies: sources.policies.clone(), starting: starting.clone(), asked: Arc::new(asked), done };
     let shutdown = tasks.shutdown();
     tasks.essential("network policies", async move {
         let ready = async {
-            policies.wait_until_ready().await.is_ok()
-                && pods.wait_until_ready().await.is_ok()
-                && namespaces.wait_until_ready().await.is_ok()
+            sources.policies.wait_until_ready().await.is_ok()
+                && sources.pods.wait_until_ready().await.is_ok()
+                && sources.namespaces.wait_until_ready().await.is_ok()
         };
         tokio::select! {
             ready = ready => if !ready { return Err(super::WatchEnded) },
             () = shutdown.cancelled() => return Ok(()),
         }
-        let table = format!("{}_policy", network.config().table());
         let mut applied = None;
         loop {
-            let rules = decide(&policies.state(), &pods.state(), &namespaces.state());
+            let asked = *requests.borrow_and_update();
+            let pods = with_starting(sources.pods.state(), &starting);
+            let rules = decide(&sources.policies.state(), &pods, &sources.namespaces.state());
             if applied.as_ref() != Some(&rules) {
                 match nft::apply(&script(&table, &rules)).await {
                     Ok(()) => applied = Some(rules),
                     // The former table stays whole, so what was denied is still denied.
-                    Err(error) => tracing::error!(%error, "network policies cannot be programmed"),
+                    Err(error) => {
+                        tracing::error!(%error, "network policies cannot be programmed");
+                        applied = None;
+                    }
                 }
             }
-            if !settled(&mut changes, &shutdown).await {
-                return Ok(());
+            if applied.is_some() {
+                finish.send_replace(asked);
+            }
+            tokio::select! {
+                more = settled(&mut sources.changes, &shutdown) => if !more { return Ok(()) },
+                // A pod waits: no time to let things settle. Those that come meanwhile share the next round.
+                Ok(()) = requests.changed() => {}
+                () = tokio::time::sleep(RETRY), if applied.is_none() => {}
             }
         }
     });
+    policies
+}
+
+/// The pods, with those that run before their status says where.
+fn with_starting(mut pods: Vec<Arc<Pod>>, starting: &Starting) -> Vec<Arc<Pod>> {
+    let starting = starting.lock();
+    if starting.is_empty() {
+        return pods;
+    }
+    let told: HashSet<String> = pods
+        .iter()
+        .filter(|pod| pod.status.as_ref().is_some_and(|s| s.pod_ip.is_some() || ended(s)))
+        .filter_map(|pod| pod.uid())
+        .collect();
+    pods.extend(starting.iter().filter(|(uid, _)| !told.contains(*uid)).map(|(_, (_, pod))| pod.clone()));
+    pods
+}
+
+fn ended(status: &PodStatus) -> bool {
+    matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"))
 }
 
 /// What may pass, for the pods that some policy selects. Everything about other pods passes.
@@ -141,8 +264,7 @@ pub fn decide(policies: &[Arc<NetworkPolicy>], pods: &[Arc<Pod>], namespaces: &[
 
 fn facts(pod: &Pod) -> Option<PodFacts<'_>> {
     let (spec, status) = (pod.spec.as_ref()?, pod.status.as_ref()?);
-    let ended = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
-    if spec.host_network == Some(true) || ended {
+    if spec.host_network == Some(true) || ended(status) {
         return None;
     }
     let ip = status.pod_ip.as_deref()?.parse().ok()?;

@@ -413,3 +413,81 @@ async fn policies_hold_between_pods() {
     apply(json!({"podSelector": {"matchLabels": {"role": "web"}}, "policyTypes": ["Egress"], "egress": [{"to": [{"podSelector": {}}]}]})).await;
     assert!(reaches(&web).await);
 }
+
+fn filled<K>(objects: &[Arc<K>]) -> (reflector::Store<K>, Writer<K>)
+where
+    K: reflector::Lookup<DynamicType = ()> + Clone + 'static,
+{
+    let (store, mut writer) = reflector::store();
+    writer.apply_watcher_event(&watcher::Event::Init);
+    for object in objects {
+        writer.apply_watcher_event(&watcher::Event::InitApply((**object).clone()));
+    }
+    writer.apply_watcher_event(&watcher::Event::InitDone);
+    (store, writer)
+}
+
+/// By the time a pod's address is in its status it runs. It must be filtered before.
+#[tokio::test]
+async fn a_pod_is_filtered_before_anybody_reads_its_address() {
+    let test = TestNetwork::start().await;
+    let (db, web) = (test.pod("db").await, test.pod("web").await);
+    let server = serve_peer_address(&db).await;
+    let known = pod("ours", "web", &web.ip.to_string(), "web");
+    let deny = policy(json!({"podSelector": {}, "policyTypes": ["Ingress"]}));
+    let (policies, _policies) = filled(&[deny]);
+    let (pods, mut pods_writer) = filled(std::slice::from_ref(&known));
+    let (namespaces, _namespaces) = filled(&[namespace("ours"), namespace("theirs")]);
+    let (bump, changes) = watch::channel(0);
+    let table = format!("{}_policy", test.network.config().table());
+    let sources = policy::Sources { policies, pods, namespaces, changes };
+    let policies = policy::keep(sources, table, &test.tasks);
+    let reaches = || {
+        let web = web.clone();
+        async move {
+            inside(&web, move || std::net::TcpStream::connect_timeout(&server, Duration::from_millis(300)).is_ok())
+                .await
+        }
+    };
+    assert!(reaches().await, "nobody has heard of the pod yet");
+    let mut new = (*pod("ours", "db", "", "db")).clone();
+    new.status = None;
+    new.metadata.uid = Some("1".into());
+    let admission = policies.admit(&new, db.ip).await.unwrap();
+    assert!(!reaches().await);
+    // Announced anew, as when its preparation is tried again: the first announcement's end changes nothing.
+    let again = policies.admit(&new, db.ip).await.unwrap();
+    drop(admission);
+    // Another is announced, so the rules are made again.
+    let mut other = (*pod("ours", "other", "", "other")).clone();
+    other.metadata.uid = Some("2".into());
+    let _other = policies.admit(&other, "10.255.0.9".parse().unwrap()).await.unwrap();
+    assert!(!reaches().await);
+    // What its status says later counts: it ended, and its address may be another's.
+    let mut over = new.clone();
+    over.status = serde_json::from_value(json!({"phase": "Succeeded", "podIP": db.ip.to_string()})).unwrap();
+    pods_writer.apply_watcher_event(&watcher::Event::Apply(over));
+    bump.send_modify(|n| *n += 1);
+    let patience = std::time::Instant::now();
+    while !reaches().await {
+        assert!(patience.elapsed() < Duration::from_secs(10));
+    }
+    drop(again);
+    // A namespace without policies has nobody wait.
+    let mut free = (*pod("theirs", "free", "", "free")).clone();
+    free.metadata.uid = Some("3".into());
+    drop(policies.admit(&free, "10.255.0.10".parse().unwrap()).await.unwrap());
+}
+
+/// No rules, no start: a pod that nobody can filter does not run.
+#[tokio::test(start_paused = true)]
+async fn a_pod_waits_for_policies_that_are_not_known() {
+    let tasks = kfbox_base::Tasks::new();
+    let (policies, _policies) = reflector::store();
+    let ((pods, _pods), (namespaces, _namespaces)) = (reflector::store(), reflector::store());
+    let (_bump, changes) = watch::channel(0);
+    let sources = policy::Sources { policies, pods, namespaces, changes };
+    let policies = policy::keep(sources, "kfbox_none_policy".into(), &tasks);
+    let refused = policies.admit(&pod("ours", "db", "", "db"), "10.255.0.9".parse().unwrap()).await.unwrap_err();
+    assert!(refused.to_string().contains("namespace ours"), "{refused}");
+}

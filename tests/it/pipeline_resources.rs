@@ -252,8 +252,10 @@ fn a_person_who_is_shut_out_starts_no_more_runs() -> anyhow::Result<()> {
         Ok(serde_json::from_str(&text)?)
     };
     rest("POST", &format!("recurringruns/{uploaded}:enable"))?;
-    b.kubectl(&[&["patch", "swf", "applied", "--type", "merge", "-p", r#"{"spec": {"enabled": true}}"#], &n[..]].concat())?
-        .ok()?;
+    b.kubectl(
+        &[&["patch", "swf", "applied", "--type", "merge", "-p", r#"{"spec": {"enabled": true}}"#], &n[..]].concat(),
+    )?
+    .ok()?;
     let why = wait_until(WAIT, "the refusal", || {
         let shown = rest("GET", &format!("recurringruns/{uploaded}"))?;
         Ok(shown["error"]["message"].as_str().map(str::to_owned))

@@ -11,7 +11,9 @@ fn bundles_are_what_the_types_say() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../bundles");
     let text = |crd| serde_yaml::to_string(&crd).unwrap();
     let pipelines: Vec<String> = pipelines::crds().into_iter().map(text).collect();
-    for (file, wanted) in [("profiles/crd.yaml", text(Profile::crd())), ("pipelines/crds.yaml", pipelines.join("---\n"))] {
+    for (file, wanted) in
+        [("profiles/crd.yaml", text(Profile::crd())), ("pipelines/crds.yaml", pipelines.join("---\n"))]
+    {
         let (path, wanted) = (folder.join(file), format!("{header}{wanted}"));
         if env::var_os("KFBOX_WRITE_BUNDLES").is_some() {
             fs::create_dir_all(path.parent().unwrap()).unwrap();

@@ -87,7 +87,8 @@ pub fn crds() -> Vec<CustomResourceDefinition> {
             "status": {"type": "object", "properties": {"conditions": {"type": "array", "items": condition}}},
         },
     });
-    let open = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true, "x-kubernetes-map-type": "atomic"});
+    let open =
+        json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true, "x-kubernetes-map-type": "atomic"});
     let schedule = json!({
         "description": "A schedule that starts runs of a pipeline",
         "type": "object",
@@ -104,7 +105,11 @@ pub fn crds() -> Vec<CustomResourceDefinition> {
             pipeline_version(),
             version,
             json!({"status": {}}),
-            columns(&[("Pipeline", "string", ".spec.pipelineName"), ("Status", "string", ".status.conditions[0].reason"), age]),
+            columns(&[
+                ("Pipeline", "string", ".spec.pipelineName"),
+                ("Status", "string", ".status.conditions[0].reason"),
+                age,
+            ]),
         ),
         (
             scheduled_workflow(),

@@ -75,15 +75,14 @@ impl Store {
         self.db
             .write(move |tx| {
                 // Links join only what is of one namespace, so either end says whose they are.
-                let of = |kind: Kind| {
-                    format!("(SELECT id FROM node WHERE namespace = ?1 AND kind = {})", kind as i64)
-                };
+                let of = |kind: Kind| format!("(SELECT id FROM node WHERE namespace = ?1 AND kind = {})", kind as i64);
                 let (artifacts, contexts) = (of(Kind::Artifact), of(Kind::Context));
                 for links in [
                     format!("DELETE FROM event WHERE artifact IN {artifacts} OR execution IN {}", of(Kind::Execution)),
                     format!("DELETE FROM member WHERE context IN {contexts}"),
                     format!("DELETE FROM parent WHERE child IN {contexts} OR parent IN {contexts}"),
-                    "DELETE FROM property WHERE (kind, node) IN (SELECT kind, id FROM node WHERE namespace = ?1)".into(),
+                    "DELETE FROM property WHERE (kind, node) IN (SELECT kind, id FROM node WHERE namespace = ?1)"
+                        .into(),
                 ] {
                     tx.execute(&links, [&namespace])?;
                 }

@@ -23,8 +23,8 @@ mod view;
 pub use error::{ApiError, ApiResult, Code};
 pub use ports::{
     ArtifactStore, ByteStream, ExecutionKind, ExecutionState, KubeLogs, Lineage, LineageArtifact, LineageContexts,
-    LineageExecution, LineageResult, LineageRun, LogRange, Namespaces, ObjectInfo, PackageError, PackageSource,
-    People, StepLogs, StoreError,
+    LineageExecution, LineageResult, LineageRun, LogRange, Namespaces, ObjectInfo, PackageError, PackageSource, People,
+    StepLogs, StoreError,
 };
 pub use resources::Admission;
 pub use retention::Retention;

@@ -270,7 +270,10 @@ impl Mirror {
 
     async fn show_schedule(&mut self, id: &str) {
         let Some((namespace, name)) = self.schedules.get(id).cloned() else { return };
-        logged("a ScheduledWorkflow's status cannot be written", schedules::show(&self.inner, &namespace, &name, id).await);
+        logged(
+            "a ScheduledWorkflow's status cannot be written",
+            schedules::show(&self.inner, &namespace, &name, id).await,
+        );
     }
 }
 

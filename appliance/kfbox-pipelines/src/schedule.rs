@@ -193,7 +193,9 @@ pub(crate) fn owner(inner: &Inner, row: &RecurringRow) -> ApiResult<UserInfo> {
     let owner: UserInfo = serde_json::from_value(row.body.get("kfbox_owner").cloned().unwrap_or_default())
         .map_err(|e| ApiError::internal("reading a recurring run's owner", e))?;
     let current = inner.deps.people.current(&owner);
-    current.map_err(|why| ApiError::new(Code::PermissionDenied, format!("no run is started for {}: {why}", owner.username)))
+    current.map_err(|why| {
+        ApiError::new(Code::PermissionDenied, format!("no run is started for {}: {why}", owner.username))
+    })
 }
 
 async fn fire(inner: &Inner, row: &RecurringRow, at: i64, index: i64) -> ApiResult<RunRow> {

@@ -50,12 +50,8 @@ fn a_namespace_inherits_nothing_from_one_of_its_name() -> anyhow::Result<()> {
         assert!(shown[list].as_array().is_none_or(Vec::is_empty), "{shown}");
     }
     for path in [format!("runs/{}", has.run), format!("pipelines/{}", has.pipeline)] {
-        let (status, _) = super::ask(
-            &format!("{}/pipeline/apis/v2beta1/{path}", b.url()?),
-            &person.token,
-            "GET",
-            None,
-        )?;
+        let (status, _) =
+            super::ask(&format!("{}/pipeline/apis/v2beta1/{path}", b.url()?), &person.token, "GET", None)?;
         assert_eq!(status, 404, "{path}");
     }
     let anew = person.credentials()?;

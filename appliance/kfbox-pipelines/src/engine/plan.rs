@@ -30,8 +30,7 @@ pub fn advance(pipeline: &Pipeline, run: &mut RunState) -> BTreeSet<String> {
 /// The same where all was decided before, and only the tasks given have changed since: a run of thousands of tasks is not
 /// looked through for each of them.
 pub fn advance_after(pipeline: &Pipeline, run: &mut RunState, since: &BTreeSet<String>) -> BTreeSet<String> {
-    let parents: BTreeSet<&String> =
-        since.iter().filter_map(|id| run.tasks.get(id)?.parent_id.as_ref()).collect();
+    let parents: BTreeSet<&String> = since.iter().filter_map(|id| run.tasks.get(id)?.parent_id.as_ref()).collect();
     let parents = parents.into_iter().cloned().collect();
     decide(pipeline, run, parents)
 }

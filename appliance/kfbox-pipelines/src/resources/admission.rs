@@ -45,10 +45,7 @@ pub(crate) fn secret(inner: &Inner) -> String {
 }
 
 pub(crate) fn router(inner: Arc<Inner>) -> Router {
-    Router::new()
-        .route("/{secret}/{what}", post(review))
-        .layer(DefaultBodyLimit::max(MAX_REVIEW))
-        .with_state(inner)
+    Router::new().route("/{secret}/{what}", post(review)).layer(DefaultBodyLimit::max(MAX_REVIEW)).with_state(inner)
 }
 
 /// The configurations of both webhooks, under upstream's name.
@@ -238,7 +235,9 @@ fn version(asked: &Asked) -> Result<(), String> {
         }
         return rest::tags(&now).map(drop).map_err(|e| e.message);
     }
-    versions::version_row(&asked.object, "").map(drop).map_err(|e| format!("the pipeline spec is invalid: {}", e.message))
+    versions::version_row(&asked.object, "")
+        .map(drop)
+        .map_err(|e| format!("the pipeline spec is invalid: {}", e.message))
 }
 
 async fn pipeline(inner: &Inner, asked: &Asked) -> Result<(), String> {

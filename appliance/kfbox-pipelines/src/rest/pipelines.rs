@@ -312,7 +312,10 @@ pub(super) async fn update(
     if field(&body, "tags").is_some() {
         row.tags = tags(&body)?;
     }
-    app.change_resource(&pipelines::pipeline(), &row.namespace, &row.resource, || changed_spec(&body, &before, &row.tags)).await?;
+    app.change_resource(&pipelines::pipeline(), &row.namespace, &row.resource, || {
+        changed_spec(&body, &before, &row.tags)
+    })
+    .await?;
     app.store.update_pipeline(row.clone()).await?;
     Ok(Json(render::pipeline(&row)))
 }

@@ -101,8 +101,13 @@ impl Inner {
         let row = self.recurring(user, verb, id).await?;
         let enabled = verb == "enable";
         let resource = row.resource().unwrap_or_default();
-        self.change_resource(&pipelines::scheduled_workflow(), &row.namespace, resource, || json!({"enabled": enabled}))
-            .await?;
+        self.change_resource(
+            &pipelines::scheduled_workflow(),
+            &row.namespace,
+            resource,
+            || json!({"enabled": enabled}),
+        )
+        .await?;
         self.store.switch_recurring(id, if enabled { "ENABLED" } else { "DISABLED" }).await?;
         self.schedule.wake();
         Ok(())

@@ -61,8 +61,7 @@ impl Store {
                     "SELECT id FROM pipelines WHERE namespace = ?1 AND name = ?2 AND id <> ?3 AND resource <> ''",
                 )?;
                 let values = [&row.namespace, &row.name, &row.id];
-                let old: Vec<String> =
-                    statement.query_map(values, |r| r.get(0))?.collect::<rusqlite::Result<_>>()?;
+                let old: Vec<String> = statement.query_map(values, |r| r.get(0))?.collect::<rusqlite::Result<_>>()?;
                 for id in old {
                     forget_pipeline(tx, &id)?;
                 }

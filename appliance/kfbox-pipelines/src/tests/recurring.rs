@@ -129,7 +129,8 @@ async fn a_namespace_that_ends_takes_all_that_is_its_own_and_closes() {
     let open = super::start(&p, "x").await;
     super::wait(&p, &open, |r| super::task_pod(r).is_some()).await;
     create(&p, recurring(&json!({"cron_schedule": {"cron": "0 0 0 1 1 *"}}), &json!({}))).await;
-    let body = json!({"pipeline": {"display_name": "p"}, "pipeline_version": {"display_name": "v", "pipeline_spec": spec()}});
+    let body =
+        json!({"pipeline": {"display_name": "p"}, "pipeline_version": {"display_name": "v", "pipeline_spec": spec()}});
     ok(&p, "ann", "POST", "/apis/v2beta1/pipelines/create", body.clone()).await;
     ok(&p, "bob", "POST", "/apis/v2beta1/pipelines/create", body.clone()).await;
     let forgotten = p.forget_namespace("ann").await.unwrap();

@@ -58,7 +58,8 @@ async fn a_schedule_is_marked_with_who_said_what_it_runs() {
     off["spec"]["enabled"] = json!(false);
     off["metadata"]["annotations"] = json!({});
     assert_eq!(mark(&review(&p, "mutate", asked("bob", Some(stored.clone()), off)).await), first);
-    let changed = mark(&review(&p, "mutate", asked("bob", Some(stored.clone()), schedule("s", 61, Some(&first)))).await);
+    let changed =
+        mark(&review(&p, "mutate", asked("bob", Some(stored.clone()), schedule("s", 61, Some(&first)))).await);
     assert_eq!(who(&schedule("s", 61, Some(&changed))).as_deref(), Some("bob"));
     // Of another object, or made up, it says nothing.
     assert_eq!(who(&schedule("t", 60, Some(&first))), None);

@@ -309,7 +309,11 @@ struct Share(Arc<World>);
 
 impl People for Share {
     fn current(&self, user: &UserInfo) -> Result<UserInfo, String> {
-        if self.0.away.lock().contains(&user.username) { Err("the account is disabled".into()) } else { Ok(user.clone()) }
+        if self.0.away.lock().contains(&user.username) {
+            Err("the account is disabled".into())
+        } else {
+            Ok(user.clone())
+        }
     }
 }
 

@@ -172,7 +172,14 @@ impl Stores {
         let kfbox_pipelines::Forgotten { runs, recurring_runs, pipelines, experiments } = forgotten;
         if credentials + objects + metadata + runs + recurring_runs + pipelines + experiments > 0 {
             tracing::warn!(
-                namespace, runs, recurring_runs, pipelines, experiments, objects, metadata, credentials,
+                namespace,
+                runs,
+                recurring_runs,
+                pipelines,
+                experiments,
+                objects,
+                metadata,
+                credentials,
                 "the namespace was deleted, and what it had in the stores with it"
             );
         }

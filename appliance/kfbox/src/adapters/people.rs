@@ -19,5 +19,9 @@ fn current(gateway: &Gateway, user: &UserInfo) -> Result<UserInfo, String> {
         return Err("the account is disabled".into());
     }
     // People of the gateway have an id; service accounts and certificates are the cluster's own matter.
-    if user.uid.is_empty() || user.service_account().is_some() { Ok(user.clone()) } else { Err("the account is gone".into()) }
+    if user.uid.is_empty() || user.service_account().is_some() {
+        Ok(user.clone())
+    } else {
+        Err("the account is gone".into())
+    }
 }

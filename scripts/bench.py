@@ -90,8 +90,12 @@ class Kubernetes:
         response = connection.getresponse()
 
         def read():
-            while not stop.is_set() and (line := response.readline()):
-                seen(json.loads(line), time.perf_counter())
+            try:
+                while not stop.is_set() and (line := response.readline()):
+                    seen(json.loads(line), time.perf_counter())
+            except TimeoutError:
+                if not stop.is_set():
+                    raise
 
         threading.Thread(target=read, daemon=True).start()
 

@@ -31,8 +31,9 @@
 //! | Kubernetes CVE-2020-8554, CVE-2021-25740 | external addresses and endpoints that take others' traffic | doors "own: …" |
 //! | Kubeflow's manifests | default password `12341234` | kfbox-gateway `generated_passwords_differ_and_are_acceptable`, `what_was_stored_survives_a_restart_and_the_first_user_is_made_once` |
 
+mod departed;
 mod doors;
-mod people;
+pub mod people;
 
 use doors::{Door, ROWS};
 use kfbox_tests::{Python, TestBox, run, run_with_input, wait_until};

@@ -13,6 +13,7 @@ mod kubernetes;
 mod layering;
 mod people;
 mod pipeline_clients;
+mod pipeline_resources;
 mod pipelines;
 mod postgres;
 mod python_clients;

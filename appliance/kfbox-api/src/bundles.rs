@@ -1,6 +1,6 @@
 //! The definitions under `bundles/` are generated from the types of this crate and checked in.
 
-use crate::Profile;
+use crate::{Profile, pipelines};
 use kube::CustomResourceExt;
 use std::{env, fs, path::Path};
 
@@ -8,11 +8,18 @@ use std::{env, fs, path::Path};
 #[test]
 fn bundles_are_what_the_types_say() {
     let header = "# Generated from appliance/kfbox-api; write anew with: KFBOX_WRITE_BUNDLES=1 cargo test -p kfbox-api bundles\n";
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../bundles/profiles/crd.yaml");
-    let wanted = format!("{header}{}", serde_yaml::to_string(&Profile::crd()).unwrap());
-    if env::var_os("KFBOX_WRITE_BUNDLES").is_some() {
-        fs::write(&path, &wanted).unwrap();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../bundles");
+    let text = |crd| serde_yaml::to_string(&crd).unwrap();
+    let pipelines: Vec<String> = pipelines::crds().into_iter().map(text).collect();
+    for (file, wanted) in
+        [("profiles/crd.yaml", text(Profile::crd())), ("pipelines/crds.yaml", pipelines.join("---\n"))]
+    {
+        let (path, wanted) = (folder.join(file), format!("{header}{wanted}"));
+        if env::var_os("KFBOX_WRITE_BUNDLES").is_some() {
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, &wanted).unwrap();
+        }
+        let found = fs::read_to_string(&path).unwrap_or_default();
+        assert!(found == wanted, "{} is not what the type says; see its first line", path.display());
     }
-    let found = fs::read_to_string(&path).unwrap_or_default();
-    assert!(found == wanted, "{} is not what the type says; see its first line", path.display());
 }

@@ -4,6 +4,7 @@
 #[cfg(test)]
 mod bundles;
 pub mod names;
+pub mod pipelines;
 pub mod profile;
 
 pub use profile::{Profile, ProfileSpec, ProfileStatus};

@@ -250,6 +250,11 @@ impl Gateway {
         self.inner.store.list_users()
     }
 
+    /// A person with an enabled account, as they would sign in now.
+    pub fn active_user(&self, email: &str) -> Option<UserInfo> {
+        self.inner.store.active_user(email).map(|user| user.info())
+    }
+
     pub async fn set_password(&self, email: &str, password: &str) -> Result<(), StoreError> {
         self.inner.store.set_password(email, password).await
     }

@@ -68,6 +68,31 @@ impl Store {
         self.db.read(move |c| work(c, &scope)).await
     }
 
+    /// Deletes all that belongs to a namespace: types, artifacts, executions, contexts, and what links them. How many
+    /// artifacts, executions and contexts there were.
+    pub async fn forget_namespace(&self, namespace: &str) -> Result<usize, Error> {
+        let namespace = namespace.to_owned();
+        self.db
+            .write(move |tx| {
+                // Links join only what is of one namespace, so either end says whose they are.
+                let of = |kind: Kind| format!("(SELECT id FROM node WHERE namespace = ?1 AND kind = {})", kind as i64);
+                let (artifacts, contexts) = (of(Kind::Artifact), of(Kind::Context));
+                for links in [
+                    format!("DELETE FROM event WHERE artifact IN {artifacts} OR execution IN {}", of(Kind::Execution)),
+                    format!("DELETE FROM member WHERE context IN {contexts}"),
+                    format!("DELETE FROM parent WHERE child IN {contexts} OR parent IN {contexts}"),
+                    "DELETE FROM property WHERE (kind, node) IN (SELECT kind, id FROM node WHERE namespace = ?1)"
+                        .into(),
+                ] {
+                    tx.execute(&links, [&namespace])?;
+                }
+                let nodes = tx.execute("DELETE FROM node WHERE namespace = ?1", [&namespace])?;
+                tx.execute("DELETE FROM type WHERE namespace = ?1", [&namespace])?;
+                Ok(nodes)
+            })
+            .await
+    }
+
     /// Puts types into the scope's namespace; those that exist may gain properties and keep what is not named here.
     pub async fn put_types(
         &self,

@@ -239,6 +239,33 @@ impl Objects {
         self.store.delete(bucket, key, None, Condition::default()).await
     }
 
+    /// Deletes all that lies under `prefix`, old versions and uploads under way too; how many objects there were.
+    pub async fn purge(&self, bucket: &str, prefix: &str) -> Result<usize, Error> {
+        let mut count = 0;
+        loop {
+            let uploads = self.store.uploads(bucket, prefix, Default::default(), MAX_LIST).await?;
+            for upload in &uploads {
+                self.store.abort(bucket, &upload.key, &upload.id).await?;
+            }
+            let query = Query {
+                bucket: bucket.into(),
+                prefix: prefix.into(),
+                delimiter: None,
+                after: None,
+                limit: MAX_LIST,
+                versions: true,
+            };
+            let objects = self.store.list(query).await?.objects;
+            if objects.is_empty() && uploads.is_empty() {
+                return Ok(count);
+            }
+            for object in objects {
+                self.store.delete(bucket, &object.key, object.version.as_deref(), Condition::default()).await?;
+                count += 1;
+            }
+        }
+    }
+
     /// A URL that reads one object without a credential for at most [`MAX_EXPIRY`]. `endpoint` is where the reader
     /// reaches this store, such as `http://127.0.0.1:9000`.
     pub fn presign_get(&self, bucket: &str, key: &str, expiry: Duration, endpoint: &str) -> Result<String, Error> {

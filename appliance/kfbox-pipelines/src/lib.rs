@@ -5,7 +5,9 @@
 mod debug;
 mod engine;
 mod error;
+mod namespaces;
 mod ports;
+mod resources;
 mod rest;
 mod retention;
 mod roots;
@@ -21,16 +23,19 @@ mod view;
 pub use error::{ApiError, ApiResult, Code};
 pub use ports::{
     ArtifactStore, ByteStream, ExecutionKind, ExecutionState, KubeLogs, Lineage, LineageArtifact, LineageContexts,
-    LineageExecution, LineageResult, LineageRun, LogRange, Namespaces, ObjectInfo, PackageError, PackageSource,
+    LineageExecution, LineageResult, LineageRun, LogRange, Namespaces, ObjectInfo, PackageError, PackageSource, People,
     StepLogs, StoreError,
 };
+pub use resources::Admission;
 pub use retention::Retention;
+pub use store::Forgotten;
 pub use view::{ArtifactView, EdgeView, NodeDetail, NodeView, RunDetail, RunView};
 
 use axum::Router;
 use engine::{Engine, model::State};
 use kfbox_base::{Authorizer, Readiness, Tasks};
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use parking_lot::Mutex;
+use std::{collections::HashSet, path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::broadcast;
 
 /// Changes that a slow page may miss before it is told to look again.
@@ -85,6 +90,7 @@ pub struct Deps {
     pub client: kube::Client,
     pub authorizer: Arc<dyn Authorizer>,
     pub namespaces: Arc<dyn Namespaces>,
+    pub people: Arc<dyn People>,
     pub artifacts: Arc<dyn ArtifactStore>,
     pub lineage: Arc<dyn Lineage>,
     pub logs: Arc<dyn StepLogs>,
@@ -137,6 +143,8 @@ pub(crate) struct Inner {
     pub engine: Engine,
     pub schedule: schedule::Schedule,
     pub cleaner: retention::Cleaner,
+    /// Namespaces on their way out, in which nothing new is made.
+    pub ending: Mutex<HashSet<String>>,
 }
 
 impl std::ops::Deref for Inner {
@@ -185,6 +193,7 @@ impl Pipelines {
             engine,
             schedule: schedule::Schedule::default(),
             cleaner: retention::Cleaner::default(),
+            ending: Mutex::default(),
         });
         tasks.essential("recurring runs", schedule::run(inner.clone()));
         tasks.essential("retention of runs", retention::run(inner.clone()));
@@ -199,6 +208,33 @@ impl Pipelines {
     /// The API for launchers; to be served on an address that pods reach and nobody else needs.
     pub fn task_router(&self) -> Router {
         task_api::router(self.inner.clone()).merge(debug::task_router(self.inner.clone()))
+    }
+
+    /// What the cluster's API server asks before it takes a pipeline's resources; to be served over TLS to it alone.
+    pub fn admission_router(&self) -> Router {
+        resources::admission_router(self.inner.clone())
+    }
+
+    /// Installs the resources `Pipeline`, `PipelineVersion` and `ScheduledWorkflow` and follows them until shutdown.
+    pub fn follow_resources(&self, admission: Admission) {
+        self.inner.tasks.essential("pipeline resources", resources::run(self.inner.clone(), admission));
+    }
+
+    /// Ends and deletes all that belongs to a namespace: runs with their pods, logs and artifacts, schedules, pipelines,
+    /// experiments and cached results. Doing it again finds nothing. Until [`Self::welcome_namespace`], nothing new is
+    /// made in it.
+    pub async fn forget_namespace(&self, namespace: &str) -> ApiResult<Forgotten> {
+        namespaces::forget(&self.inner, namespace).await
+    }
+
+    /// A namespace of that name is there, and stays: what [`Self::forget_namespace`] closed is open.
+    pub fn welcome_namespace(&self, namespace: &str) {
+        self.inner.ending.lock().remove(namespace);
+    }
+
+    /// The namespaces that own something here.
+    pub async fn namespaces_in_use(&self) -> ApiResult<Vec<String>> {
+        self.inner.store.namespaces_in_use().await
     }
 
     /// Each change of a run, in order. A receiver that lags is told so by its channel.

@@ -66,6 +66,13 @@ pub trait Namespaces: Send + Sync + 'static {
     fn of<'a>(&'a self, user: &'a UserInfo) -> BoxFuture<'a, Result<Vec<String>, BoxError>>;
 }
 
+/// The people of the box, for what is done in their name while they are away.
+pub trait People: Send + Sync + 'static {
+    /// The person as they are now, with today's groups. Who is no person of the box (a service account, a holder of a
+    /// client certificate) comes back as given. An error says in words why nothing may be done in their name.
+    fn current(&self, user: &UserInfo) -> Result<UserInfo, String>;
+}
+
 /// A run as ML Metadata knows it: a `system.Pipeline` context named after the pipeline, and a `system.PipelineRun`
 /// context named after the run id below it.
 #[derive(Debug, Clone, PartialEq)]

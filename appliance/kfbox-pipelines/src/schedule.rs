@@ -1,25 +1,51 @@
 //! Recurring runs. Invariants: what is due is decided from the database alone; a firing is stored before its run is; the
-//! owner's rights are asked anew each time.
+//! owner's rights are asked anew each time, and an owner whose account is disabled or gone starts nothing. A firing that
+//! is refused is over: it is not made up for when the owner is back. The refusal is in the recurring run's `error`.
 
 mod trigger;
 
 pub(crate) use trigger::Trigger;
 
-use crate::{Inner, rest, store::RecurringRow, time};
+use crate::{
+    Inner,
+    error::{ApiError, ApiResult, Code},
+    rest,
+    store::{RecurringRow, RunRow},
+    time,
+};
 use kfbox_base::UserInfo;
 use serde_json::{Value, json};
 use std::{sync::Arc, time::Duration};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, broadcast};
 
-#[derive(Default)]
+/// Firings that nobody has looked at yet; a reader who lags looks at all.
+const FIRED: usize = 256;
+
 pub(crate) struct Schedule {
     changed: Notify,
+    /// The ids of recurring runs that fired.
+    fired: broadcast::Sender<String>,
+}
+
+impl Default for Schedule {
+    fn default() -> Self {
+        Self { changed: Notify::new(), fired: broadcast::Sender::new(FIRED) }
+    }
 }
 
 impl Schedule {
     /// Something was created, enabled, disabled or deleted.
     pub(crate) fn wake(&self) {
         self.changed.notify_one();
+    }
+
+    pub(crate) fn fired(&self) -> broadcast::Receiver<String> {
+        self.fired.subscribe()
+    }
+
+    fn tell_fired(&self, id: &str) {
+        // Nobody listening is fine.
+        drop(self.fired.send(id.to_owned()));
     }
 }
 
@@ -58,13 +84,46 @@ pub(crate) async fn run(inner: Arc<Inner>) -> Result<(), kfbox_base::BoxError> {
     }
 }
 
+/// What a recurring run does next.
+enum Plan {
+    At(i64),
+    Now(i64),
+    Never,
+}
+
+/// When it fires, seen from now.
+fn plan(row: &RecurringRow, now: i64) -> Plan {
+    let last = row.body.get("kfbox_last").and_then(Value::as_i64);
+    if is_once(row) {
+        return if last.is_some() { Plan::Never } else { Plan::Now(row.created_at) };
+    }
+    let Some(Ok(trigger)) = rest::field(&row.body, "trigger").map(Trigger::parse) else { return Plan::Never };
+    let catch_up = rest::field(&row.body, "no_catchup").and_then(Value::as_bool) != Some(true);
+    match trigger.due(row.created_at, last, now, catch_up) {
+        Some(at) => Plan::Now(at),
+        None => trigger.next(row.created_at, last).map_or(Plan::Never, Plan::At),
+    }
+}
+
+/// A single run, at once.
+pub(crate) fn is_once(row: &RecurringRow) -> bool {
+    row.body.get("kfbox_once") == Some(&Value::Bool(true))
+}
+
+/// The moment of the next firing, were it enabled.
+pub(crate) fn next(row: &RecurringRow) -> Option<i64> {
+    match plan(row, time::now()) {
+        Plan::At(at) | Plan::Now(at) => Some(at),
+        Plan::Never => None,
+    }
+}
+
 /// Fires what is due; returns when to look again.
 async fn consider(inner: &Inner, mut row: RecurringRow, now: i64) -> Option<i64> {
-    let trigger = Trigger::parse(rest::field(&row.body, "trigger")?).ok()?;
-    let last = row.body.get("kfbox_last").and_then(Value::as_i64);
-    let catch_up = rest::field(&row.body, "no_catchup").and_then(Value::as_bool) != Some(true);
-    let Some(at) = trigger.due(row.created_at, last, now, catch_up) else {
-        return trigger.next(row.created_at, last);
+    let at = match plan(&row, now) {
+        Plan::Now(at) => at,
+        Plan::At(at) => return Some(at),
+        Plan::Never => return None,
     };
     let most = rest::field(&row.body, "max_concurrency")
         .and_then(|v| v.as_i64().or_else(|| v.as_str()?.parse().ok()))
@@ -79,18 +138,45 @@ async fn consider(inner: &Inner, mut row: RecurringRow, now: i64) -> Option<i64>
             return Some(now + 5000);
         }
     }
+    let index = row.body.get("kfbox_index").and_then(Value::as_i64).unwrap_or(0) + 1;
     row.body["kfbox_last"] = json!(at);
-    if let Err(error) = inner.store.put_recurring(row.clone()).await {
-        tracing::warn!(%error, recurring_run = %row.id, "a recurring run cannot be stored");
-        return Some(now + 5000);
+    row.body["kfbox_index"] = json!(index);
+    match inner.store.put_recurring_state(&row.id, &row.body).await {
+        Ok(true) => {}
+        Ok(false) => return None,
+        Err(error) => {
+            tracing::warn!(%error, recurring_run = %row.id, "a recurring run cannot be stored");
+            return Some(now + 5000);
+        }
     }
-    if let Err(error) = fire(inner, &row, at).await {
+    let refused = fire(inner, &row, at, index).await.err();
+    if let Some(error) = &refused {
         tracing::warn!(%error, recurring_run = %row.id, "a recurring run could not start its run");
     }
-    trigger.next(row.created_at, Some(at))
+    note(inner, &mut row, refused).await;
+    match plan(&row, now) {
+        Plan::At(at) | Plan::Now(at) => Some(at),
+        Plan::Never => None,
+    }
 }
 
-async fn open_runs(inner: &Inner, id: &str) -> crate::error::ApiResult<i64> {
+/// Keeps why the last firing was refused, or that it was not.
+async fn note(inner: &Inner, row: &mut RecurringRow, refused: Option<ApiError>) {
+    let error = refused.map(|e| json!({"code": e.code as i32, "message": e.message, "details": []}));
+    if row.body.get("error") != error.as_ref() {
+        let Some(body) = row.body.as_object_mut() else { return };
+        match error {
+            Some(error) => drop(body.insert("error".into(), error)),
+            None => drop(body.remove("error")),
+        }
+        if let Err(error) = inner.store.put_recurring_state(&row.id, &row.body).await {
+            tracing::warn!(%error, recurring_run = %row.id, "a refusal cannot be stored");
+        }
+    }
+    inner.schedule.tell_fired(&row.id);
+}
+
+async fn open_runs(inner: &Inner, id: &str) -> ApiResult<i64> {
     let id = id.to_owned();
     inner
         .store
@@ -102,14 +188,46 @@ async fn open_runs(inner: &Inner, id: &str) -> crate::error::ApiResult<i64> {
         .await
 }
 
-async fn fire(inner: &Inner, row: &RecurringRow, at: i64) -> crate::error::ApiResult<()> {
+/// Who a recurring run acts as: who made it, as they are now.
+pub(crate) fn owner(inner: &Inner, row: &RecurringRow) -> ApiResult<UserInfo> {
     let owner: UserInfo = serde_json::from_value(row.body.get("kfbox_owner").cloned().unwrap_or_default())
-        .map_err(|e| crate::error::ApiError::internal("reading a recurring run's owner", e))?;
+        .map_err(|e| ApiError::internal("reading a recurring run's owner", e))?;
+    let current = inner.deps.people.current(&owner);
+    current.map_err(|why| {
+        ApiError::new(Code::PermissionDenied, format!("no run is started for {}: {why}", owner.username))
+    })
+}
+
+async fn fire(inner: &Inner, row: &RecurringRow, at: i64, index: i64) -> ApiResult<RunRow> {
+    let owner = owner(inner, row)?;
     let mut body = row.body.clone();
-    body["display_name"] = json!(format!("{} {}", row.display_name, time::format(at)));
+    body["display_name"] = match row.resource() {
+        Some(name) => json!(resource_run_name(name, index)),
+        None => json!(format!("{} {}", row.display_name, time::format(at))),
+    };
     body["experiment_id"] = json!(row.experiment_id);
     let mut run = rest::new_run(inner, &owner, &body, &row.experiment_id).await?;
     row.id.clone_into(&mut run.recurring_run_id);
     run.scheduled_at = at;
-    rest::submit(inner, run).await.map(drop)
+    rest::submit(inner, run).await
+}
+
+/// `NAME-INDEX-HASH`, as upstream's controller names what a ScheduledWorkflow starts; the hash is FNV-1a of 32 bits.
+fn resource_run_name(name: &str, index: i64) -> String {
+    let id = format!("{name}-{index}");
+    let hash = id.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    format!("{id}-{hash}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_of_resources_are_named_as_upstream_names_them() {
+        // The published test values of FNV-1a.
+        assert_eq!(resource_run_name("every-minute", 1).split('-').count(), 4);
+        let hash = |text: &str| text.bytes().fold(0x811c_9dc5_u32, |h, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193));
+        assert_eq!((hash(""), hash("a"), hash("foobar")), (0x811c_9dc5, 0xe40c_292c, 0xbf9c_f968));
+    }
 }

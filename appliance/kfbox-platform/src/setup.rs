@@ -268,7 +268,16 @@ pub fn cluster_roles() -> Vec<ClusterRole> {
         rule(&KUBEFLOW_GROUPS, &["*"], &READ),
         rule(
             &["pipelines.kubeflow.org"],
-            &["pipelines", "pipelines/versions", "experiments", "jobs", "runs", "visualizations", "viewers"],
+            &[
+                "pipelines",
+                "pipelineversions",
+                "pipelines/versions",
+                "experiments",
+                "jobs",
+                "runs",
+                "visualizations",
+                "viewers",
+            ],
             &["get", "list", "watch", "readArtifact"],
         ),
     ];

@@ -5,13 +5,14 @@ use crate::{
         artifacts::Artifacts,
         authorizer::ClusterAuthorizer,
         dashboard::DashboardData,
+        departures,
         identity::{ClusterTokens, GatewayTokens, Settling},
         kubelet::NodeKubelet,
         lineage::Recorded,
         metadata_access::MetadataAccess,
         namespaces::ProfileNamespaces,
         pipeline_packages::PipelinePackages,
-        pod_identity, signing,
+        pod_identity, signing, webhooks,
     },
     backend::DaemonBackend,
     cli,
@@ -283,7 +284,8 @@ async fn start(config: &Config, tasks: &Tasks, announce: bool) -> anyhow::Result
         tasks,
     );
 
-    // Components.
+    // Components. The gateway knows the people in whose names schedules start runs.
+    let (gateway, tls) = open_gateway(config, gateway_address, &url, &client, &readiness)?;
     let pipelines = Pipelines::open(
         kfbox_pipelines::Config {
             pip_index_url: Some(format!("http://{bridge}:{}/simple/", port::PACKAGES)),
@@ -295,6 +297,7 @@ async fn start(config: &Config, tasks: &Tasks, announce: bool) -> anyhow::Result
             client: client.clone(),
             authorizer: authorizer.clone(),
             namespaces: Arc::new(namespaces.clone()),
+            people: Arc::new(GatewayTokens(gateway.clone())),
             artifacts: Arc::new(Artifacts(objects.clone())),
             lineage: Arc::new(Recorded(metadata.store().clone())),
             logs: Arc::new(kfbox_pipelines::KubeLogs(client.clone())),
@@ -305,6 +308,20 @@ async fn start(config: &Config, tasks: &Tasks, announce: bool) -> anyhow::Result
     )
     .await?;
     serve_router("tasks", on_bridge("task API", port::TASKS).await?, pipelines.task_router(), tasks);
+    let webhook = kfbox_base::listener::bind("webhooks", SocketAddr::from(([127, 0, 0, 1], 0))).await?;
+    let admission = kfbox_pipelines::Admission {
+        url: format!("https://{}", webhook.local_addr()?),
+        ca_pem: authority.ca_pem().to_owned(),
+    };
+    webhooks::serve(webhook, authority.server_tls(false)?, pipelines.admission_router(), tasks);
+    pipelines.follow_resources(admission);
+    let stores = departures::Stores {
+        client: client.clone(),
+        pipelines: pipelines.clone(),
+        objects: objects.clone(),
+        metadata: metadata.clone(),
+    };
+    departures::follow(stores, tasks);
     let packages = Packages::open(python_index(config)?, tasks)?;
     serve_router("packages", on_bridge("Python packages", port::PACKAGES).await?, packages.router(), tasks);
     let platform =
@@ -312,7 +329,6 @@ async fn start(config: &Config, tasks: &Tasks, announce: bool) -> anyhow::Result
     kfbox_platform::start(client.clone(), platform, tasks, &readiness);
 
     // The door.
-    let (gateway, tls) = open_gateway(config, gateway_address, &url, &client, &readiness)?;
     api.add_token_authenticator(Arc::new(GatewayTokens(gateway.clone())));
     if let Some(password) = gateway.ensure_first_user(&config.user).await? {
         control.set_password(password.reveal().to_owned());

@@ -315,6 +315,8 @@ fn kubeflow() -> Vec<Value> {
             &[to("kubeflow-pipelines-edit")],
             vec![
                 rule(pipelines, "pipelines pipelineversions pipelines/versions", "create delete update"),
+                // Beyond upstream: `kubectl apply` patches.
+                rule(pipelines, "pipelines pipelineversions", "patch"),
                 rule(pipelines, "experiments", "archive create delete unarchive"),
                 rule(pipelines, "runs", "archive create delete retry terminate unarchive reportMetrics readArtifact"),
                 rule(pipelines, "jobs", "create delete disable enable"),
@@ -332,6 +334,8 @@ fn kubeflow() -> Vec<Value> {
                     "pipelines pipelineversions pipelines/versions experiments runs jobs artifacts",
                     "get list",
                 ),
+                rule(pipelines, "pipelines pipelineversions", "watch"),
+                rule("kubeflow.org", "scheduledworkflows", "get list watch"),
                 rule(pipelines, "runs", "readArtifact"),
                 rule("kubeflow.org", "viewers", "create get delete"),
                 rule(pipelines, "visualizations", "create"),

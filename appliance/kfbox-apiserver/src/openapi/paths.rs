@@ -87,6 +87,9 @@ const PATCHES: &[&str] = &[
     "application/strategic-merge-patch+json",
     "application/apply-patch+yaml",
 ];
+/// Custom resources have no strategies: kubectl asks here before it applies.
+const CUSTOM_PATCHES: &[&str] =
+    &["application/json-patch+json", "application/merge-patch+json", "application/apply-patch+yaml"];
 const ANY: &[&str] = &["*/*"];
 const JSON: &[&str] = &["application/json", "application/yaml"];
 const STREAM: &[&str] = &["application/json", "application/yaml", "application/json;stream=watch"];
@@ -354,7 +357,10 @@ fn operation(served: &Served<'_>, verb: &str, path: &str, namespaced: bool) -> O
         "list" => (None, Answer::Type(list)),
         "watch" | "watchlist" => (None, Answer::Type(format!("{META}.WatchEvent"))),
         "create" | "update" => (given(ANY), Answer::Type(own.clone())),
-        "patch" => (Some((format!("{META}.Patch"), PATCHES, true)), Answer::Type(own.clone())),
+        "patch" => {
+            let patches = if served.builtin { PATCHES } else { CUSTOM_PATCHES };
+            (Some((format!("{META}.Patch"), patches, true)), Answer::Type(own.clone()))
+        }
         "delete" if served.builtin && ANSWER_OBJECT.contains(&resource) => (options, Answer::Type(own.clone())),
         "delete" | "deletecollection" => (options, Answer::Type(status)),
         _ => (None, Answer::Type(own.clone())),

@@ -85,12 +85,16 @@ struct Actor<'a> {
     /// Executions of DAGs that the metadata store was told of, or would not take.
     begun: HashSet<String>,
     contexts_asked: bool,
+    /// All was decided once; from then on only what follows from changes is.
+    decided: bool,
     dirty: BTreeSet<String>,
     run_dirty: bool,
     cached: Vec<(String, String, CacheEntry)>,
     acknowledge: Vec<oneshot::Sender<Option<()>>>,
     begin: Vec<(oneshot::Sender<Option<Assignment>>, Assignment)>,
     facts: HashMap<String, PodFact>,
+    /// Pods with a fact that was not looked at yet.
+    news: HashSet<String>,
     looked: HashSet<String>,
     stuck_since: HashMap<String, Instant>,
     reported: HashMap<String, (String, Instant)>,
@@ -136,12 +140,14 @@ pub(super) async fn drive(
         archiving: HashSet::new(),
         begun: HashSet::new(),
         contexts_asked: false,
+        decided: false,
         dirty: BTreeSet::new(),
         run_dirty: false,
         cached: Vec::new(),
         acknowledge: Vec::new(),
         begin: Vec::new(),
         facts: HashMap::new(),
+        news: HashSet::new(),
         looked: HashSet::new(),
         stuck_since: HashMap::new(),
         reported: HashMap::new(),
@@ -221,11 +227,14 @@ impl Actor<'_> {
             return;
         }
         let before = self.run.state;
-        let closed: Vec<String> =
-            self.run.tasks.values().filter(|t| !t.is_leaf() && !t.state.is_final()).map(|t| t.id.clone()).collect();
-        let changed = plan::advance(&self.pipeline, &mut self.run);
-        for id in closed {
-            if let Some(task) = self.run.tasks.get(&id).filter(|t| t.state.is_final()) {
+        let changed = if self.decided {
+            plan::advance_after(&self.pipeline, &mut self.run, &self.dirty)
+        } else {
+            self.decided = true;
+            plan::advance(&self.pipeline, &mut self.run)
+        };
+        for id in &changed {
+            if let Some(task) = self.run.tasks.get(id).filter(|t| !t.is_leaf() && t.state.is_final()) {
                 let state = match task.state {
                     State::Failed => ExecutionState::Failed,
                     State::Canceled => ExecutionState::Canceled,
@@ -306,8 +315,8 @@ impl Actor<'_> {
             return;
         }
         let now = time::now();
-        let ids: Vec<String> =
-            self.run.tasks.values().filter(|t| !t.state.is_final() || !t.log_archived).map(|t| t.id.clone()).collect();
+        let ids: Vec<String> = self.run.tasks.values().filter(|t| self.asks_for(t)).map(|t| t.id.clone()).collect();
+        self.news.clear();
         for id in ids {
             let Some(task) = self.run.tasks.get(&id).cloned() else { continue };
             if task.state.is_final() {
@@ -318,6 +327,23 @@ impl Actor<'_> {
                 self.leaf(&task);
             }
         }
+    }
+
+    /// Whether there may be something to do for a task. Most of a large run's tasks only wait, at the cost of this question.
+    fn asks_for(&self, task: &Task) -> bool {
+        if task.state.is_final() {
+            return !task.log_archived;
+        }
+        if !task.is_leaf() {
+            return task.execution_id.is_none() && !self.begun.contains(&task.id);
+        }
+        let Some(pod) = task.pod_name.as_ref().filter(|_| task.pod_created && !task.command.is_empty()) else {
+            return true;
+        };
+        self.news.contains(pod)
+            || !self.facts.contains_key(pod)
+            || self.reported.contains_key(&task.id)
+            || self.stuck_since.contains_key(&task.id)
     }
 
     fn parent_begun(&self, task: &Task) -> bool {
@@ -499,6 +525,7 @@ impl Actor<'_> {
 
     fn take_pods(&mut self) {
         let new = std::mem::take(&mut *self.mailbox.pods.lock());
+        self.news.extend(new.keys().cloned());
         self.facts.extend(new);
     }
 

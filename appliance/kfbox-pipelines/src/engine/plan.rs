@@ -22,6 +22,20 @@ const MAX_TASKS: usize = 50_000;
 
 /// Decides all that can be decided now. Returns the ids of the tasks that are new or changed.
 pub fn advance(pipeline: &Pipeline, run: &mut RunState) -> BTreeSet<String> {
+    // Children come after their parents, and the last of a stack is its first.
+    let open = run.tasks.values().filter(|t| !t.is_leaf() && !t.state.is_final()).map(|t| t.id.clone()).collect();
+    decide(pipeline, run, open)
+}
+
+/// The same where all was decided before, and only the tasks given have changed since: a run of thousands of tasks is not
+/// looked through for each of them.
+pub fn advance_after(pipeline: &Pipeline, run: &mut RunState, since: &BTreeSet<String>) -> BTreeSet<String> {
+    let parents: BTreeSet<&String> = since.iter().filter_map(|id| run.tasks.get(id)?.parent_id.as_ref()).collect();
+    let parents = parents.into_iter().cloned().collect();
+    decide(pipeline, run, parents)
+}
+
+fn decide(pipeline: &Pipeline, run: &mut RunState, mut stack: Vec<String>) -> BTreeSet<String> {
     let mut changed = BTreeSet::new();
     if run.state.is_final() || run.state == State::Canceling {
         return changed;
@@ -31,23 +45,25 @@ pub fn advance(pipeline: &Pipeline, run: &mut RunState) -> BTreeSet<String> {
         let mut root = new_task(run, None, ROOT, ROOT, ROOT, None, Kind::Dag, inputs);
         root.enter(State::Running);
         changed.insert(root.id.clone());
+        stack.push(root.id.clone());
         run.tasks.insert(root.id.clone(), root);
     }
     if run.state == State::Pending {
         run.enter(State::Running);
     }
-    loop {
-        let open: Vec<String> =
-            run.tasks.values().filter(|t| !t.is_leaf() && !t.state.is_final()).map(|t| t.id.clone()).collect();
-        let before = changed.len();
-        let mut moved = false;
-        // Children come after their parents; the reverse order closes the innermost first.
-        for id in open.iter().rev() {
-            moved |= step(pipeline, run, id, &mut changed);
+    while let Some(id) = stack.pop() {
+        let mut touched = BTreeSet::new();
+        if !step(pipeline, run, &id, &mut touched) {
+            continue;
         }
-        if !moved && changed.len() == before {
-            break;
+        match run.tasks.get(&id) {
+            Some(task) if task.state.is_final() => stack.extend(task.parent_id.clone()),
+            // What was skipped or failed at once may decide what comes after it.
+            _ => stack.push(id.clone()),
         }
+        let open = |id: &&String| run.tasks.get(*id).is_some_and(|t| !t.is_leaf() && !t.state.is_final());
+        stack.extend(touched.iter().filter(|t| **t != id).filter(open).cloned());
+        changed.extend(touched);
     }
     if let Some(root) = run.tasks.values().find(|t| t.parent_id.is_none())
         && root.state.is_final()

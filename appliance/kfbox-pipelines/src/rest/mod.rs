@@ -29,6 +29,7 @@ use kfbox_base::{Decision, ResourceAttributes, UserInfo};
 use serde_json::{Map, Value, json};
 use std::{borrow::Cow, sync::Arc};
 
+pub(crate) use pipelines::parsed;
 pub(crate) use runs::{new_run, submit};
 
 pub(crate) const GROUP: &str = "pipelines.kubeflow.org";
@@ -240,7 +241,7 @@ fn display_name(value: &Value) -> ApiResult<String> {
     Ok(name)
 }
 
-fn checked_name(name: &str) -> ApiResult<()> {
+pub(crate) fn checked_name(name: &str) -> ApiResult<()> {
     if name.trim().is_empty() {
         return Err(ApiError::invalid("the name is empty"));
     }
@@ -253,7 +254,7 @@ fn checked_name(name: &str) -> ApiResult<()> {
     Ok(())
 }
 
-fn description(value: &Value) -> ApiResult<String> {
+pub(crate) fn description(value: &Value) -> ApiResult<String> {
     let text = text_field(value, "description")?;
     if text.chars().count() > MAX_DESCRIPTION {
         return Err(ApiError::invalid(format!("the description has more than {MAX_DESCRIPTION} characters")));
@@ -261,7 +262,7 @@ fn description(value: &Value) -> ApiResult<String> {
     Ok(text)
 }
 
-fn tags(value: &Value) -> ApiResult<Value> {
+pub(crate) fn tags(value: &Value) -> ApiResult<Value> {
     match field(value, "tags") {
         None => Ok(json!({})),
         Some(Value::Object(map)) if map.len() <= 64 && map.values().all(Value::is_string) => {
@@ -301,6 +302,12 @@ impl Inner {
         resource: &str,
         namespace: &str,
     ) -> ApiResult<()> {
+        if verb == "create" && self.ending.lock().contains(namespace) {
+            return Err(ApiError::new(
+                Code::FailedPrecondition,
+                format!("namespace {namespace} is being deleted: nothing new can be made in it"),
+            ));
+        }
         self.allow(user, ResourceAttributes::namespaced(verb, GROUP, resource, namespace)).await
     }
 

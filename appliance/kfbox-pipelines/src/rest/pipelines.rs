@@ -17,6 +17,7 @@ use axum::{
     http::StatusCode,
     response::Response,
 };
+use kfbox_api::pipelines;
 use kfbox_base::UserInfo;
 use serde_json::{Value, json};
 
@@ -188,6 +189,7 @@ fn new_pipeline(
         description,
         created_at: time::now(),
         tags,
+        resource: String::new(),
     })
 }
 
@@ -213,6 +215,7 @@ fn new_version(
         code_source_url: code_source_url.to_owned(),
         tags,
         spec: spec.documents,
+        resource: String::new(),
     })
 }
 
@@ -305,16 +308,21 @@ pub(super) async fn update(
     if field(&body, "description").is_some() {
         row.description = description(&body)?;
     }
+    let before = row.tags.clone();
     if field(&body, "tags").is_some() {
         row.tags = tags(&body)?;
     }
+    app.change_resource(&pipelines::pipeline(), &row.namespace, &row.resource, || {
+        changed_spec(&body, &before, &row.tags)
+    })
+    .await?;
     app.store.update_pipeline(row.clone()).await?;
     Ok(Json(render::pipeline(&row)))
 }
 
 pub(super) async fn delete(app: App, Caller(user): Caller, Path(id): Path<String>, args: Args) -> ApiResult<Response> {
-    app.pipeline(&user, "delete", &id).await?;
-    app.store.delete_pipeline(&id, args.get("cascade") == Some("true")).await?;
+    let row = app.pipeline(&user, "delete", &id).await?;
+    app.remove_pipeline(&row, args.get("cascade") == Some("true")).await?;
     Ok(empty())
 }
 
@@ -358,7 +366,7 @@ pub(super) async fn update_version(
     Path((id, version)): Path<(String, String)>,
     body: Body,
 ) -> ApiResult<Json<Value>> {
-    let (_, mut row) = app.version(&user, "update", &id, &version).await?;
+    let (of, mut row) = app.version(&user, "update", &id, &version).await?;
     let body = json_body(body).await?;
     if field(&body, "display_name").is_some() {
         row.display_name = display_name(&body)?;
@@ -366,9 +374,14 @@ pub(super) async fn update_version(
     if field(&body, "description").is_some() {
         row.description = description(&body)?;
     }
+    let before = row.tags.clone();
     if field(&body, "tags").is_some() {
         row.tags = tags(&body)?;
     }
+    app.change_resource(&pipelines::pipeline_version(), &of.namespace, &row.resource, || {
+        changed_spec(&body, &before, &row.tags)
+    })
+    .await?;
     app.store.update_version(row.clone()).await?;
     Ok(Json(render::version(&row)))
 }
@@ -378,9 +391,26 @@ pub(super) async fn delete_version(
     Caller(user): Caller,
     Path((id, version)): Path<(String, String)>,
 ) -> ApiResult<Response> {
-    app.version(&user, "delete", &id, &version).await?;
-    app.store.delete_version(&version).await?;
+    let (of, row) = app.version(&user, "delete", &id, &version).await?;
+    app.remove_version(&of.namespace, &row).await?;
     Ok(empty())
+}
+
+/// What an update changes, as a merge patch of a resource's `spec`.
+fn changed_spec(body: &Value, before: &Value, tags: &Value) -> Value {
+    let mut spec = serde_json::Map::new();
+    for (name, key) in [("display_name", "displayName"), ("description", "description")] {
+        if let Some(value) = field(body, name) {
+            spec.insert(key.into(), value.clone());
+        }
+    }
+    if field(body, "tags").is_some() {
+        let gone = before.as_object().into_iter().flatten().map(|(name, _)| (name.clone(), Value::Null));
+        let mut changed: serde_json::Map<String, Value> = gone.collect();
+        changed.extend(tags.as_object().cloned().unwrap_or_default());
+        spec.insert("tags".into(), Value::Object(changed));
+    }
+    Value::Object(spec)
 }
 
 /// The part called `uploadfile`, whole: packages are bounded and small.

@@ -9,6 +9,7 @@ use crate::{
     time,
 };
 use axum::{Json, body::Body, extract::Path, response::Response};
+use kfbox_api::pipelines;
 use kfbox_base::UserInfo;
 use serde_json::{Value, json};
 
@@ -26,16 +27,28 @@ impl Inner {
     }
 
     pub(crate) async fn make_recurring(&self, user: &UserInfo, body: Value) -> ApiResult<RecurringRow> {
-        let row = self.new_recurring(user, body, uuid::Uuid::new_v4().to_string()).await?;
+        let row = self.new_recurring(user, body, uuid::Uuid::new_v4().to_string(), false).await?;
         let row = self.store.put_recurring(row).await?;
         self.schedule.wake();
         Ok(row)
     }
 
     /// Checks a request for a recurring run and makes its row. Nothing is stored yet.
-    pub(crate) async fn new_recurring(&self, user: &UserInfo, mut body: Value, id: String) -> ApiResult<RecurringRow> {
+    /// `once`: without a trigger, for a single run at once, as ScheduledWorkflows may be.
+    pub(crate) async fn new_recurring(
+        &self,
+        user: &UserInfo,
+        mut body: Value,
+        id: String,
+        once: bool,
+    ) -> ApiResult<RecurringRow> {
+        if let Some(body) = body.as_object_mut() {
+            body.retain(|name, _| !name.starts_with("kfbox_"));
+        }
         let trigger = field(&body, "trigger").cloned().unwrap_or_default();
-        schedule::Trigger::parse(&trigger).map_err(ApiError::invalid)?;
+        if !once {
+            schedule::Trigger::parse(&trigger).map_err(ApiError::invalid)?;
+        }
         if let Some(value) = field(&body, "max_concurrency") {
             // Absent, and 0 as protobuf has it, are one.
             let most = value.as_i64().or_else(|| value.as_str()?.parse().ok());
@@ -58,6 +71,9 @@ impl Inner {
         if let Some(body) = body.as_object_mut() {
             body.insert("service_account".into(), json!(run.service_account));
             body.insert("kfbox_owner".into(), json!(user));
+            if once {
+                body.insert("kfbox_once".into(), json!(true));
+            }
         }
         Ok(RecurringRow {
             id,
@@ -82,10 +98,17 @@ impl Inner {
 
     /// `enable` or `disable`.
     pub(super) async fn switch_recurring(&self, user: &UserInfo, id: &str, verb: &str) -> ApiResult<()> {
-        let mut row = self.recurring(user, verb, id).await?;
-        if verb == "enable" { "ENABLED" } else { "DISABLED" }.clone_into(&mut row.status);
-        row.updated_at = time::now();
-        self.store.put_recurring(row).await?;
+        let row = self.recurring(user, verb, id).await?;
+        let enabled = verb == "enable";
+        let resource = row.resource().unwrap_or_default();
+        self.change_resource(
+            &pipelines::scheduled_workflow(),
+            &row.namespace,
+            resource,
+            || json!({"enabled": enabled}),
+        )
+        .await?;
+        self.store.switch_recurring(id, if enabled { "ENABLED" } else { "DISABLED" }).await?;
         self.schedule.wake();
         Ok(())
     }
@@ -123,8 +146,8 @@ pub(super) async fn get(app: App, Caller(user): Caller, Path(id): Path<String>) 
 }
 
 pub(super) async fn delete(app: App, Caller(user): Caller, Path(id): Path<String>) -> ApiResult<Response> {
-    app.recurring(&user, "delete", &id).await?;
-    app.store.delete_recurring(&id).await?;
+    let row = app.recurring(&user, "delete", &id).await?;
+    app.remove_recurring(&row).await?;
     Ok(empty())
 }
 

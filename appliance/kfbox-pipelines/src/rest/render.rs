@@ -1,5 +1,6 @@
 //! Rows as the API's messages. Fields with nothing in them are left out, as protobuf's JSON does.
 
+use super::runs::PLUGINS_INPUT;
 use crate::{
     engine::model::{Artifact, StateChange, Task, TaskError},
     spec::Pipeline,
@@ -101,6 +102,8 @@ pub(super) fn run(row: &RunRow, tasks: Option<&[Task]>) -> Value {
         json!({"pipeline_id": row.pipeline_id, "pipeline_version_id": row.pipeline_version_id})
     };
     let spec = if row.pipeline_version_id.is_empty() { Pipeline::wire(&row.spec) } else { Value::Null };
+    let mut config = row.runtime_config.clone();
+    let plugins = config.as_object_mut().and_then(|c| c.remove(PLUGINS_INPUT));
     compact(json!({
         "experiment_id": row.experiment_id,
         "run_id": row.id,
@@ -109,7 +112,8 @@ pub(super) fn run(row: &RunRow, tasks: Option<&[Task]>) -> Value {
         "description": row.description,
         "pipeline_spec": spec,
         "pipeline_version_reference": reference,
-        "runtime_config": row.runtime_config,
+        "runtime_config": config,
+        "plugins_input": plugins,
         "service_account": row.service_account,
         "created_at": time::format(row.created_at),
         "scheduled_at": time::format(row.scheduled_at),

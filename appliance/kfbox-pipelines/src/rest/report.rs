@@ -3,10 +3,7 @@
 //! be of something that exists; of a schedule, whether it is enabled is taken over.
 
 use super::{App, Caller, GROUP, empty, is_label};
-use crate::{
-    error::{ApiError, ApiResult},
-    time,
-};
+use crate::error::{ApiError, ApiResult};
 use axum::{body::Body, response::Response};
 use kfbox_base::ResourceAttributes;
 use serde_json::Value;
@@ -59,13 +56,11 @@ pub(super) async fn scheduled_workflow(app: App, Caller(user): Caller, body: Bod
     let what = ResourceAttributes::namespaced("report", GROUP, "scheduledworkflows", &reported.namespace);
     app.allow(&user, what).await?;
     let found = app.store.recurring(&reported.uid).await?.filter(|row| row.namespace == reported.namespace);
-    let mut row = found.ok_or_else(|| ApiError::not_found("recurring run", &reported.uid))?;
+    let row = found.ok_or_else(|| ApiError::not_found("recurring run", &reported.uid))?;
     let enabled = reported.manifest.pointer("/spec/enabled").and_then(Value::as_bool) == Some(true);
     let status = if enabled { "ENABLED" } else { "DISABLED" };
     if row.status != status {
-        status.clone_into(&mut row.status);
-        row.updated_at = time::now();
-        app.store.put_recurring(row).await?;
+        app.store.switch_recurring(&row.id, status).await?;
         app.schedule.wake();
     }
     Ok(empty())

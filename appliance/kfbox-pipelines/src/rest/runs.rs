@@ -88,6 +88,20 @@ async fn source(app: &Inner, user: &UserInfo, body: &Value, namespace: &str) -> 
     Ok(Source { pipeline, pipeline_id: version.pipeline_id, version_id: version.id })
 }
 
+/// Where a run's row keeps what it says to plugins.
+pub(super) const PLUGINS_INPUT: &str = "kfbox_plugins_input";
+
+/// What is said to plugins, by their names. As upstream without a plugin installed, it is kept and shown, and nobody acts
+/// on it (`backend/src/apiserver/plugins`).
+fn plugins_input(body: &Value) -> ApiResult<Option<Value>> {
+    match field(body, "plugins_input") {
+        None => Ok(None),
+        Some(Value::Object(map)) if map.is_empty() => Ok(None),
+        Some(Value::Object(map)) if map.values().all(Value::is_object) => Ok(Some(Value::Object(map.clone()))),
+        Some(_) => Err(ApiError::invalid("plugins_input should hold an object for each plugin's name")),
+    }
+}
+
 /// Checks a request for a run and makes its row. Nothing is stored yet.
 pub(crate) async fn new_run(app: &Inner, user: &UserInfo, body: &Value, experiment: &str) -> ApiResult<RunRow> {
     let mut experiment_id = text_field(body, "experiment_id")?;
@@ -115,11 +129,13 @@ pub(crate) async fn new_run(app: &Inner, user: &UserInfo, body: &Value, experime
     if !service_account.is_empty() && !service_account.split('.').all(is_label) {
         return Err(ApiError::invalid(format!("`{service_account}` is no name of a service account")));
     }
-    if field(body, "plugins_input").and_then(Value::as_object).is_some_and(|p| !p.is_empty()) {
-        return Err(ApiError::new(Code::Unimplemented, "plugins_input is not supported by this kfbox"));
-    }
     let source = source(app, user, body, &of.namespace).await?;
-    let config = field(body, "runtime_config").cloned().unwrap_or_else(|| json!({}));
+    let mut config = field(body, "runtime_config").cloned().unwrap_or_else(|| json!({}));
+    let plugins = plugins_input(body)?;
+    if let Value::Object(config) = &mut config {
+        config.retain(|name, _| name != PLUGINS_INPUT);
+        config.extend(plugins.map(|p| (PLUGINS_INPUT.to_owned(), p)));
+    }
     let given = match field(&config, "parameters") {
         None => Map::new(),
         Some(Value::Object(map)) => map.clone(),

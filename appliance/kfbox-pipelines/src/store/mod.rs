@@ -3,12 +3,15 @@
 
 pub mod listing;
 mod metrics;
+mod namespaces;
 mod pipelines;
+mod resources;
 mod retention;
 mod runs;
 mod schema;
 
 pub use metrics::Metric;
+pub use namespaces::Forgotten;
 pub use retention::Leftover;
 pub use runs::{CacheEntry, RunRow};
 
@@ -53,6 +56,8 @@ pub struct PipelineRow {
     pub description: String,
     pub created_at: i64,
     pub tags: Value,
+    /// The name of the cluster's object that it shows; empty for one made by REST.
+    pub resource: String,
 }
 
 #[derive(Debug, Clone)]
@@ -66,6 +71,8 @@ pub struct VersionRow {
     pub code_source_url: String,
     pub tags: Value,
     pub spec: Documents,
+    /// As of [`PipelineRow`].
+    pub resource: String,
 }
 
 #[derive(Debug, Clone)]
@@ -77,12 +84,20 @@ pub struct RecurringRow {
     pub created_at: i64,
     pub updated_at: i64,
     pub status: String,
+    /// The request, and under names that begin with `kfbox_` what the daemon adds.
     pub body: Value,
 }
 
+impl RecurringRow {
+    /// The name of the cluster's ScheduledWorkflow that it shows.
+    pub fn resource(&self) -> Option<&str> {
+        self.body.get("kfbox_resource")?.as_str()
+    }
+}
+
 const EXPERIMENT: &str = "namespace, display_name, description, created_at, last_run_created_at, storage_state";
-const PIPELINE: &str = "namespace, name, display_name, description, created_at, tags";
-const VERSION: &str = "pipeline_id, name, display_name, description, created_at, code_source_url, tags, spec";
+const PIPELINE: &str = "namespace, name, display_name, description, created_at, tags, resource";
+const VERSION: &str = "pipeline_id, name, display_name, description, created_at, code_source_url, tags, spec, resource";
 const RECURRING: &str = "namespace, experiment_id, display_name, created_at, updated_at, status, body";
 
 pub(crate) fn json(text: &str) -> Value {
@@ -124,6 +139,7 @@ fn pipeline(row: &Row<'_>) -> rusqlite::Result<PipelineRow> {
         description: row.get(5)?,
         created_at: row.get(6)?,
         tags: json(&row.get::<_, String>(7)?),
+        resource: row.get(8)?,
     })
 }
 
@@ -138,6 +154,7 @@ fn version(row: &Row<'_>) -> rusqlite::Result<VersionRow> {
         code_source_url: row.get(7)?,
         tags: json(&row.get::<_, String>(8)?),
         spec: documents(&row.get::<_, String>(9)?),
+        resource: row.get(10)?,
     })
 }
 
@@ -305,6 +322,20 @@ impl Store {
                 Ok(row)
             })
             .await
+    }
+
+    /// False when it was disabled or deleted meanwhile; then nothing is stored.
+    pub async fn put_recurring_state(&self, id: &str, body: &Value) -> ApiResult<bool> {
+        let values = [id.to_owned(), body.to_string()];
+        let sql = "UPDATE recurring_runs SET body = ?2 WHERE id = ?1 AND status = 'ENABLED'";
+        self.db.write(move |tx| Ok(tx.execute(sql, values)? > 0)).await
+    }
+
+    /// Its state alone: a firing that is being stored is not undone.
+    pub async fn switch_recurring(&self, id: &str, status: &'static str) -> ApiResult<()> {
+        let id = id.to_owned();
+        let sql = "UPDATE recurring_runs SET status = ?2, updated_at = ?3 WHERE id = ?1";
+        self.db.write(move |tx| Ok(tx.execute(sql, params![id, status, crate::time::now()]).map(drop)?)).await
     }
 
     pub async fn enabled_recurring(&self) -> ApiResult<Vec<RecurringRow>> {

@@ -27,8 +27,8 @@ impl Store {
         self.db
             .write(move |tx| {
                 tx.execute(
-                    "INSERT INTO pipelines (id, namespace, name, display_name, description, created_at, tags) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-                    params![new.id, new.namespace, new.name, new.display_name, new.description, new.created_at, new.tags.to_string()],
+                    "INSERT INTO pipelines (id, namespace, name, display_name, description, created_at, tags, resource) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+                    params![new.id, new.namespace, new.name, new.display_name, new.description, new.created_at, new.tags.to_string(), new.resource],
                 )
                 .map_err(|e| unique(e, || format!("a pipeline named {} already exists in {}; upload a new version of it", new.name, new.namespace)))?;
                 if let Some(version) = &first {
@@ -58,12 +58,7 @@ impl Store {
                 let versions: i64 =
                     tx.query_row("SELECT count(*) FROM pipeline_versions WHERE pipeline_id = ?1", [&id], |r| r.get(0))?;
                 if versions > 0 && !cascade {
-                    return Err(ApiError::new(
-                        Code::FailedPrecondition,
-                        format!(
-                            "the pipeline still has {versions} versions; delete them first, or delete with cascade=true"
-                        ),
-                    ));
+                    return Err(still_has(versions));
                 }
                 tx.execute("DELETE FROM pipeline_versions WHERE pipeline_id = ?1", [&id])?;
                 tx.execute("DELETE FROM pipelines WHERE id = ?1", [&id])?;
@@ -132,10 +127,17 @@ impl Store {
     }
 }
 
-fn insert_version(tx: &rusqlite::Transaction<'_>, new: &VersionRow) -> ApiResult<()> {
+pub(super) fn still_has(versions: i64) -> ApiError {
+    ApiError::new(
+        Code::FailedPrecondition,
+        format!("the pipeline still has {versions} versions; delete them first, or delete with cascade=true"),
+    )
+}
+
+pub(super) fn insert_version(tx: &rusqlite::Transaction<'_>, new: &VersionRow) -> ApiResult<()> {
     tx.execute(
-        "INSERT INTO pipeline_versions (id, pipeline_id, name, display_name, description, created_at, code_source_url, tags, spec)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+        "INSERT INTO pipeline_versions (id, pipeline_id, name, display_name, description, created_at, code_source_url, tags, spec, resource)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
         params![
             new.id,
             new.pipeline_id,
@@ -145,7 +147,8 @@ fn insert_version(tx: &rusqlite::Transaction<'_>, new: &VersionRow) -> ApiResult
             new.created_at,
             new.code_source_url,
             new.tags.to_string(),
-            documents_text(&new.spec)
+            documents_text(&new.spec),
+            new.resource
         ],
     )
     .map_err(|e| unique(e, || format!("a version named {} already exists for this pipeline", new.name)))?;

@@ -140,5 +140,9 @@ CREATE INDEX runs_narrow ON runs (namespace, experiment_id, storage_state, state
     finished_at, pipeline_id, pipeline_version_id, recurring_run_id, id);
 CREATE INDEX recurring_by_namespace ON recurring_runs (namespace, created_at, id);
 CREATE INDEX recurring_by_experiment ON recurring_runs (experiment_id, created_at, id);
+", "
+-- The cluster's object of which a row is the image: its name, and empty for what came by REST.
+ALTER TABLE pipelines ADD COLUMN resource TEXT NOT NULL DEFAULT '';
+ALTER TABLE pipeline_versions ADD COLUMN resource TEXT NOT NULL DEFAULT '';
 "],
 };

@@ -2,6 +2,7 @@
 
 mod lists;
 mod recurring;
+mod resources;
 mod retention;
 mod swagger;
 mod v1;
@@ -459,6 +460,7 @@ async fn bad_requests_are_refused_with_their_reason_and_leave_nothing_behind() {
         (json!({"pipeline_version_reference": {"pipeline_id": "a", "pipeline_version_id": "b"}}), "not both"),
         (json!({"display_name": " "}), "name"),
         (json!({"service_account": "../x"}), "service account"),
+        (json!({"plugins_input": {"mlflow": "yes"}}), "plugins_input"),
         (json!({"pipeline_spec": {}}), "pipeline"),
     ] {
         let mut body =
@@ -471,6 +473,18 @@ async fn bad_requests_are_refused_with_their_reason_and_leave_nothing_behind() {
     assert_eq!(ok(&p, "ann", "GET", "/apis/v2beta1/runs", Value::Null).await["total_size"], 0);
     assert_eq!(call(&p, "ann", "GET", "/apis/v2beta1/nothing", Value::Null).await.0, 404);
     world.kill(&tasks).await;
+}
+
+#[tokio::test]
+async fn what_is_said_to_plugins_is_kept_and_shown() {
+    let folder = tempfile::tempdir().unwrap();
+    let (p, _tasks) = World::new(good).daemon(folder.path()).await;
+    let said = json!({"mlflow": {"experiment_name": "e", "disabled": false}});
+    let body = json!({"display_name": "a run", "pipeline_spec": spec(), "plugins_input": said,
+        "runtime_config": {"parameters": {"text": "x"}, "kfbox_plugins_input": {"made": {}}}});
+    let run = ok(&p, "ann", "POST", "/apis/v2beta1/runs", body).await;
+    let shown = get_run(&p, run["run_id"].as_str().unwrap()).await;
+    assert_eq!((&shown["plugins_input"], &shown["runtime_config"]), (&said, &json!({"parameters": {"text": "x"}})));
 }
 
 #[tokio::test]

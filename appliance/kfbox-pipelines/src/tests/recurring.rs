@@ -82,3 +82,69 @@ async fn a_schedule_that_cannot_be_used_is_refused_and_says_why() {
         assert!(body.to_string().contains(why), "{trigger}: {body}");
     }
 }
+
+/// Until a recurring run says why it was refused, or that it was not.
+async fn refusal(p: &Pipelines, id: &str, wanted: Option<&str>) {
+    let look = async {
+        loop {
+            let shown = ok(p, "ann", "GET", &format!("/apis/v2beta1/recurringruns/{id}"), Value::Null).await;
+            match (wanted, shown["error"]["message"].as_str()) {
+                (Some(part), Some(message)) if message.contains(part) => return,
+                (None, None) => return,
+                _ => tokio::time::sleep(std::time::Duration::from_millis(20)).await,
+            }
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(20), look).await.expect("its error does not change");
+}
+
+#[tokio::test]
+async fn nothing_is_started_for_who_is_shut_out_and_nothing_is_made_up_for_later() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::new(good);
+    let (p, _tasks) = world.daemon(folder.path()).await;
+    let past = json!({"periodic_schedule": {"start_time": "2026-01-01T00:00:00Z", "interval_second": 3600}});
+    let body = recurring(&past, &json!({"mode": "DISABLE", "no_catchup": true, "kfbox_last": 1, "kfbox_owner": "bob"}));
+    let made = ok(&p, "ann", "POST", "/apis/v2beta1/recurringruns", body).await;
+    let id = made["recurring_run_id"].as_str().unwrap().to_owned();
+    world.away.lock().insert("ann".into());
+    ok(&p, "ann", "POST", &format!("/apis/v2beta1/recurringruns/{id}:enable"), Value::Null).await;
+    refusal(&p, &id, Some("no run is started for ann: the account is disabled")).await;
+    let runs = ok(&p, "ann", "GET", "/apis/v2beta1/runs?namespace=ann", Value::Null).await;
+    assert_eq!(runs["total_size"], 0, "{runs}");
+    // Back: the firing that was refused stays refused.
+    world.away.lock().clear();
+    let other = create(&p, recurring(&past, &json!({"display_name": "other", "no_catchup": true}))).await;
+    assert_eq!(firings(&p, &other, 1).await.len(), 1);
+    let runs = ok(&p, "ann", "GET", "/apis/v2beta1/runs?namespace=ann", Value::Null).await;
+    assert_eq!(runs["total_size"], 1, "{runs}");
+    refusal(&p, &other, None).await;
+}
+
+#[tokio::test]
+async fn a_namespace_that_ends_takes_all_that_is_its_own_and_closes() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::new(|name, task| super::world::Step { hang: name == "make", ..good(name, task) });
+    let (p, _tasks) = world.daemon(folder.path()).await;
+    let open = super::start(&p, "x").await;
+    super::wait(&p, &open, |r| super::task_pod(r).is_some()).await;
+    create(&p, recurring(&json!({"cron_schedule": {"cron": "0 0 0 1 1 *"}}), &json!({}))).await;
+    let body =
+        json!({"pipeline": {"display_name": "p"}, "pipeline_version": {"display_name": "v", "pipeline_spec": spec()}});
+    ok(&p, "ann", "POST", "/apis/v2beta1/pipelines/create", body.clone()).await;
+    ok(&p, "bob", "POST", "/apis/v2beta1/pipelines/create", body.clone()).await;
+    let forgotten = p.forget_namespace("ann").await.unwrap();
+    assert_eq!((forgotten.runs, forgotten.recurring_runs, forgotten.pipelines, forgotten.experiments), (1, 1, 1, 1));
+    assert!(world.pods.lock().is_empty(), "its pods are gone");
+    let (status, answer) = call(&p, "ann", "POST", "/apis/v2beta1/pipelines/create", body.clone()).await;
+    assert_eq!(status, 400, "{answer}");
+    assert!(answer["message"].as_str().unwrap().contains("being deleted"), "{answer}");
+    assert_eq!(p.forget_namespace("ann").await.unwrap(), crate::Forgotten::default(), "again finds nothing");
+    assert_eq!(p.namespaces_in_use().await.unwrap(), ["bob"]);
+    p.welcome_namespace("ann");
+    for list in ["runs", "pipelines", "experiments", "recurringruns"] {
+        let shown = ok(&p, "ann", "GET", &format!("/apis/v2beta1/{list}?namespace=ann"), Value::Null).await;
+        assert_eq!(shown["total_size"], 0, "{list}: {shown}");
+    }
+    ok(&p, "ann", "POST", "/apis/v2beta1/pipelines/create", body).await;
+}

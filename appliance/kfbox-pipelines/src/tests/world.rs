@@ -2,7 +2,7 @@
 
 use crate::{
     ArtifactStore, ByteStream, Config, Deps, Lineage, LineageContexts, LineageExecution, LineageResult, LineageRun,
-    LogRange, Namespaces, ObjectInfo, PackageError, PackageSource, Pipelines, Retention, StepLogs, StoreError,
+    LogRange, Namespaces, ObjectInfo, PackageError, PackageSource, People, Pipelines, Retention, StepLogs, StoreError,
 };
 use axum::{
     Json, Router,
@@ -18,7 +18,7 @@ use kfbox_base::{Authorizer, BoxError, Decision, Readiness, ResourceAttributes, 
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, OnceLock,
         atomic::{AtomicI64, AtomicUsize, Ordering},
@@ -51,6 +51,8 @@ pub struct World {
     /// Packages by URL.
     pub packages: Mutex<BTreeMap<String, Vec<u8>>>,
     next_id: AtomicI64,
+    /// Who has a disabled account.
+    pub away: Mutex<BTreeSet<String>>,
     pub go: Notify,
     /// What steps read of their inputs, by step and input.
     pub read: Mutex<BTreeMap<String, String>>,
@@ -70,6 +72,7 @@ impl World {
             logs: Mutex::default(),
             packages: Mutex::default(),
             next_id: AtomicI64::new(1),
+            away: Mutex::default(),
             go: Notify::new(),
             read: Mutex::default(),
             script: Arc::new(script),
@@ -97,6 +100,7 @@ impl World {
             client: kube::Client::new(service, "default"),
             authorizer: Arc::new(Rights),
             namespaces: Arc::new(Rights),
+            people: Arc::new(Share(self.clone())),
             artifacts: Arc::new(Share(self.clone())),
             lineage: Arc::new(Share(self.clone())),
             logs: Arc::new(Share(self.clone())),
@@ -302,6 +306,16 @@ impl Namespaces for Rights {
 }
 
 struct Share(Arc<World>);
+
+impl People for Share {
+    fn current(&self, user: &UserInfo) -> Result<UserInfo, String> {
+        if self.0.away.lock().contains(&user.username) {
+            Err("the account is disabled".into())
+        } else {
+            Ok(user.clone())
+        }
+    }
+}
 
 impl ArtifactStore for Share {
     fn put<'a>(

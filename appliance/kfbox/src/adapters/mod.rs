@@ -3,11 +3,14 @@
 pub mod artifacts;
 pub mod authorizer;
 pub mod dashboard;
+pub mod departures;
 pub mod identity;
 pub mod kubelet;
 pub mod lineage;
 pub mod metadata_access;
 pub mod namespaces;
+pub mod people;
 pub mod pipeline_packages;
 pub mod pod_identity;
 pub mod signing;
+pub mod webhooks;

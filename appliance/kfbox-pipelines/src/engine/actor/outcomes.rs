@@ -54,6 +54,7 @@ impl Actor<'_> {
                 if self.attempt(&task, attempt).is_some() {
                     tracing::debug!(run = %self.run.id, task, uid, "a step's pod exists");
                     self.change(&task, |t| t.pod_created = true);
+                    self.news.extend(self.run.tasks.get(&task).and_then(|t| t.pod_name.clone()));
                 }
             }
             Done::Refused { task, error } => {
@@ -82,6 +83,7 @@ impl Actor<'_> {
                 // A fact that the watch brought meanwhile is newer.
                 self.take_pods();
                 let fact = pod.map_or_else(|| PodFact { deleted: true, ..PodFact::default() }, |p| PodFact::of(&p));
+                self.news.insert(name.clone());
                 self.facts.entry(name).or_insert(fact);
             }
         }

@@ -73,8 +73,8 @@ pub(super) async fn get_by_name(
 
 /// With its versions: v1beta1 has no other way to name those of a pipeline at once.
 pub(super) async fn delete(app: App, Caller(user): Caller, Path(id): Path<String>) -> ApiResult<Response> {
-    app.pipeline(&user, "delete", &id).await?;
-    app.store.delete_pipeline(&id, true).await?;
+    let row = app.pipeline(&user, "delete", &id).await?;
+    app.remove_pipeline(&row, true).await?;
     Ok(empty())
 }
 
@@ -135,8 +135,8 @@ pub(super) async fn get_version(app: App, Caller(user): Caller, Path(id): Path<S
 }
 
 pub(super) async fn delete_version(app: App, Caller(user): Caller, Path(id): Path<String>) -> ApiResult<Response> {
-    app.version(&user, "delete", "", &id).await?;
-    app.store.delete_version(&id).await?;
+    let (of, row) = app.version(&user, "delete", "", &id).await?;
+    app.remove_version(&of.namespace, &row).await?;
     Ok(empty())
 }
 

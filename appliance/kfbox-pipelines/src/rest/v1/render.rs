@@ -72,7 +72,11 @@ fn status(state: State) -> &'static str {
 fn config(given: &Value) -> Value {
     let empty = field(given, "parameters").and_then(Value::as_object).is_none_or(Map::is_empty)
         && field(given, "pipeline_root").and_then(Value::as_str).is_none_or(str::is_empty);
-    if empty { Value::Null } else { given.clone() }
+    let mut given = given.clone();
+    if let Some(given) = given.as_object_mut() {
+        given.retain(|name, _| !name.starts_with("kfbox_"));
+    }
+    if empty { Value::Null } else { given }
 }
 
 pub(super) fn run(row: &RunRow, metrics: &[&Metric]) -> Value {

@@ -13,6 +13,7 @@ use tower::ServiceExt as _;
 
 mod federation;
 mod fuzz;
+mod ldap;
 mod oidc_flows;
 
 const EMAIL: &str = "user@example.com";

@@ -389,6 +389,7 @@ fn open_gateway(
         clients: config.gateway.clients.clone(),
         connectors: config.gateway.connectors.clone(),
         password_grant: config.gateway.password_grant,
+        password_connector: config.gateway.password_connector.clone(),
         strict_transport: config.gateway.tls.mode != TlsMode::SelfSigned,
         ..kfbox_gateway::Config::new(config.data_dir.clone(), url)
     };

@@ -6,7 +6,7 @@
 //! <https://dexidp.io/docs/>, <https://oauth2-proxy.github.io/oauth2-proxy/features/endpoints>.
 //!
 //! Architecture Invariant: nothing is forwarded to an address that a request names; components are routers in this
-//! process.
+//! process, and people's Services are reached where the cluster's objects say.
 
 mod connectors;
 mod guard;
@@ -14,10 +14,12 @@ mod limits;
 mod mounts;
 mod oidc;
 mod paths;
+mod proxy;
 mod serve;
 mod sign_in;
 mod store;
 mod tls;
+pub mod user_routes;
 pub mod web;
 
 pub use connectors::{ConnectorConfig, Groups, Newcomers, ldap::LdapConnector, oidc::OidcConnector};

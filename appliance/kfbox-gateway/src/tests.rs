@@ -15,6 +15,7 @@ mod federation;
 mod fuzz;
 mod ldap;
 mod oidc_flows;
+mod user_services;
 
 const EMAIL: &str = "user@example.com";
 const PASSWORD: &str = "correct horse battery";

@@ -12,6 +12,7 @@ use crate::{
         namespaces::ProfileNamespaces,
         pipeline_packages::PipelinePackages,
         pod_identity, signing,
+        user_routes::ClusterRoutes,
     },
     backend::DaemonBackend,
     cli,
@@ -26,7 +27,7 @@ use anyhow::Context;
 use kfbox_apiserver::{ApiServer, auth::Authority};
 use kfbox_base::{Authorizer, Readiness, Tasks, listener::BindError, telemetry};
 use kfbox_dashboard::Connect;
-use kfbox_gateway::{Gateway, Mounts, Tls};
+use kfbox_gateway::{Gateway, Mounts, Tls, user_routes::UserServices};
 use kfbox_metadata::Metadata;
 use kfbox_node::{Node, NodeConfig, images::ImageConfig, network::NetworkConfig};
 use kfbox_objects::Objects;
@@ -307,9 +308,19 @@ async fn start(config: &Config, tasks: &Tasks, announce: bool) -> anyhow::Result
     serve_router("tasks", on_bridge("task API", port::TASKS).await?, pipelines.task_router(), tasks);
     let packages = Packages::open(python_index(config)?, tasks)?;
     serve_router("packages", on_bridge("Python packages", port::PACKAGES).await?, packages.router(), tasks);
-    let platform =
-        kfbox_platform::Config { default_profile: Some(DefaultProfile::for_user(&config.user)), walls: config.walls() };
-    kfbox_platform::start(client.clone(), platform, tasks, &readiness);
+    let reserved = kfbox_dashboard::PAGES.into_iter().chain(["api", "apis", "kfam"]).map(String::from);
+    let reserved: Vec<String> = reserved.collect();
+    let host = url.parse::<http::Uri>().ok().and_then(|u| u.host().map(str::to_owned));
+    let platform = kfbox_platform::Config {
+        default_profile: Some(DefaultProfile::for_user(&config.user)),
+        walls: config.walls(),
+        routes: kfbox_platform::routes::Config {
+            hosts: host.into_iter().collect(),
+            reserved: reserved.clone(),
+            issuer: format!("{}/dex", url.trim_end_matches('/')),
+        },
+    };
+    let routes = kfbox_platform::start(client.clone(), platform, tasks, &readiness);
 
     // The door.
     let (gateway, tls) = open_gateway(config, gateway_address, &url, &client, &readiness)?;
@@ -329,7 +340,7 @@ async fn start(config: &Config, tasks: &Tasks, announce: bool) -> anyhow::Result
     let people = gateway.clone();
     let membership = kfam::Deps {
         client: client.clone(),
-        authorizer,
+        authorizer: authorizer.clone(),
         self_service: false,
         groups_of: Arc::new(move |email| {
             let known = people.list_users().into_iter().find(|u| u.email == email && !u.disabled);
@@ -341,7 +352,13 @@ async fn start(config: &Config, tasks: &Tasks, announce: bool) -> anyhow::Result
         .stripped("/pipeline", pipelines.router())
         .at("/kfam", kfam::router(membership.clone()))
         .at("/api", workgroup::router(membership))
-        .at("/", dashboard);
+        .at("/", dashboard)
+        .with_user_services(UserServices {
+            routes: Arc::new(ClusterRoutes(routes)),
+            authorizer,
+            pages: reserved.into(),
+            tasks: tasks.clone(),
+        });
     let router = gateway.router(mounts);
     match &tls {
         Some(tls) => gateway.serve_tls("gateway", listeners.gateway, tls, router.clone(), tasks)?,

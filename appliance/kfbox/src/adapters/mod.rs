@@ -11,3 +11,4 @@ pub mod namespaces;
 pub mod pipeline_packages;
 pub mod pod_identity;
 pub mod signing;
+pub mod user_routes;

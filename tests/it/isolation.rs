@@ -32,7 +32,7 @@
 //! | Kubeflow's manifests | default password `12341234` | kfbox-gateway `generated_passwords_differ_and_are_acceptable`, `what_was_stored_survives_a_restart_and_the_first_user_is_made_once` |
 
 mod doors;
-mod people;
+pub mod people;
 
 use doors::{Door, ROWS};
 use kfbox_tests::{Python, TestBox, run, run_with_input, wait_until};

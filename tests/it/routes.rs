@@ -146,9 +146,11 @@ fn services_of_a_namespace_are_reached_by_who_may_use_them() -> anyhow::Result<(
     wait_until(Duration::from_secs(30), "the policies' end", || {
         Ok((ask(&page, &editor.token, "GET", None)?.0 == 200).then_some(()))
     })?;
-    // A right that is taken away is gone with the answer to its end.
+    // A right that is taken away is gone, also for somebody who goes on asking.
     owner.binding("DELETE", &editor.email, "kubeflow-edit")?;
-    assert_eq!(ask(&page, &editor.token, "GET", None)?.0, 404);
+    wait_until(Duration::from_secs(30), "the refusal", || {
+        Ok((ask(&page, &editor.token, "GET", None)?.0 == 404).then_some(()))
+    })?;
     // Without its pod the way says what is wrong.
     b.kubectl(&["delete", "-n", namespace, "pod", "web"])?.ok()?;
     let (status, text) = wait_until(Duration::from_secs(30), "the pod's end", || {

@@ -292,6 +292,11 @@ impl Gateway {
         self.inner.store.set_disabled(email, disabled).await
     }
 
+    /// False for who is not known here.
+    pub fn is_disabled(&self, email: &str) -> bool {
+        self.inner.store.users.read().get(email).is_some_and(|u| u.disabled)
+    }
+
     pub async fn remove_user(&self, email: &str) -> Result<(), StoreError> {
         self.inner.store.remove_user(email).await
     }

@@ -5,6 +5,8 @@
 //! it is by headers that only the gateway sets; an answer cannot set the gateway's cookies, nor claim more of the origin
 //! than its own path.
 
+mod seats;
+
 use crate::{
     guard::{self, OLD_SESSION_COOKIE, SESSION_COOKIE, STATE_COOKIE},
     serve::OverTls,
@@ -21,6 +23,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
 };
 use kfbox_base::{Tasks, UserInfo};
+use seats::{Seat, Seats};
 use std::{net::SocketAddr, time::Duration};
 
 const CONNECT: Duration = Duration::from_secs(5);
@@ -49,6 +52,7 @@ pub(crate) struct Proxy {
     first: Client<HttpConnector, Body>,
     second: Client<HttpConnector, Body>,
     tasks: Tasks,
+    seats: Seats,
 }
 
 /// No connection could be made; nothing was sent.
@@ -63,7 +67,7 @@ impl Proxy {
         builder.pool_max_idle_per_host(IDLE).pool_idle_timeout(IDLE_FOR).pool_timer(TokioTimer::new());
         let first = builder.build(tcp.clone());
         let second = builder.http2_only(true).build(tcp);
-        Self { first, second, tasks }
+        Self { first, second, tasks, seats: Seats::default() }
     }
 
     pub async fn forward(
@@ -74,6 +78,11 @@ impl Proxy {
         mut request: Request,
     ) -> Result<Response, Unreached> {
         let upgrading = request.headers().contains_key(header::UPGRADE) && !backend.http2;
+        let seat = upgrading.then(|| self.seats.take(&route.namespace));
+        if let Some(None) = seat {
+            let text = "too many WebSockets are open to this namespace";
+            return Ok(guard::problem(StatusCode::SERVICE_UNAVAILABLE, "too_many", text));
+        }
         let client_side = upgrading.then(|| hyper::upgrade::on(&mut request));
         let Some(uri) = address(backend.address, &route.path, request.uri().query()) else {
             return Ok(guard::problem(StatusCode::BAD_REQUEST, "bad_path", "the path cannot be passed on"));
@@ -98,17 +107,18 @@ impl Proxy {
             }
         };
         let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-        if let (true, Some(client_side)) = (switched, client_side) {
-            self.join(client_side, hyper::upgrade::on(&mut response));
+        if let (true, Some(client_side), Some(seat)) = (switched, client_side, seat.flatten()) {
+            self.join(client_side, hyper::upgrade::on(&mut response), seat);
         }
         let mut response = response.map(Body::new);
         finish(response.headers_mut(), route, switched);
         Ok(response)
     }
 
-    fn join(&self, client: hyper::upgrade::OnUpgrade, server: hyper::upgrade::OnUpgrade) {
+    fn join(&self, client: hyper::upgrade::OnUpgrade, server: hyper::upgrade::OnUpgrade, seat: Seat) {
         let shutdown = self.tasks.shutdown();
         self.tasks.spawn("gateway-upgraded", async move {
+            let _seat = seat;
             let copy = async {
                 let (Ok(client), Ok(server)) = tokio::join!(client, server) else { return };
                 let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));

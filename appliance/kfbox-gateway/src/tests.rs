@@ -15,6 +15,7 @@ mod federation;
 mod fuzz;
 mod ldap;
 mod oidc_flows;
+mod transport;
 mod user_services;
 
 const EMAIL: &str = "user@example.com";

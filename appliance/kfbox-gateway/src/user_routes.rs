@@ -3,7 +3,8 @@
 //!
 //! Guarantees: a way is found by the path alone, after the platform's own; who asks must be allowed the Service's `proxy`
 //! in the way's namespace, with the verb that the API server's own proxy asks for, and the namespace's policies must not
-//! object; who may not learns no more than that nothing is there. Decisions are never kept.
+//! object; who may not learns no more than that nothing is there. That somebody may is remembered for half a second, since a
+//! page is a hundred requests: a right that is taken away is refused within a second. That somebody may not is not kept.
 
 use crate::{
     guard::{self, Proof},
@@ -13,8 +14,14 @@ use axum::{body::Body, extract::Request, response::Response};
 use futures::future::BoxFuture;
 use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use hyper::body::Body as _;
-use kfbox_base::{Authorizer, ResourceAttributes, UserInfo};
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use kfbox_base::{Authorizer, BoxError, ResourceAttributes, UserInfo};
+use parking_lot::Mutex;
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 /// One way, ready to be gone.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,16 +103,33 @@ pub struct UserServices {
 /// First parts of paths that are the gateway's own, or that people would take for such.
 const OWN: [&str; 6] = ["dex", "oauth2", "healthz", "readyz", "metrics", ".well-known"];
 
+/// How long an allowed request speaks for the next ones of the same person, verb and Service.
+const ALLOWED_FOR: Duration = Duration::from_millis(500);
+/// Such decisions; bounds memory.
+const DECISIONS: usize = 4096;
+
 #[derive(Clone)]
 pub(crate) struct Doors {
     services: UserServices,
     proxy: Proxy,
+    allowed: Arc<Mutex<HashMap<Decided, Instant>>>,
+}
+
+/// Everything that a decision is made of.
+#[derive(PartialEq, Eq, Hash)]
+struct Decided {
+    user: String,
+    uid: String,
+    groups: Vec<String>,
+    verb: &'static str,
+    namespace: String,
+    service: String,
 }
 
 impl Doors {
     pub fn new(services: UserServices) -> Self {
         let proxy = Proxy::new(services.tasks.clone());
-        Self { services, proxy }
+        Self { services, proxy, allowed: Arc::default() }
     }
 
     /// Answers a request if a way is at its path; gives it back if none is.
@@ -119,17 +143,51 @@ impl Doors {
         Ok(self.go(&route, request).await)
     }
 
+    async fn may(&self, user: &UserInfo, verb: &'static str, route: &UserRoute) -> Result<bool, BoxError> {
+        let wanted = ResourceAttributes {
+            subresource: "proxy".into(),
+            ..ResourceAttributes::namespaced(verb, "", "services", &route.namespace).named(&route.service)
+        };
+        // What a token says beyond name and groups would have to be compared too: such a caller is asked for each time.
+        let key = user.extra.is_empty().then(|| Decided {
+            user: user.username.clone(),
+            uid: user.uid.clone(),
+            groups: user.groups.clone(),
+            verb,
+            namespace: route.namespace.clone(),
+            service: route.service.clone(),
+        });
+        if let Some(key) = &key
+            && self.allowed.lock().get(key).is_some_and(|at| at.elapsed() < ALLOWED_FOR)
+        {
+            return Ok(true);
+        }
+        // The time counts from before the question: what changes while it is answered is not remembered longer.
+        let asked = Instant::now();
+        let fine = self.services.authorizer.authorize(user, &wanted).await?.is_allowed();
+        if let Some(key) = key {
+            let mut allowed = self.allowed.lock();
+            if allowed.len() >= DECISIONS {
+                allowed.retain(|_, at| at.elapsed() < ALLOWED_FOR);
+                if allowed.len() >= DECISIONS {
+                    allowed.clear();
+                }
+            }
+            match fine {
+                true => drop(allowed.insert(key, asked)),
+                false => drop(allowed.remove(&key)),
+            }
+        }
+        Ok(fine)
+    }
+
     async fn go(&self, route: &UserRoute, request: Request) -> Response {
         let nothing = || guard::problem(StatusCode::NOT_FOUND, "not_found", "there is nothing at this path");
         // Behind `guard::authenticate` there always is one.
         let Some(user) = request.extensions().get::<UserInfo>().cloned() else { return nothing() };
-        let wanted = ResourceAttributes {
-            subresource: "proxy".into(),
-            ..ResourceAttributes::namespaced(verb(&request), "", "services", &route.namespace).named(&route.service)
-        };
-        match self.services.authorizer.authorize(&user, &wanted).await {
-            Ok(decision) if decision.is_allowed() => {}
-            Ok(_) => return nothing(),
+        match self.may(&user, verb(&request), route).await {
+            Ok(true) => {}
+            Ok(false) => return nothing(),
             Err(error) => {
                 tracing::warn!(%error, "nobody can say who may use a Service");
                 let text = "nobody can say right now whether you may: try again";

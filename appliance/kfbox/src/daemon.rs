@@ -258,7 +258,8 @@ async fn start(config: &Config, tasks: &Tasks, announce: bool) -> anyhow::Result
     objects.ensure_bucket(BUCKET).await?;
     objects.serve(listeners.objects, tasks);
     objects_ready.ready();
-    let authorizer: Arc<dyn Authorizer> = Arc::new(ClusterAuthorizer::new(client.clone()));
+    let reviews = Arc::new(ClusterAuthorizer::new(client.clone()));
+    let authorizer: Arc<dyn Authorizer> = reviews.clone();
     let namespaces = ProfileNamespaces::new(client.clone(), authorizer.clone());
     let access = MetadataAccess { namespaces: namespaces.clone(), authorizer: authorizer.clone() };
     let metadata = Metadata::open(kfbox_metadata::Config { data_dir: data_dir.clone() }, Arc::new(access))?;
@@ -324,6 +325,7 @@ async fn start(config: &Config, tasks: &Tasks, announce: bool) -> anyhow::Result
 
     // The door.
     let (gateway, tls) = open_gateway(config, gateway_address, &url, &client, &readiness)?;
+    reviews.know(gateway.clone());
     api.add_token_authenticator(Arc::new(GatewayTokens(gateway.clone())));
     if let Some(password) = gateway.ensure_first_user(&config.user).await? {
         control.set_password(password.reveal().to_owned());

@@ -57,7 +57,10 @@ impl UserRoutes for Ways {
 
 /// The user of these tests may everything with the Service in team-a, nobody else anything.
 #[derive(Default)]
-struct Rights(Mutex<Vec<ResourceAttributes>>);
+struct Rights {
+    asked: Mutex<Vec<ResourceAttributes>>,
+    taken: std::sync::atomic::AtomicBool,
+}
 
 impl Authorizer for Rights {
     fn authorize<'a>(
@@ -65,8 +68,11 @@ impl Authorizer for Rights {
         user: &'a UserInfo,
         wanted: &'a ResourceAttributes,
     ) -> BoxFuture<'a, Result<Decision, BoxError>> {
-        self.0.lock().push(wanted.clone());
-        let fine = user.username == EMAIL && wanted.namespace == "team-a" && wanted.subresource == "proxy";
+        self.asked.lock().push(wanted.clone());
+        let fine = !self.taken.load(Ordering::SeqCst)
+            && user.username == EMAIL
+            && wanted.namespace == "team-a"
+            && wanted.subresource == "proxy";
         Box::pin(async move { Ok(if fine { Decision::Allow } else { Decision::Deny("no".into()) }) })
     }
 }
@@ -227,7 +233,7 @@ async fn a_pod_is_told_who_asks_and_neither_gets_nor_gives_what_is_the_gateways(
     assert_eq!(told["body"], 100_000);
     assert!(!told["headers"].to_string().contains("authorization"), "{told}");
     let verbs: Vec<String> =
-        lab.rights.0.lock().iter().map(|a| format!("{} {}/{}", a.verb, a.resource, a.name)).collect();
+        lab.rights.asked.lock().iter().map(|a| format!("{} {}/{}", a.verb, a.resource, a.name)).collect();
     assert_eq!(verbs, ["get services/web", "create services/web"]);
     tasks.stop();
 }
@@ -264,6 +270,31 @@ async fn who_may_not_learns_nothing_and_what_is_the_platforms_stays_so() {
         (none.status, none.json()["message"].as_str()),
         (StatusCode::SERVICE_UNAVAILABLE, Some("no pod is ready"))
     );
+    tasks.stop();
+}
+
+#[tokio::test]
+async fn a_right_is_asked_for_once_for_a_page_and_not_long_after_it_is_taken() {
+    let tasks = Tasks::new();
+    let lab = lab(&[pod(&tasks).await], |_| {}).await;
+    for _ in 0..5 {
+        assert_eq!(lab.get("/app/team-a/x", &[]).await.status, StatusCode::OK);
+    }
+    let asked = lab.rights.asked.lock().len();
+    assert!(asked < 5, "{asked}");
+    lab.rights.taken.store(true, Ordering::SeqCst);
+    // Each verb is a right of its own, and one that was not asked for is not remembered.
+    let request = Request::post("/app/team-a/x").header("cookie", &lab.cookie);
+    assert_eq!(lab.w.send(request, "").await.status, StatusCode::NOT_FOUND);
+    tokio::time::timeout(Duration::from_secs(20), async {
+        while lab.get("/app/team-a/x", &[]).await.status != StatusCode::NOT_FOUND {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .expect("refused although somebody goes on asking");
+    lab.rights.taken.store(false, Ordering::SeqCst);
+    assert_eq!(lab.get("/app/team-a/x", &[]).await.status, StatusCode::OK, "a refusal is not remembered");
     tasks.stop();
 }
 
@@ -331,7 +362,7 @@ async fn websockets_and_events_pass_as_they_come() {
     assert!(head.starts_with("HTTP/1.1 101 ") && head.to_lowercase().contains("sec-websocket-accept: x"), "{head}");
     stream.write_all(b"there and back").await.unwrap();
     until(&mut stream, "there and back").await;
-    assert_eq!(lab1.rights.0.lock()[0].verb, "create", "a WebSocket is as much as a write");
+    assert_eq!(lab1.rights.asked.lock()[0].verb, "create", "a WebSocket is as much as a write");
     // At the end of the gateway it ends too.
     lab1.tasks.stop();
     let mut rest = Vec::new();

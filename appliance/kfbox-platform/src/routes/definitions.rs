@@ -3,8 +3,10 @@
 //! said in the object's status. <https://istio.io/latest/docs/reference/config/>, <https://gateway-api.sigs.k8s.io/>
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kfbox_api::names::{FIELD_MANAGER, label::MANAGED_BY};
 use kube::core::{ApiResource, GroupVersionKind};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 
 pub const ISTIO_NETWORKING: &str = "networking.istio.io";
 pub const ISTIO_SECURITY: &str = "security.istio.io";
@@ -44,15 +46,13 @@ impl Definition {
                 "schema": {"openAPIV3Schema": {"type": "object", "properties": {"spec": any, "status": any}}},
             })
         };
+        // Kubernetes wants it where a CRD defines a group under k8s.io.
+        let approval = ("api-approved.kubernetes.io", "https://github.com/kubernetes-sigs/gateway-api");
+        let annotations: BTreeMap<_, _> = (self.group == GATEWAY_API).then_some(approval).into_iter().collect();
         serde_json::from_value(json!({
             "apiVersion": "apiextensions.k8s.io/v1",
             "kind": "CustomResourceDefinition",
-            "metadata": {
-                "name": self.crd_name(),
-                // Kubernetes wants this where a group under k8s.io is defined by a CRD.
-                "annotations": {"api-approved.kubernetes.io": "https://github.com/kubernetes-sigs/gateway-api/pull/2997"},
-                "labels": {kfbox_api::names::label::MANAGED_BY: kfbox_api::names::FIELD_MANAGER},
-            },
+            "metadata": {"name": self.crd_name(), "labels": {MANAGED_BY: FIELD_MANAGER}, "annotations": annotations},
             "spec": {
                 "group": self.group, "scope": "Namespaced",
                 "names": {

@@ -7,6 +7,7 @@
 
 mod clients;
 mod conversation;
+pub mod slapd;
 mod slot;
 mod space;
 

@@ -2,7 +2,7 @@
 //! credential plugin, curl and Python over TLS.
 
 use anyhow::Context;
-use kfbox_tests::{Output, Python, Running, TestBox, cache_dir, program, run, run_with_input, wait_until};
+use kfbox_tests::{Output, Python, Running, TestBox, cache_dir, program, run, run_with_input, slapd, wait_until};
 use std::{
     fs::File,
     path::{Path, PathBuf},
@@ -317,5 +317,44 @@ fn somebody_signs_in_through_another_box_and_finds_a_namespace() -> anyhow::Resu
     })?;
     let output = own.b.kfbox(&["user", "passwd", &email])?;
     assert!(output.code == Some(1), "there is no password here to set: {output:?}");
+    Ok(())
+}
+
+#[test]
+fn somebody_of_a_directory_signs_in_as_kubeflows_documentation_has_it() -> anyhow::Result<()> {
+    const SECRET: &str = "what-notebook-and-box-share";
+    let directory = slapd::Slapd::start(None)?;
+    let config = format!(
+        "[gateway]\npassword_connector = \"ldap\"\n\
+         [[gateway.clients]]\nid = \"notebook\"\nsecret = \"{SECRET}\"\nplatform = true\n\
+         [[gateway.connectors]]\ntype = \"ldap\"\nid = \"ldap\"\nname = \"Corp\"\nhost = \"127.0.0.1:{}\"\n\
+         insecureNoSSL = true\nbindDN = \"{}\"\nbindPW = \"{}\"\n\
+         [gateway.connectors.userSearch]\nbaseDN = \"ou=people,{suffix}\"\nusername = \"uid\"\nnameAttr = \"cn\"\n\
+         [gateway.connectors.groupSearch]\nbaseDN = \"ou=groups,{suffix}\"\nnameAttr = \"cn\"\n\
+         userMatchers = [{{ userAttr = \"DN\", groupAttr = \"member\" }}]\n",
+        directory.port,
+        slapd::SEARCH_DN,
+        slapd::SEARCH_PASSWORD,
+        suffix = slapd::SUFFIX
+    );
+    let own = own(&config, &[])?;
+    let mut python = own.python("directory")?;
+    python.envs([
+        ("LDAP_NAME", "ann"),
+        ("LDAP_PASSWORD", slapd::PASSWORD),
+        ("LDAP_EMAIL", "ann@corp.example"),
+        ("CLIENT_SECRET", SECRET),
+    ]);
+    run(&mut python)?.ok()?;
+    let log = std::fs::read_to_string(own.b.data_dir().join("kfbox.log"))?;
+    assert!(!log.contains(slapd::PASSWORD) && !log.contains(slapd::SEARCH_PASSWORD), "passwords are not logged");
+    // What is wrong in the configuration is told before anything starts.
+    let file = own.path("wrong.toml");
+    std::fs::write(&file, config.replace("insecureNoSSL = true", "insecureSkipVerify = true"))?;
+    own.b.kfbox_ok(&["down"])?;
+    let mut args: Vec<String> = vec!["up".into(), "--config".into(), text(&file)?.into()];
+    args.extend(own.b.settings());
+    let output = own.b.kfbox(&args)?;
+    assert!(output.code == Some(8) && output.stderr.contains("insecureSkipVerify"), "{output:?}");
     Ok(())
 }

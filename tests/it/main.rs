@@ -17,4 +17,5 @@ mod pipeline_resources;
 mod pipelines;
 mod postgres;
 mod python_clients;
+mod routes;
 mod survival;

@@ -1,8 +1,9 @@
 //! People, their tokens and their sessions, from the command line and through the gateway.
 
-use kfbox_tests::{TestBox, run, run_with_input};
-use serde_json::Value;
-use std::process::Command;
+use crate::isolation::people::{Person, ask, spec};
+use kfbox_tests::{TestBox, run, run_with_input, wait_until};
+use serde_json::{Value, json};
+use std::{process::Command, time::Duration};
 
 /// The status of a request to the gateway.
 fn status_of(b: &TestBox, path: &str, more: &[&str]) -> anyhow::Result<String> {
@@ -115,5 +116,44 @@ fn people_of_a_dex_configuration_keep_their_passwords() -> anyhow::Result<()> {
     sign_in(&b, &format!("dex.{id}@example.com"), "12341234")?;
     b.kfbox_ok(&["user", "remove", &format!("dex.{id}@example.com")])?;
     b.kubectl(&["delete", "profile", &format!("kubeflow-dex-{id}-example-com"), "--wait=false"])?.ok()?;
+    Ok(())
+}
+
+#[test]
+fn what_a_disabled_person_scheduled_starts_nothing_more() -> anyhow::Result<()> {
+    let b = TestBox::shared()?;
+    let person = Person::new(&b, &format!("scheduler.{}", std::process::id()))?;
+    let api = |path: &str, body: &Value| person.api("POST", &format!("/pipeline/apis/v2beta1/{path}"), body);
+    let experiment = api("experiments", &json!({"display_name": "often", "namespace": person.namespace}))?;
+    let made = api(
+        "recurringruns",
+        &json!({"display_name": "often", "experiment_id": experiment["experiment_id"], "pipeline_spec": spec("often"),
+            "trigger": {"periodic_schedule": {"interval_second": "1"}}, "mode": "ENABLE", "max_concurrency": "100"}),
+    )?;
+    let id = made["recurring_run_id"].as_str().unwrap_or_default().to_owned();
+    let admin = b.kfbox_ok(&["token"])?.trim().to_owned();
+    let all = format!("{}/pipeline/apis/v2beta1/runs?page_size=100&namespace={}", b.url()?, person.namespace);
+    let runs = || {
+        let (status, text) = ask(&all, &admin, "GET", None)?;
+        anyhow::ensure!(status == 200, "{text}");
+        let list: Value = serde_json::from_str(&text)?;
+        Ok(list["runs"].as_array().map_or(0, Vec::len))
+    };
+    wait_until(Duration::from_secs(60), "the first run", || Ok((runs()? > 0).then_some(())))?;
+    b.kfbox_ok(&["user", "disable", &person.email])?;
+    let refusals = || {
+        let log = std::fs::read_to_string(b.data_dir().join("kfbox.log"))?;
+        Ok(log.lines().filter(|l| l.contains("could not start its run") && l.contains(&id)).count())
+    };
+    let more = |than: usize| {
+        wait_until(Duration::from_secs(60), "a refusal", || Ok(Some(refusals()?).filter(|found| *found > than)))
+    };
+    let (first, before) = (more(0)?, runs()?);
+    more(first + 1)?;
+    assert_eq!(runs()?, before, "the schedule goes on, and starts nothing");
+    b.kfbox_ok(&["user", "enable", &person.email])?;
+    wait_until(Duration::from_secs(60), "a run of somebody who is back", || Ok((runs()? > before).then_some(())))?;
+    let recurring = format!("{}/pipeline/apis/v2beta1/recurringruns/{id}", b.url()?);
+    assert_eq!(ask(&recurring, &admin, "DELETE", None)?.0, 200);
     Ok(())
 }

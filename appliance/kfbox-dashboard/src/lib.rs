@@ -24,6 +24,9 @@ pub use view::{
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
+/// The first parts of the paths of the pages.
+pub const PAGES: [&str; 6] = ["assets", "experiments", "live", "pipeline", "pipelines", "runs"];
+
 /// What the pages need of others.
 #[derive(Clone)]
 pub struct Deps {

@@ -6,13 +6,21 @@
 //! meaning to Kubernetes or to this box never come from outside, unless the configuration says which stands for
 //! administrators.
 
+pub(crate) mod directory;
+pub(crate) mod ldap;
 pub(crate) mod oidc;
 
 use crate::{
-    Gateway, LOCAL,
+    Gateway, LOCAL, guard,
+    sign_in::{self, encode},
     store::{StoreError, users::User},
 };
+use axum::{
+    extract::{Path, Query, State},
+    response::Response,
+};
 use futures::future::BoxFuture;
+use http::{StatusCode, Uri};
 use kfbox_base::BoxError;
 use serde::{Deserialize, Serialize};
 
@@ -21,21 +29,24 @@ use serde::{Deserialize, Serialize};
 #[serde(tag = "type", rename_all = "lowercase")]
 pub enum ConnectorConfig {
     Oidc(oidc::OidcConnector),
+    Ldap(ldap::LdapConnector),
 }
 
 impl ConnectorConfig {
     pub fn id(&self) -> &str {
         match self {
             Self::Oidc(c) => &c.id,
+            Self::Ldap(c) => &c.id,
         }
     }
 
     /// What people read on its button.
     pub fn name(&self) -> &str {
-        match self {
-            Self::Oidc(c) if c.name.is_empty() => &c.id,
+        let name = match self {
             Self::Oidc(c) => &c.name,
-        }
+            Self::Ldap(c) => &c.name,
+        };
+        if name.is_empty() { self.id() } else { name }
     }
 }
 
@@ -52,6 +63,9 @@ pub(crate) struct Identity {
     pub subject: String,
     pub email: String,
     pub groups: Vec<String>,
+    /// What the person is called, and is used to sign in with there; empty where the connector does not say.
+    pub name: String,
+    pub username: String,
 }
 
 /// Why nobody was signed in.
@@ -113,9 +127,42 @@ pub(crate) fn check(connectors: &[ConnectorConfig]) -> Result<(), String> {
         }
         match connector {
             ConnectorConfig::Oidc(c) => c.check()?,
+            ConnectorConfig::Ldap(c) => c.check()?,
         }
     }
     Ok(())
+}
+
+#[derive(Deserialize, Default)]
+pub(crate) struct Begin {
+    #[serde(default)]
+    rd: String,
+    client_id: Option<String>,
+}
+
+/// `/dex/auth/ID`: from the sign-in page with `rd`, or from an application that names the connector as Dex has it.
+pub(crate) async fn choose(
+    State(gateway): State<Gateway>,
+    Path(id): Path<String>,
+    uri: Uri,
+    Query(query): Query<Begin>,
+) -> Response {
+    let back = match query.client_id {
+        Some(_) => format!("/dex/auth?{}", uri.query().unwrap_or("")),
+        None => query.rd,
+    };
+    if let Some(upstream) = gateway.upstream(&id) {
+        return oidc::begin(&gateway, upstream, &back).await;
+    }
+    if gateway.directory(&id).is_some() {
+        return sign_in::redirect(StatusCode::FOUND, &sign_in::login_url_at(&id, &back));
+    }
+    guard::problem(StatusCode::NOT_FOUND, "not_found", "there is no such connector")
+}
+
+/// Where the sign-in page's button leads.
+pub(crate) fn choose_url(id: &str, back: &str) -> String {
+    format!("/dex/auth/{}?rd={}", encode(id), encode(&crate::paths::return_path(back)))
 }
 
 /// The user that an identity stands for, made or brought up to date.

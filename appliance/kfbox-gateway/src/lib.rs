@@ -6,7 +6,7 @@
 //! <https://dexidp.io/docs/>, <https://oauth2-proxy.github.io/oauth2-proxy/features/endpoints>.
 //!
 //! Architecture Invariant: nothing is forwarded to an address that a request names; components are routers in this
-//! process.
+//! process, and people's Services are reached where the cluster's objects say.
 
 mod connectors;
 mod guard;
@@ -14,13 +14,15 @@ mod limits;
 mod mounts;
 mod oidc;
 mod paths;
+mod proxy;
 mod serve;
 mod sign_in;
 mod store;
 mod tls;
+pub mod user_routes;
 pub mod web;
 
-pub use connectors::{ConnectorConfig, Groups, Newcomers, oidc::OidcConnector};
+pub use connectors::{ConnectorConfig, Groups, Newcomers, ldap::LdapConnector, oidc::OidcConnector};
 pub use guard::{OLD_SESSION_COOKIE, Proof, SESSION_COOKIE, TokenReviewer};
 pub use mounts::Mounts;
 pub use oidc::clients::{COMMAND_LINE_CLIENT, ClientConfig, GrantType};
@@ -34,6 +36,7 @@ pub use store::{
 pub use tls::{Tls, TlsError, TlsSource, authority_file};
 
 use axum::{Router, middleware};
+use connectors::{directory::Directory, oidc::Upstream};
 use kfbox_base::{Readiness, Tasks, UserInfo};
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use store::Store;
@@ -59,6 +62,8 @@ pub struct Config {
     pub connectors: Vec<ConnectorConfig>,
     /// The resource owner password grant, for scripts that cannot open a browser. Off unless wanted.
     pub password_grant: bool,
+    /// Whose passwords that grant takes: a connector's id, which turns it on too. None: those of this box.
+    pub password_connector: Option<String>,
     /// Audiences of service-account tokens that are accepted besides the API server's own.
     pub service_account_audiences: Vec<String>,
     /// Browsers may be told to come by https alone from now on. Not with a certificate that they do not trust anyway:
@@ -77,6 +82,7 @@ impl Config {
             clients: Vec::new(),
             connectors: Vec::new(),
             password_grant: false,
+            password_connector: None,
             service_account_audiences: [
                 "pipelines.kubeflow.org",
                 "istio-ingressgateway.istio-system.svc.cluster.local",
@@ -121,7 +127,8 @@ struct Inner {
     reviews: guard::ReviewCache,
     codes: oidc::Codes,
     devices: oidc::Devices,
-    upstreams: Vec<connectors::oidc::Upstream>,
+    upstreams: Vec<Upstream>,
+    directories: Vec<Directory>,
     under_way: connectors::oidc::UnderWay,
 }
 
@@ -141,10 +148,21 @@ impl Gateway {
         connectors::check(&config.connectors).map_err(GatewayError::Config)?;
         let names: Vec<&str> = config.connectors.iter().map(ConnectorConfig::id).collect();
         oidc::clients::check(&config.clients, &names).map_err(GatewayError::Config)?;
-        let upstreams = config.connectors.iter().map(|c| match c {
-            ConnectorConfig::Oidc(c) => connectors::oidc::Upstream::new(c.clone()),
-        });
-        let upstreams = upstreams.collect::<Result<Vec<_>, _>>().map_err(GatewayError::Config)?;
+        let (mut upstreams, mut directories) = (Vec::new(), Vec::new());
+        for connector in &config.connectors {
+            match connector.clone() {
+                ConnectorConfig::Oidc(c) => upstreams.push(Upstream::new(c).map_err(GatewayError::Config)?),
+                ConnectorConfig::Ldap(c) => directories.push(Directory::new(c).map_err(GatewayError::Config)?),
+            }
+        }
+        if let Some(id) = &config.password_connector
+            && id != LOCAL
+            && !directories.iter().any(|d| d.config.id == *id)
+        {
+            return Err(GatewayError::Config(format!(
+                "password_connector: {id:?} is neither local nor an LDAP connector"
+            )));
+        }
         if !config.clients.iter().any(|c| c.id == COMMAND_LINE_CLIENT) {
             config.clients.push(ClientConfig::command_line());
         }
@@ -164,6 +182,7 @@ impl Gateway {
                 codes: oidc::Codes::default(),
                 devices: oidc::Devices::default(),
                 upstreams,
+                directories,
                 under_way: connectors::oidc::UnderWay::default(),
             }),
         })
@@ -223,8 +242,19 @@ impl Gateway {
     }
 
     /// An OpenID Connect provider among the connectors.
-    fn upstream(&self, id: &str) -> Option<&connectors::oidc::Upstream> {
+    fn upstream(&self, id: &str) -> Option<&Upstream> {
         self.inner.upstreams.iter().find(|u| u.config.id == id)
+    }
+
+    /// An LDAP directory among the connectors.
+    fn directory(&self, id: &str) -> Option<&Directory> {
+        self.inner.directories.iter().find(|d| d.config.id == id)
+    }
+
+    /// Whose passwords the password grant takes where the client does not say. `None`: the grant is off.
+    fn password_connector(&self) -> Option<&str> {
+        let config = &self.inner.config;
+        config.password_connector.as_deref().or(config.password_grant.then_some(LOCAL))
     }
 
     /// A registered client.
@@ -265,6 +295,11 @@ impl Gateway {
 
     pub async fn set_disabled(&self, email: &str, disabled: bool) -> Result<(), StoreError> {
         self.inner.store.set_disabled(email, disabled).await
+    }
+
+    /// False for who is not known here.
+    pub fn is_disabled(&self, email: &str) -> bool {
+        self.inner.store.users.read().get(email).is_some_and(|u| u.disabled)
     }
 
     pub async fn remove_user(&self, email: &str) -> Result<(), StoreError> {

@@ -3,7 +3,7 @@
 //! Guarantee: an attempt is counted before the password is checked, so that many at once gain nothing. Accounts that do
 //! not exist are braked like those that do. What was counted survives a restart: see `store::attempts`.
 
-use crate::store::{attempts::Attempts as Kept, seconds, users::canonical_email};
+use crate::store::{attempts::Attempts as Kept, hash_secret, seconds, users::canonical_email};
 use parking_lot::Mutex;
 use std::{
     collections::HashMap,
@@ -105,6 +105,34 @@ impl SignInLimits {
         Ok(())
     }
 
+    /// The same for an account alone, when an attempt turns out to be on a second one.
+    pub fn admit_account(&self, account: &str, now: Instant) -> Result<(), Wait> {
+        let account = account.trim().to_lowercase();
+        let mut accounts = self.accounts.lock();
+        if let Some(wait) = blocked(&accounts, &account, now) {
+            return Err(Wait(wait));
+        }
+        count(&mut accounts, account, now, ACCOUNT);
+        Ok(())
+    }
+
+    /// The attempt told nothing of the password, neither to us nor to a guesser: it is as if it had not been.
+    pub fn undo(&self, account: &str, second: Option<&str>, address: IpAddr) {
+        let take = |attempts: &mut Attempts| {
+            attempts.failures = attempts.failures.saturating_sub(1);
+            attempts.blocked_until = attempts.last;
+        };
+        let mut accounts = self.accounts.lock();
+        for name in [Some(account), second].into_iter().flatten() {
+            accounts.get_mut(&name.trim().to_lowercase()).map(take);
+        }
+        self.addresses.lock().get_mut(&address).map(take);
+    }
+
+    pub fn forget_account(&self, account: &str) {
+        self.accounts.lock().remove(&account.trim().to_lowercase());
+    }
+
     /// The attempt was bad: the wait begins now, when the guesser learns of it. Checking a password takes its time.
     pub fn failed(&self, account: &str, address: IpAddr, now: Instant) {
         if let Some(attempts) = self.accounts.lock().get_mut(&account.trim().to_lowercase()) {
@@ -117,12 +145,19 @@ impl SignInLimits {
 
     /// The attempt was good: forgets the account's failures, and takes this one off the address.
     pub fn succeeded(&self, account: &str, address: IpAddr) {
-        self.accounts.lock().remove(&account.trim().to_lowercase());
+        self.forget_account(account);
         if let Some(attempts) = self.addresses.lock().get_mut(&address) {
             attempts.failures = attempts.failures.saturating_sub(1);
             attempts.blocked_until = attempts.last;
         }
     }
+}
+
+/// The name of an account that another place knows: a digest, in an address's form so that it is kept as addresses are.
+/// What is typed there is no address, and may be a password by mistake.
+pub fn account_at(connector: &str, name: &str) -> String {
+    let digest = hash_secret(&name.trim().to_lowercase());
+    format!("{}@{connector}", hex::encode(&digest[..16]))
 }
 
 fn blocked<K: Hash + Eq>(map: &HashMap<K, Attempts>, key: &K, now: Instant) -> Option<Duration> {
@@ -191,6 +226,27 @@ mod tests {
             limits.admit("a@x.org", HERE, now).unwrap();
         }
         assert!(limits.admit("a@x.org", HERE, now).is_err());
+    }
+
+    #[test]
+    fn trouble_elsewhere_is_nobodys_attempt() {
+        let (limits, now) = (SignInLimits::default(), Instant::now());
+        let (typed, entry) = (account_at("corp", " Ann"), account_at("corp", "uid=ann"));
+        assert_eq!(typed, account_at("corp", "ann"));
+        assert_ne!(typed, account_at("lab", "ann"));
+        for _ in 0..50 {
+            limits.admit(&typed, HERE, now).unwrap();
+            limits.admit_account(&entry, now).unwrap();
+            limits.undo(&typed, Some(&entry), HERE);
+        }
+        assert_eq!(limits.kept(&typed, HERE, now, 1000)[0].failures, 0);
+        // Other spellings of a name are one entry's.
+        for n in 0..5 {
+            limits.admit(&account_at("corp", &format!("ann{n}")), HERE, now).unwrap();
+            limits.admit_account(&entry, now).unwrap();
+        }
+        assert!(limits.admit_account(&entry, now).is_err());
+        assert_eq!(limits.kept(&entry, HERE, now, 1000).len(), 2, "kept over restarts");
     }
 
     #[test]

@@ -1,5 +1,6 @@
-//! Where components are found: an in-process router for each path prefix.
+//! Where components are found: an in-process router for each path prefix, and people's Services where no component is.
 
+use crate::user_routes::{Doors, UserServices};
 use axum::{Router, extract::Request, response::Response};
 use http::{StatusCode, Uri, uri::PathAndQuery};
 use tower::ServiceExt as _;
@@ -8,6 +9,7 @@ use tower::ServiceExt as _;
 #[derive(Clone, Default)]
 pub struct Mounts {
     mounts: Vec<Mount>,
+    doors: Option<Doors>,
 }
 
 #[derive(Clone)]
@@ -35,6 +37,12 @@ impl Mounts {
         self.add(prefix, true, router)
     }
 
+    /// Ways into people's namespaces, which come after every prefix but `/`.
+    #[must_use]
+    pub fn with_user_services(self, services: UserServices) -> Self {
+        Self { doors: Some(Doors::new(services)), ..self }
+    }
+
     fn add(mut self, prefix: &str, strip: bool, router: Router) -> Self {
         let prefix = prefix.trim_end_matches('/').to_owned();
         self.mounts.retain(|m| m.prefix != prefix);
@@ -44,13 +52,21 @@ impl Mounts {
     }
 
     pub(crate) async fn call(&self, mut request: Request) -> Response {
-        let path = request.uri().path();
+        let path = request.uri().path().to_owned();
         let found = self.mounts.iter().find(|m| {
             let rest = path.strip_prefix(m.prefix.as_str());
             rest.is_some_and(|rest| {
                 (rest.is_empty() && !m.strip) || (rest.starts_with('/') && (rest != "/" || !m.strip))
             })
         });
+        if let Some(doors) = &self.doors
+            && found.is_none_or(|m| m.prefix.is_empty())
+        {
+            match doors.call(request).await {
+                Ok(response) => return response,
+                Err(given_back) => request = given_back,
+            }
+        }
         let Some(mount) = found else {
             return crate::guard::problem(StatusCode::NOT_FOUND, "not_found", "there is nothing at this path");
         };

@@ -49,8 +49,8 @@ pub(crate) fn routes() -> Router<Gateway> {
         .route("/dex/.well-known/openid-configuration", get(discovery))
         .route("/dex/keys", get(keys))
         .route("/dex/auth", get(authorize::authorize))
-        .route("/dex/auth/local", get(authorize::authorize))
-        .route("/dex/auth/{connector}", get(connectors::oidc::choose))
+        .route("/dex/auth/local", get(authorize::authorize_local))
+        .route("/dex/auth/{connector}", get(connectors::choose))
         .route("/dex/callback", get(connectors::oidc::come_back))
         .route("/dex/token", post(token::token))
         .route("/dex/token/introspect", post(revoke::introspect))
@@ -65,7 +65,7 @@ async fn discovery(State(gateway): State<Gateway>) -> Response {
     let issuer = gateway.issuer();
     let grants: Vec<&str> = GrantType::ALL
         .into_iter()
-        .filter(|g| *g != GrantType::Password || gateway.inner.config.password_grant)
+        .filter(|g| *g != GrantType::Password || gateway.password_connector().is_some())
         .map(GrantType::name)
         .collect();
     Json(serde_json::json!({

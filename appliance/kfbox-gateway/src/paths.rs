@@ -43,7 +43,7 @@ fn safe_path(wanted: &str) -> Option<String> {
     }
     // Returning to the sign-in page itself would be a loop.
     let decoded = percent_decode_str(url.path()).decode_utf8_lossy();
-    if decoded.starts_with("/oauth2/") || decoded.starts_with("/dex/auth/local") {
+    if decoded.starts_with("/oauth2/") || decoded.starts_with("/dex/auth/") {
         return None;
     }
     Some(url[url::Position::BeforePath..url::Position::AfterQuery].to_owned())
@@ -73,6 +73,8 @@ mod tests {
             "/x\r\nSet-Cookie: a=b",
             "/oauth2/start?rd=/",
             "/dex/auth/local/login?rd=/",
+            "/dex/auth/corp/login?rd=/",
+            "/dex/auth/corp?rd=/",
             "evil.example",
             "@evil.example",
         ] {

@@ -1,11 +1,13 @@
-//! The sign-in page, health, and the routes of oauth2-proxy: `/oauth2/start`, `/sign_in`, `/sign_out`, `/auth`,
+//! The sign-in pages, health, and the routes of oauth2-proxy: `/oauth2/start`, `/sign_in`, `/sign_out`, `/auth`,
 //! `/userinfo`.
 //!
 //! A script that follows Kubeflow's documentation gets a page, is led to `…/dex/auth/local/login`, posts the fields
-//! `login` and `password` there, and is led back with the session cookie in its jar.
+//! `login` and `password` there, and is led back with the session cookie in its jar. Where there is an LDAP directory too,
+//! it is led to `…/dex/auth`, as Dex does it, and goes on to `…/dex/auth/CONNECTOR` by itself (its `dex_auth_type`).
 
 use crate::{
-    Gateway, connectors,
+    Gateway,
+    connectors::{self, directory::Directory, ldap},
     guard::{self, SESSION_COOKIE, same_origin, session_secrets},
     limits::{FORGET, Wait},
     oidc, paths,
@@ -14,11 +16,11 @@ use crate::{
 use askama::Template;
 use axum::{
     Form, Json, Router,
-    extract::{ConnectInfo, DefaultBodyLimit, Query, State, rejection::FormRejection},
+    extract::{ConnectInfo, DefaultBodyLimit, Path, Query, State, rejection::FormRejection},
     response::{Html, IntoResponse, Response},
     routing::get,
 };
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use std::{
@@ -37,6 +39,7 @@ pub(crate) fn routes() -> Router<Gateway> {
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route(LOGIN_PATH, get(show).post(submit))
+        .route("/dex/auth/{connector}/login", get(show_directory).post(submit_to_directory))
         .route("/dex/static/sign-in.css", get(style))
         .route("/oauth2/start", get(start))
         .route("/oauth2/sign_in", get(start))
@@ -68,6 +71,20 @@ pub(crate) fn login_url(back: &str) -> String {
     format!("{LOGIN_PATH}?rd={}", encode(&paths::return_path(back)))
 }
 
+/// The same for a directory's page.
+pub(crate) fn login_url_at(connector: &str, back: &str) -> String {
+    format!("/dex/auth/{}/login?rd={}", encode(connector), encode(&paths::return_path(back)))
+}
+
+/// Where to return to, in a query that is no application's.
+pub(crate) fn asked_return(uri: &Uri) -> Option<String> {
+    let pairs: Vec<(String, String)> = serde_urlencoded::from_str(uri.query()?).ok()?;
+    if pairs.iter().any(|(name, _)| name == "client_id") {
+        return None;
+    }
+    pairs.into_iter().find(|(name, _)| name == "rd").map(|(_, value)| value)
+}
+
 pub(crate) fn redirect(status: StatusCode, to: &str) -> Response {
     match HeaderValue::from_str(to) {
         Ok(location) => (status, [(header::LOCATION, location)]).into_response(),
@@ -88,8 +105,12 @@ async fn style() -> Response {
         .into_response()
 }
 
-async fn start(Query(query): Query<Return>) -> Response {
-    redirect(StatusCode::FOUND, &login_url(&query.rd))
+async fn start(State(gateway): State<Gateway>, Query(query): Query<Return>) -> Response {
+    let to = match gateway.inner.directories.is_empty() {
+        true => login_url(&query.rd),
+        false => format!("/dex/auth?rd={}", encode(&paths::return_path(&query.rd))),
+    };
+    redirect(StatusCode::FOUND, &to)
 }
 
 #[derive(Template)]
@@ -101,8 +122,12 @@ struct Page<'a> {
     signed_in_as: &'a str,
     /// The application that asked, when it is not kfbox itself.
     client: &'a str,
-    /// Whether it takes users with a password here.
-    local: bool,
+    /// Where the password is known, when that is not here.
+    place: &'a str,
+    /// What the name is called.
+    prompt: &'a str,
+    /// Whether it takes users with a password here, or this is a directory's page.
+    form: bool,
     others: Vec<Other>,
 }
 
@@ -118,21 +143,46 @@ struct Shown<'a> {
     error: &'a str,
 }
 
-fn page(gateway: &Gateway, headers: &HeaderMap, back: &str, shown: &Shown<'_>) -> Response {
+/// Whose passwords a page takes.
+#[derive(Clone, Copy)]
+enum Door<'a> {
+    Local,
+    Directory(&'a Directory),
+}
+
+fn page(gateway: &Gateway, door: Door<'_>, headers: &HeaderMap, back: &str, shown: &Shown<'_>) -> Response {
     let session = session_secrets(headers).find_map(|secret| gateway.inner.store.session(&secret));
     let waiting = oidc::waiting_client(gateway, back);
     let takes = waiting.as_ref().and_then(|w| w.connectors.as_ref());
     let admits = |id: &str| takes.is_none_or(|ids| ids.iter().any(|i| i == id));
-    let others = gateway.inner.config.connectors.iter().filter(|c| admits(c.id()));
-    let others =
-        others.map(|c| Other { url: connectors::oidc::choose_url(c.id(), back), name: c.name().to_owned() }).collect();
+    let here = match door {
+        Door::Local => crate::LOCAL,
+        Door::Directory(directory) => &directory.config.id,
+    };
+    let connectors = gateway.inner.config.connectors.iter();
+    let places = connectors.filter(|c| admits(c.id()) && c.id() != here);
+    let mut others: Vec<Other> = places
+        .map(|c| Other { url: connectors::choose_url(c.id(), back), name: format!("with {}", c.name()) })
+        .collect();
+    let (action, place, prompt) = match door {
+        Door::Local => (login_url(back), "", "E-mail address"),
+        Door::Directory(directory) => {
+            if admits(crate::LOCAL) {
+                others.push(Other { url: login_url(back), name: "with a password of this machine's kfbox".into() });
+            }
+            let place = gateway.inner.config.connectors.iter().find(|c| c.id() == here).map_or(here, |c| c.name());
+            (login_url_at(here, back), place, directory.config.prompt())
+        }
+    };
     let page = Page {
-        action: login_url(back),
+        action,
         login: shown.login,
         error: shown.error,
         signed_in_as: session.as_ref().map_or("", |(s, _)| s.email.as_str()),
         client: waiting.as_ref().map_or("", |w| w.name.as_str()),
-        local: admits(crate::LOCAL),
+        place,
+        prompt,
+        form: admits(here),
         others,
     };
     // Chromium holds `form-action` against the redirects that follow the form, so the waiting application's origin,
@@ -150,8 +200,31 @@ fn page(gateway: &Gateway, headers: &HeaderMap, back: &str, shown: &Shown<'_>) -
     }
 }
 
+const FRESH: Shown<'_> = Shown { status: StatusCode::OK, login: "", error: "" };
+
 async fn show(State(gateway): State<Gateway>, headers: HeaderMap, Query(query): Query<Return>) -> Response {
-    page(&gateway, &headers, &query.rd, &Shown { status: StatusCode::OK, login: "", error: "" })
+    page(&gateway, Door::Local, &headers, &query.rd, &FRESH)
+}
+
+/// All ways to sign in, where an application or a script has not chosen one.
+pub(crate) fn choice(gateway: &Gateway, headers: &HeaderMap, back: &str) -> Response {
+    page(gateway, Door::Local, headers, back, &FRESH)
+}
+
+fn no_directory() -> Response {
+    guard::problem(StatusCode::NOT_FOUND, "not_found", "there is no such connector, or it has no passwords")
+}
+
+async fn show_directory(
+    State(gateway): State<Gateway>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    Query(query): Query<Return>,
+) -> Response {
+    match gateway.directory(&id) {
+        Some(directory) => page(&gateway, Door::Directory(directory), &headers, &query.rd, &FRESH),
+        None => no_directory(),
+    }
 }
 
 #[derive(Deserialize)]
@@ -172,21 +245,54 @@ async fn submit(
     Query(query): Query<Return>,
     form: Result<Form<SignIn>, FormRejection>,
 ) -> Response {
-    let refuse =
-        |status, login: &str, error: &str| page(&gateway, &headers, &query.rd, &Shown { status, login, error });
+    answer(&gateway, Door::Local, address(peer), &headers, &query.rd, form.ok()).await
+}
+
+async fn submit_to_directory(
+    State(gateway): State<Gateway>,
+    Path(id): Path<String>,
+    peer: Option<axum::Extension<ConnectInfo<SocketAddr>>>,
+    headers: HeaderMap,
+    Query(query): Query<Return>,
+    form: Result<Form<SignIn>, FormRejection>,
+) -> Response {
+    match gateway.directory(&id) {
+        Some(directory) => {
+            answer(&gateway, Door::Directory(directory), address(peer), &headers, &query.rd, form.ok()).await
+        }
+        None => no_directory(),
+    }
+}
+
+async fn answer(
+    gateway: &Gateway,
+    door: Door<'_>,
+    address: IpAddr,
+    headers: &HeaderMap,
+    back: &str,
+    form: Option<Form<SignIn>>,
+) -> Response {
+    let refuse = |status, login: &str, error: &str| page(gateway, door, headers, back, &Shown { status, login, error });
     // Another site's form must not sign this browser in as somebody else.
-    if !same_origin(&headers, &gateway.inner.config.external_url) {
+    if !same_origin(headers, &gateway.inner.config.external_url) {
         return refuse(StatusCode::FORBIDDEN, "", "This form came from another site. Sign in here instead.");
     }
-    let Ok(Form(form)) = form else {
-        return refuse(StatusCode::BAD_REQUEST, "", "Enter your e-mail address and your password.");
+    let Some(Form(form)) = form else {
+        return refuse(StatusCode::BAD_REQUEST, "", "Enter your name and your password.");
     };
-    let address = address(peer);
-    let user = match check(&gateway, &form.login, &form.password, address).await {
-        Ok(user) => user,
-        Err(Refused::Wrong) => {
-            return refuse(StatusCode::UNAUTHORIZED, &form.login, "The e-mail address or the password is wrong.");
+    let (checked, wrong) = match door {
+        Door::Local => {
+            (check(gateway, &form.login, &form.password, address).await, "The e-mail address or the password is wrong.")
         }
+        Door::Directory(directory) => (
+            ldap::check(gateway, directory, &form.login, &form.password, address).await,
+            "The name or the password is wrong.",
+        ),
+    };
+    let user = match checked {
+        Ok(user) => user,
+        Err(Refused::Wrong) => return refuse(StatusCode::UNAUTHORIZED, &form.login, wrong),
+        Err(Refused::NotAdmitted(text)) => return refuse(StatusCode::FORBIDDEN, &form.login, &text),
         Err(Refused::Wait(seconds)) => {
             let text = format!("Too many attempts. Try again in {seconds} s.");
             let mut response = refuse(StatusCode::TOO_MANY_REQUESTS, &form.login, &text);
@@ -196,13 +302,17 @@ async fn submit(
         Err(Refused::Broken) => {
             return refuse(StatusCode::SERVICE_UNAVAILABLE, &form.login, "Sign-in is busy. Try again in a moment.");
         }
+        Err(Refused::Unavailable(_)) => {
+            let text = "The directory cannot be used right now. Try again in a moment.";
+            return refuse(StatusCode::SERVICE_UNAVAILABLE, &form.login, text);
+        }
     };
-    signed_in(&gateway, &headers, &user, address, &query.rd).await
+    signed_in(gateway, headers, &user, address, back).await
 }
 
 /// A sign-in that did not work out, on the page where it can be tried again.
 pub(crate) fn failed(gateway: &Gateway, back: &str, status: StatusCode, error: &str) -> Response {
-    page(gateway, &HeaderMap::new(), back, &Shown { status, login: "", error })
+    page(gateway, Door::Local, &HeaderMap::new(), back, &Shown { status, login: "", error })
 }
 
 /// Begins a session for somebody who has proved who they are, and leads the browser back.
@@ -240,9 +350,13 @@ pub(crate) enum Refused {
     /// Seconds.
     Wait(u64),
     Broken,
+    /// Known, but may not come in; why, for the person.
+    NotAdmitted(String),
+    /// The place that knows the password cannot be asked; why, for the log.
+    Unavailable(String),
 }
 
-/// The one place where passwords are checked, behind the brakes.
+/// The one place where passwords of this box are checked, behind the brakes.
 pub(crate) async fn check(gateway: &Gateway, login: &str, password: &str, address: IpAddr) -> Result<User, Refused> {
     // What was typed into the name field may be a password by mistake: only an address's shape is logged.
     let named = crate::store::users::canonical_email(login).unwrap_or_else(|_| "(not an address)".into());
@@ -276,7 +390,7 @@ pub(crate) async fn check(gateway: &Gateway, login: &str, password: &str, addres
     }
 }
 
-async fn keep_attempts(gateway: &Gateway, login: &str, address: IpAddr) -> Result<(), StoreError> {
+pub(crate) async fn keep_attempts(gateway: &Gateway, login: &str, address: IpAddr) -> Result<(), StoreError> {
     let wall = now();
     let kept = gateway.inner.limits.kept(login, address, Instant::now(), wall);
     gateway.inner.store.keep_attempts(kept, wall.saturating_sub(seconds(FORGET))).await

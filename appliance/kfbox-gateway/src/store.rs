@@ -63,6 +63,10 @@ pub const SCHEMA: Schema = Schema {
     ALTER TABLE users ADD COLUMN subject TEXT NOT NULL DEFAULT '';
     CREATE TABLE revoked (id TEXT PRIMARY KEY, expires INTEGER NOT NULL) STRICT;
     ",
+        "
+    ALTER TABLE users ADD COLUMN name TEXT NOT NULL DEFAULT '';
+    ALTER TABLE users ADD COLUMN username TEXT NOT NULL DEFAULT '';
+    ",
     ],
 };
 

@@ -13,7 +13,10 @@ use tower::ServiceExt as _;
 
 mod federation;
 mod fuzz;
+mod ldap;
 mod oidc_flows;
+mod transport;
+mod user_services;
 
 const EMAIL: &str = "user@example.com";
 const PASSWORD: &str = "correct horse battery";

@@ -44,27 +44,44 @@ pub enum WebError {
     Answer(String),
 }
 
+/// The certificate authorities that the machine trusts.
+pub fn machine_authorities() -> Result<RootCertStore, WebError> {
+    let mut roots = RootCertStore::empty();
+    if let Some(path) = CA_BUNDLES.iter().map(Path::new).find(|p| p.exists()) {
+        let certificates = CertificateDer::pem_file_iter(path).map_err(|e| WebError::Authorities(e.to_string()))?;
+        roots.add_parsable_certificates(certificates.filter_map(Result::ok));
+    }
+    Ok(roots)
+}
+
+/// Those in a PEM file, of which there must be one.
+pub fn authorities_in(pem: &[u8]) -> Result<RootCertStore, WebError> {
+    let mut roots = RootCertStore::empty();
+    let certificates: Vec<_> = CertificateDer::pem_slice_iter(pem).filter_map(Result::ok).collect();
+    match roots.add_parsable_certificates(certificates).0 {
+        0 => Err(WebError::Authorities("no certificate was found in what was given".into())),
+        _ => Ok(roots),
+    }
+}
+
+/// TLS 1.2 and 1.3 to servers whose certificates these authorities signed.
+pub fn client_tls(roots: RootCertStore) -> Result<rustls::ClientConfig, WebError> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    Ok(builder.with_root_certificates(roots).with_no_client_auth())
+}
+
 #[derive(Clone)]
 pub struct WebClient(Client<HttpsConnector<HttpConnector>, Full<Bytes>>);
 
 impl WebClient {
     /// Trusts the machine's certificate authorities, and those in `more` (PEM).
     pub fn new(more: Option<&[u8]>) -> Result<Self, WebError> {
-        let mut roots = RootCertStore::empty();
-        if let Some(path) = CA_BUNDLES.iter().map(Path::new).find(|p| p.exists()) {
-            let certificates = CertificateDer::pem_file_iter(path).map_err(|e| WebError::Authorities(e.to_string()))?;
-            roots.add_parsable_certificates(certificates.filter_map(Result::ok));
-        }
+        let mut roots = machine_authorities()?;
         if let Some(pem) = more {
-            let certificates: Vec<_> = CertificateDer::pem_slice_iter(pem).filter_map(Result::ok).collect();
-            if roots.add_parsable_certificates(certificates).0 == 0 {
-                return Err(WebError::Authorities("no certificate was found in what was given".into()));
-            }
+            roots.roots.extend(authorities_in(pem)?.roots);
         }
-        let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+        let tls = client_tls(roots)?;
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));

@@ -36,6 +36,7 @@ pub struct Config {
     /// Made once, on a box where no profile exists; a profile deleted later stays deleted.
     pub default_profile: Option<DefaultProfile>,
     pub walls: Walls,
+    pub routes: crate::routes::Config,
 }
 
 /// What keeps the pods of one profile from those of others, and from the machine.
@@ -108,6 +109,12 @@ pub enum SetupError {
         #[source]
         source: Box<kube::Error>,
     },
+    #[error("the definition of {name}: {source}")]
+    Definition {
+        name: String,
+        #[source]
+        source: serde_json::Error,
+    },
     #[error("the API server did not serve {0} in time")]
     NotEstablished(String),
 }
@@ -117,6 +124,18 @@ pub(crate) async fn install(client: &Client, config: &Config, component: &Compon
     let crd = Profile::crd();
     apply_cluster(client, &crd).await?;
     established(client, crd.metadata.name.as_deref().unwrap_or_default()).await?;
+    component.progress("installing the resources of routes");
+    for definition in crate::routes::DEFINITIONS {
+        let name = definition.crd_name();
+        let crd = definition.crd().map_err(|source| SetupError::Definition { name: name.clone(), source })?;
+        // On a cluster that has Istio, or a box where somebody installed it, the definitions stay theirs.
+        if !is_foreign(client, &name).await? {
+            apply_cluster(client, &crd).await?;
+        }
+    }
+    for definition in crate::routes::DEFINITIONS {
+        established(client, &definition.crd_name()).await?;
+    }
     component.progress("installing roles");
     apply_cluster(client, &namespace(names::KUBEFLOW_NAMESPACE)).await?;
     for role in cluster_roles() {
@@ -131,6 +150,19 @@ pub(crate) async fn install(client: &Client, config: &Config, component: &Compon
         first_profile(client, profile).await?;
     }
     Ok(())
+}
+
+async fn is_foreign(client: &Client, name: &str) -> Result<bool, SetupError> {
+    let existing = Api::<CustomResourceDefinition>::all(client.clone()).get_opt(name).await;
+    let existing = existing.map_err(|source| SetupError::Apply {
+        what: format!("CustomResourceDefinition {name}"),
+        source: Box::new(source),
+    })?;
+    let own = |crd: CustomResourceDefinition| {
+        let labels = crd.metadata.labels.unwrap_or_default();
+        labels.get(label::MANAGED_BY).is_some_and(|by| by == names::FIELD_MANAGER)
+    };
+    Ok(existing.is_some_and(|crd| !own(crd)))
 }
 
 async fn is_aggregated(client: &Client, role: &ClusterRole) -> Result<bool, SetupError> {
@@ -228,13 +260,16 @@ fn rule(groups: &[&str], resources: &[&str], verbs: &[&str]) -> PolicyRule {
 const READ: [&str; 3] = ["get", "list", "watch"];
 
 /// Groups whose resources Kubeflow's users work with in their namespaces.
-const KUBEFLOW_GROUPS: [&str; 6] = [
+const KUBEFLOW_GROUPS: [&str; 9] = [
     "kubeflow.org",
     "trainer.kubeflow.org",
     "serving.kserve.io",
     "tensorboard.kubeflow.org",
     "sparkoperator.k8s.io",
     "networking.k8s.io",
+    "networking.istio.io",
+    "security.istio.io",
+    "gateway.networking.k8s.io",
 ];
 
 /// `kubeflow-view`, `kubeflow-edit` and `kubeflow-admin`, with the reach that upstream's aggregated roles of these names

@@ -12,7 +12,9 @@ use crate::{
         metadata_access::MetadataAccess,
         namespaces::ProfileNamespaces,
         pipeline_packages::PipelinePackages,
-        pod_identity, signing, webhooks,
+        pod_identity, signing,
+        user_routes::ClusterRoutes,
+        webhooks,
     },
     backend::DaemonBackend,
     cli,
@@ -27,7 +29,7 @@ use anyhow::Context;
 use kfbox_apiserver::{ApiServer, auth::Authority};
 use kfbox_base::{Authorizer, Readiness, Tasks, listener::BindError, telemetry};
 use kfbox_dashboard::Connect;
-use kfbox_gateway::{Gateway, Mounts, Tls};
+use kfbox_gateway::{Gateway, Mounts, Tls, user_routes::UserServices};
 use kfbox_metadata::Metadata;
 use kfbox_node::{Node, NodeConfig, images::ImageConfig, network::NetworkConfig};
 use kfbox_objects::Objects;
@@ -258,7 +260,8 @@ async fn start(config: &Config, tasks: &Tasks, announce: bool) -> anyhow::Result
     objects.ensure_bucket(BUCKET).await?;
     objects.serve(listeners.objects, tasks);
     objects_ready.ready();
-    let authorizer: Arc<dyn Authorizer> = Arc::new(ClusterAuthorizer::new(client.clone()));
+    let reviews = Arc::new(ClusterAuthorizer::new(client.clone()));
+    let authorizer: Arc<dyn Authorizer> = reviews.clone();
     let namespaces = ProfileNamespaces::new(client.clone(), authorizer.clone());
     let access = MetadataAccess { namespaces: namespaces.clone(), authorizer: authorizer.clone() };
     let metadata = Metadata::open(kfbox_metadata::Config { data_dir: data_dir.clone() }, Arc::new(access))?;
@@ -286,6 +289,7 @@ async fn start(config: &Config, tasks: &Tasks, announce: bool) -> anyhow::Result
 
     // Components. The gateway knows the people in whose names schedules start runs.
     let (gateway, tls) = open_gateway(config, gateway_address, &url, &client, &readiness)?;
+    reviews.know(gateway.clone());
     let pipelines = Pipelines::open(
         kfbox_pipelines::Config {
             pip_index_url: Some(format!("http://{bridge}:{}/simple/", port::PACKAGES)),
@@ -324,9 +328,19 @@ async fn start(config: &Config, tasks: &Tasks, announce: bool) -> anyhow::Result
     departures::follow(stores, tasks);
     let packages = Packages::open(python_index(config)?, tasks)?;
     serve_router("packages", on_bridge("Python packages", port::PACKAGES).await?, packages.router(), tasks);
-    let platform =
-        kfbox_platform::Config { default_profile: Some(DefaultProfile::for_user(&config.user)), walls: config.walls() };
-    kfbox_platform::start(client.clone(), platform, tasks, &readiness);
+    let reserved = kfbox_dashboard::PAGES.into_iter().chain(["api", "apis", "kfam"]).map(String::from);
+    let reserved: Vec<String> = reserved.collect();
+    let host = url.parse::<http::Uri>().ok().and_then(|u| u.host().map(str::to_owned));
+    let platform = kfbox_platform::Config {
+        default_profile: Some(DefaultProfile::for_user(&config.user)),
+        walls: config.walls(),
+        routes: kfbox_platform::routes::Config {
+            hosts: host.into_iter().collect(),
+            reserved: reserved.clone(),
+            issuer: format!("{}/dex", url.trim_end_matches('/')),
+        },
+    };
+    let routes = kfbox_platform::start(client.clone(), platform, tasks, &readiness);
 
     // The door.
     api.add_token_authenticator(Arc::new(GatewayTokens(gateway.clone())));
@@ -345,7 +359,7 @@ async fn start(config: &Config, tasks: &Tasks, announce: bool) -> anyhow::Result
     let people = gateway.clone();
     let membership = kfam::Deps {
         client: client.clone(),
-        authorizer,
+        authorizer: authorizer.clone(),
         self_service: false,
         groups_of: Arc::new(move |email| {
             let known = people.list_users().into_iter().find(|u| u.email == email && !u.disabled);
@@ -357,7 +371,13 @@ async fn start(config: &Config, tasks: &Tasks, announce: bool) -> anyhow::Result
         .stripped("/pipeline", pipelines.router())
         .at("/kfam", kfam::router(membership.clone()))
         .at("/api", workgroup::router(membership))
-        .at("/", dashboard);
+        .at("/", dashboard)
+        .with_user_services(UserServices {
+            routes: Arc::new(ClusterRoutes(routes)),
+            authorizer,
+            pages: reserved.into(),
+            tasks: tasks.clone(),
+        });
     let router = gateway.router(mounts);
     match &tls {
         Some(tls) => gateway.serve_tls("gateway", listeners.gateway, tls, router.clone(), tasks)?,
@@ -405,6 +425,7 @@ fn open_gateway(
         clients: config.gateway.clients.clone(),
         connectors: config.gateway.connectors.clone(),
         password_grant: config.gateway.password_grant,
+        password_connector: config.gateway.password_connector.clone(),
         strict_transport: config.gateway.tls.mode != TlsMode::SelfSigned,
         ..kfbox_gateway::Config::new(config.data_dir.clone(), url)
     };

@@ -142,7 +142,7 @@ pub fn pod(name: &str, command: &[&str], word: &str) -> Value {
     })
 }
 
-fn spec(word: &str) -> Value {
+pub fn spec(word: &str) -> Value {
     let script = format!("echo {word} said; mkdir -p \"$(dirname \"$0\")\"; echo {word} made > \"$0\"");
     json!({
         "pipelineInfo": {"name": word}, "schemaVersion": "2.1.0", "sdkVersion": "kfp-2.17.0",

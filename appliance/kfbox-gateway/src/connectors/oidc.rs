@@ -7,16 +7,16 @@
 use super::{Groups, Identity, Refusal, admit};
 use crate::{
     Gateway, guard,
-    sign_in::{self, encode, redirect},
+    sign_in::{self, redirect},
     store::{SecretHash, hash_secret, random_secret},
     web::{WebClient, WebError},
 };
 use axum::{
-    extract::{ConnectInfo, Path, Query, State, rejection::QueryRejection},
+    extract::{ConnectInfo, Query, State, rejection::QueryRejection},
     response::Response,
 };
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header, jwk::JwkSet};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -240,11 +240,14 @@ impl Upstream {
         if !verified && !self.config.insecure_skip_email_verified {
             return Err(refused("The other provider does not vouch for your address."));
         }
+        let text = |claim: &str| claims[claim].as_str().unwrap_or_default().to_owned();
         let groups = claims[&self.config.groups_claim].as_array().into_iter().flatten();
         Ok(Identity {
             subject: subject.to_owned(),
             email: email.to_owned(),
             groups: groups.filter_map(|g| g.as_str().map(str::to_owned)).collect(),
+            name: text("name"),
+            username: text("preferred_username"),
         })
     }
 
@@ -397,33 +400,4 @@ pub(crate) async fn come_back(
     };
     set_state(&mut response, "", 0);
     response
-}
-
-#[derive(Deserialize, Default)]
-pub(crate) struct Begin {
-    #[serde(default)]
-    rd: String,
-    client_id: Option<String>,
-}
-
-/// `/dex/auth/ID`: from the sign-in page with `rd`, or from an application that names the connector as Dex has it.
-pub(crate) async fn choose(
-    State(gateway): State<Gateway>,
-    Path(id): Path<String>,
-    uri: Uri,
-    Query(query): Query<Begin>,
-) -> Response {
-    let Some(upstream) = gateway.upstream(&id) else {
-        return guard::problem(StatusCode::NOT_FOUND, "not_found", "there is no such connector");
-    };
-    let back = match query.client_id {
-        Some(_) => format!("/dex/auth?{}", uri.query().unwrap_or("")),
-        None => query.rd,
-    };
-    begin(&gateway, upstream, &back).await
-}
-
-/// Where the sign-in page's button leads.
-pub(crate) fn choose_url(id: &str, back: &str) -> String {
-    format!("/dex/auth/{}?rd={}", encode(id), encode(&crate::paths::return_path(back)))
 }

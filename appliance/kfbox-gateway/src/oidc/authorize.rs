@@ -135,12 +135,28 @@ pub(crate) fn waiting_client(gateway: &Gateway, back: &str) -> Option<Waiting> {
     })
 }
 
+/// `/dex/auth/local`: as [`authorize`], or with `rd` from a script that was told which connector to use.
+pub(super) async fn authorize_local(
+    state: State<Gateway>,
+    headers: HeaderMap,
+    uri: http::Uri,
+    query: Result<Query<AuthorizeQuery>, QueryRejection>,
+) -> Response {
+    match sign_in::asked_return(&uri) {
+        Some(back) => redirect(StatusCode::FOUND, &sign_in::login_url(&back)),
+        None => authorize(state, headers, uri, query).await,
+    }
+}
+
 pub(super) async fn authorize(
     State(gateway): State<Gateway>,
     headers: HeaderMap,
     uri: http::Uri,
     query: Result<Query<AuthorizeQuery>, QueryRejection>,
 ) -> Response {
+    if let Some(back) = sign_in::asked_return(&uri) {
+        return sign_in::choice(&gateway, &headers, &back);
+    }
     // Until client and redirect address are known to be right, errors are shown here and go nowhere.
     let Ok(Query(query)) = query else {
         return guard::problem(

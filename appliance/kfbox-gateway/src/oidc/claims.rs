@@ -107,8 +107,8 @@ impl Claims {
             sid: source.family.clone(),
             email: user.email.clone(),
             email_verified: true,
-            preferred_username: user.email.clone(),
-            name: user.email.clone(),
+            preferred_username: user.preferred_username().to_owned(),
+            name: user.shown_name().to_owned(),
             groups: if asked("groups") { user.groups.clone() } else { Vec::new() },
             nonce: None,
             at_hash: None,
@@ -230,13 +230,13 @@ pub(super) async fn userinfo(State(gateway): State<Gateway>, headers: HeaderMap)
             .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer error=\"invalid_token\""));
         return response;
     };
-    let groups = if claims.groups.is_empty() { Vec::new() } else { user.groups };
+    let groups = if claims.groups.is_empty() { Vec::new() } else { user.groups.clone() };
     Json(serde_json::json!({
         "sub": claims.sub,
         "email": user.email,
         "email_verified": true,
-        "name": user.email,
-        "preferred_username": user.email,
+        "name": user.shown_name(),
+        "preferred_username": user.preferred_username(),
         "groups": groups,
     }))
     .into_response()

@@ -9,6 +9,7 @@ use super::{
 };
 use crate::{
     Gateway,
+    connectors::{Refusal, ldap},
     sign_in::{self, Refused},
     store::{now, refresh::Redeemed},
 };
@@ -65,7 +66,7 @@ async fn answer(
 ) -> Result<TokenBody, TokenError> {
     let client = authenticate(gateway, headers, form.client_id.as_deref(), form.client_secret.as_deref())?;
     let grant = GrantType::parse(&form.grant_type)
-        .filter(|g| *g != GrantType::Password || gateway.inner.config.password_grant)
+        .filter(|g| *g != GrantType::Password || gateway.password_connector().is_some())
         .ok_or(TokenError(
             "unsupported_grant_type",
             "this grant_type is unknown, or off in this box's configuration",
@@ -111,6 +112,23 @@ async fn by_code(gateway: &Gateway, client: &ClientConfig, form: TokenForm) -> R
 async fn by_refresh(gateway: &Gateway, client: &ClientConfig, form: TokenForm) -> Result<TokenBody, TokenError> {
     const WRONG: TokenError = TokenError("invalid_grant", "the refresh token is unknown, used or expired");
     let secret = form.refresh_token.unwrap_or_default();
+    // Before the token is used up: a directory that is away must not cost anybody their sign-in.
+    if let Some(email) = gateway.inner.store.refresh_owner(&secret, &client.id).await?
+        && let Some(user) = gateway.inner.store.active_user(&email)
+        && let Some(directory) = gateway.directory(&user.connector)
+    {
+        match ldap::still(gateway, directory, &user).await {
+            Ok(Some(_)) => {}
+            Ok(None) | Err(Refusal::Refused(_) | Refusal::Store(_)) => {
+                tracing::warn!(target: "audit", user = %user.email, connector = %user.connector,
+                    "not renewed: the directory no longer has this person, or they may not come");
+                return Err(WRONG);
+            }
+            Err(Refusal::Unavailable(..)) => {
+                return Err(TokenError("temporarily_unavailable", "the directory does not answer: try again"));
+            }
+        }
+    }
     match gateway.inner.store.redeem_refresh(&secret, &client.id).await? {
         Redeemed::Good { grant, next } => {
             let user = gateway.inner.store.active_user(&grant.email).ok_or(WRONG)?;
@@ -145,15 +163,28 @@ async fn by_password(
     if client.refused_scope(&scope).is_some() {
         return Err(TokenError("invalid_scope", "this client cannot have one of these scopes"));
     }
-    if !client.admits(crate::LOCAL) {
-        return Err(TokenError("unauthorized_client", "this client does not take users with a password here"));
+    // Whose password it is: the configuration's answer, unless the client says it.
+    let named = form.connector_id.as_deref().filter(|id| !id.is_empty());
+    let connector = named.or(gateway.password_connector()).unwrap_or(crate::LOCAL);
+    if !client.admits(connector) {
+        return Err(TokenError("unauthorized_client", "this client does not take users of that connector"));
     }
     let (login, password) = (form.username.unwrap_or_default(), form.password.unwrap_or_default());
-    let user = match sign_in::check(gateway, &login, &password, sign_in::address(peer)).await {
+    let address = sign_in::address(peer);
+    let checked = match gateway.directory(connector) {
+        Some(directory) => ldap::check(gateway, directory, &login, &password, address).await,
+        None if connector == crate::LOCAL => sign_in::check(gateway, &login, &password, address).await,
+        None => return Err(TokenError("invalid_request", "that connector takes no passwords")),
+    };
+    let user = match checked {
         Ok(user) => user,
         Err(Refused::Wrong) => return Err(TokenError("invalid_grant", "the user name or the password is wrong")),
+        Err(Refused::NotAdmitted(_)) => return Err(TokenError("invalid_grant", "the user may not sign in here")),
         Err(Refused::Wait(_)) => return Err(TokenError("too_many_requests", "too many attempts: wait")),
         Err(Refused::Broken) => return Err(TokenError("temporarily_unavailable", "busy: try again")),
+        Err(Refused::Unavailable(_)) => {
+            return Err(TokenError("temporarily_unavailable", "the directory does not answer: try again"));
+        }
     };
     issue(gateway, client, &user, Source::new(now(), scope), None).await
 }

@@ -59,6 +59,17 @@ impl Store {
         Ok(secret)
     }
 
+    /// Whose unused token this is.
+    pub async fn refresh_owner(&self, secret: &str, client: &str) -> Result<Option<String>, StoreError> {
+        let (hash, client, now) = (hash_secret(secret), client.to_owned(), now());
+        self.db
+            .read::<_, StoreError, _>(move |c| {
+                let sql = "SELECT email FROM refresh WHERE hash = ?1 AND client = ?2 AND expires > ?3 AND used = 0";
+                Ok(c.query_row(sql, params![hash.as_slice(), client, now], |r| r.get(0)).optional()?)
+            })
+            .await
+    }
+
     /// Uses a token of this client. The lifetime counts from the sign-in: rotation does not extend it.
     pub async fn redeem_refresh(&self, secret: &str, client: &str) -> Result<Redeemed, StoreError> {
         let (hash, client, now) = (hash_secret(secret), client.to_owned(), now());

@@ -22,9 +22,21 @@ pub struct User {
     pub connector: String,
     /// The user's name for all time at that connector; empty for `local`.
     pub subject: String,
+    /// As the connector says it; empty where it does not.
+    pub name: String,
+    pub username: String,
 }
 
 impl User {
+    /// What people call the user.
+    pub fn shown_name(&self) -> &str {
+        if self.name.is_empty() { &self.email } else { &self.name }
+    }
+
+    pub fn preferred_username(&self) -> &str {
+        if self.username.is_empty() { &self.email } else { &self.username }
+    }
+
     pub fn info(&self) -> UserInfo {
         UserInfo { uid: self.uid.clone(), ..UserInfo::new(self.email.clone(), self.groups.clone()) }
     }
@@ -72,6 +84,8 @@ pub(super) fn load(connection: &Connection) -> Result<HashMap<String, User>, Sto
             valid_after: row.get("valid_after")?,
             connector: row.get("connector")?,
             subject: row.get("subject")?,
+            name: row.get("name")?,
+            username: row.get("username")?,
         };
         users.insert(user.email.clone(), user);
     }
@@ -135,6 +149,8 @@ impl Store {
             valid_after: 0,
             connector: crate::LOCAL.into(),
             subject: String::new(),
+            name: String::new(),
+            username: String::new(),
         };
         self.write_user(user).await
     }
@@ -147,6 +163,9 @@ impl Store {
         groups: Vec<String>,
     ) -> Result<User, StoreError> {
         let email = canonical_email(&identity.email)?;
+        // Every token carries them.
+        let short = |text: &str| text.chars().filter(|c| !c.is_control()).take(200).collect::<String>();
+        let (name, username) = (short(&identity.name), short(&identity.username));
         let _changes = self.changes.lock().await;
         let (found, moved) = {
             let users = self.users.read();
@@ -167,8 +186,8 @@ impl Store {
                 return Err(StoreError::UserExists(email));
             }
             Some(user) if user.disabled => return Err(StoreError::Invalid(format!("{email} is disabled"))),
-            Some(user) if user.groups == groups => return Ok(user),
-            Some(user) => User { groups, ..user },
+            Some(user) if user.groups == groups && user.name == name && user.username == username => return Ok(user),
+            Some(user) => User { groups, name, username, ..user },
             None => User {
                 email,
                 uid: uuid::Uuid::new_v4().to_string(),
@@ -179,6 +198,8 @@ impl Store {
                 valid_after: 0,
                 connector: connector.to_owned(),
                 subject: identity.subject.clone(),
+                name,
+                username,
             },
         };
         self.write_user(user.clone()).await?;
@@ -191,10 +212,12 @@ impl Store {
             .write::<_, StoreError, _>(move |tx| {
                 let groups = serde_json::to_string(&stored.groups).map_err(|_| StoreError::Corrupt("groups"))?;
                 tx.execute(
-                    "INSERT INTO users (email, uid, password, groups, disabled, created, valid_after, connector, subject)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
+                    "INSERT INTO users (email, uid, password, groups, disabled, created, valid_after, connector, subject,
+                         name, username)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)
                      ON CONFLICT (email) DO UPDATE SET password = excluded.password, groups = excluded.groups,
-                         disabled = excluded.disabled, valid_after = excluded.valid_after",
+                         disabled = excluded.disabled, valid_after = excluded.valid_after, name = excluded.name,
+                         username = excluded.username",
                     params![
                         stored.email,
                         stored.uid,
@@ -204,7 +227,9 @@ impl Store {
                         stored.created,
                         stored.valid_after,
                         stored.connector,
-                        stored.subject
+                        stored.subject,
+                        stored.name,
+                        stored.username
                     ],
                 )?;
                 Ok(())

@@ -1,19 +1,29 @@
-//! [`kfbox_base::Authorizer`] by SubjectAccessReview: the cluster's own RBAC decides, whichever cluster it is.
+//! [`kfbox_base::Authorizer`] by SubjectAccessReview: the cluster's own RBAC decides, whichever cluster it is. But who is
+//! disabled at the gateway may nothing: what acts in somebody's name later (a recurring run) asks here too, and their roles
+//! in the cluster stay.
 
 use futures::future::BoxFuture;
 use k8s_openapi::api::authorization::v1::{
     ResourceAttributes as KubeAttributes, SubjectAccessReview, SubjectAccessReviewSpec,
 };
 use kfbox_base::{Authorizer, BoxError, Decision, ResourceAttributes, UserInfo};
+use kfbox_gateway::Gateway;
 use kube::api::{Api, PostParams};
+use std::sync::OnceLock;
 
 pub struct ClusterAuthorizer {
     reviews: Api<SubjectAccessReview>,
+    /// Known once the gateway is open; until then nobody can act.
+    people: OnceLock<Gateway>,
 }
 
 impl ClusterAuthorizer {
     pub fn new(client: kube::Client) -> Self {
-        Self { reviews: Api::all(client) }
+        Self { reviews: Api::all(client), people: OnceLock::new() }
+    }
+
+    pub fn know(&self, people: Gateway) {
+        drop(self.people.set(people));
     }
 }
 
@@ -24,6 +34,9 @@ impl Authorizer for ClusterAuthorizer {
         attributes: &'a ResourceAttributes,
     ) -> BoxFuture<'a, Result<Decision, BoxError>> {
         Box::pin(async move {
+            if self.people.get().is_some_and(|people| people.is_disabled(&user.username)) {
+                return Ok(Decision::Deny(format!("{} is disabled", user.username)));
+            }
             let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
             let ResourceAttributes { verb, group, resource, subresource, namespace, name } = attributes;
             let review = SubjectAccessReview {

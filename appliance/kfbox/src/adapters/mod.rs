@@ -13,4 +13,5 @@ pub mod people;
 pub mod pipeline_packages;
 pub mod pod_identity;
 pub mod signing;
+pub mod user_routes;
 pub mod webhooks;

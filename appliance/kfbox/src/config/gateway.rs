@@ -18,6 +18,9 @@ pub struct Gateway {
     pub tls: Tls,
     /// Tokens for a user name and a password, for scripts that follow Dex's `passwordConnector`.
     pub password_grant: bool,
+    /// Whose passwords those are, as Dex's setting of that name: `local` or an LDAP connector's id. Naming one is enough.
+    #[serde(alias = "passwordConnector")]
+    pub password_connector: Option<String>,
     /// Applications that sign their users in here: `[[gateway.clients]]`.
     pub clients: Vec<ClientConfig>,
     /// Who vouches for people besides the passwords here: `[[gateway.connectors]]`.
@@ -55,6 +58,7 @@ impl Default for Gateway {
             external_url: None,
             tls: Tls::default(),
             password_grant: false,
+            password_connector: None,
             clients: Vec::new(),
             connectors: Vec::new(),
         }

@@ -1,0 +1,252 @@
+//! Ways to the Services of people's namespaces, at `/WORD/NAMESPACE/…` of this gateway: what is asked of others, and the
+//! order of things. Which ways there are is said by objects of the cluster.
+//!
+//! Guarantees: a way is found by the path alone, after the platform's own; who asks must be allowed the Service's `proxy`
+//! in the way's namespace, with the verb that the API server's own proxy asks for, and the namespace's policies must not
+//! object; who may not learns no more than that nothing is there. That somebody may is remembered for half a second, since a
+//! page is a hundred requests: a right that is taken away is refused within a second. That somebody may not is not kept.
+
+use crate::{
+    guard::{self, Proof},
+    proxy::{Proxy, Unreached},
+};
+use axum::{body::Body, extract::Request, response::Response};
+use futures::future::BoxFuture;
+use http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use hyper::body::Body as _;
+use kfbox_base::{Authorizer, BoxError, ResourceAttributes, UserInfo};
+use parking_lot::Mutex;
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// One way, ready to be gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UserRoute {
+    pub namespace: String,
+    pub service: String,
+    /// None: the Service's only port.
+    pub port: Option<u16>,
+    /// The path for the Service, without the query.
+    pub path: String,
+    /// The host that the Service is told. None: as the browser said it.
+    pub host: Option<HeaderValue>,
+    pub request: HeaderChanges,
+    pub response: HeaderChanges,
+    /// Until the answer begins.
+    pub timeout: Duration,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HeaderChanges {
+    pub set: Vec<(HeaderName, HeaderValue)>,
+    pub add: Vec<(HeaderName, HeaderValue)>,
+    pub remove: Vec<HeaderName>,
+}
+
+impl HeaderChanges {
+    pub(crate) fn apply(&self, headers: &mut http::HeaderMap) {
+        for name in &self.remove {
+            headers.remove(name);
+        }
+        for (name, value) in &self.set {
+            headers.insert(name, value.clone());
+        }
+        for (name, value) in &self.add {
+            headers.append(name, value.clone());
+        }
+    }
+}
+
+/// Where a Service answers right now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Backend {
+    pub address: SocketAddr,
+    /// It speaks HTTP/2 without TLS, as gRPC servers do.
+    pub http2: bool,
+}
+
+/// Why nothing answers; the text is for the person.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct NoBackend(pub String);
+
+/// What of a request policies may look at, besides the path that the Service sees.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    pub user: &'a UserInfo,
+    pub method: &'a Method,
+}
+
+/// The ways that the cluster's objects describe.
+pub trait UserRoutes: Send + Sync + 'static {
+    fn find(&self, path: &str) -> Option<UserRoute>;
+    /// Whether the policies of the way's namespace let this request pass.
+    fn admits<'a>(&'a self, route: &'a UserRoute, asked: Asked<'a>) -> BoxFuture<'a, bool>;
+    /// With `again`, what was known before turned out to be wrong.
+    fn backend<'a>(&'a self, route: &'a UserRoute, again: bool) -> BoxFuture<'a, Result<Backend, NoBackend>>;
+}
+
+/// The gateway's side of it.
+#[derive(Clone)]
+pub struct UserServices {
+    pub routes: Arc<dyn UserRoutes>,
+    pub authorizer: Arc<dyn Authorizer>,
+    /// First parts of paths that are pages of the platform.
+    pub pages: Arc<[String]>,
+    pub tasks: kfbox_base::Tasks,
+}
+
+/// First parts of paths that are the gateway's own, or that people would take for such.
+const OWN: [&str; 6] = ["dex", "oauth2", "healthz", "readyz", "metrics", ".well-known"];
+
+/// How long an allowed request speaks for the next ones of the same person, verb and Service.
+const ALLOWED_FOR: Duration = Duration::from_millis(500);
+/// Such decisions; bounds memory.
+const DECISIONS: usize = 4096;
+
+#[derive(Clone)]
+pub(crate) struct Doors {
+    services: UserServices,
+    proxy: Proxy,
+    allowed: Arc<Mutex<HashMap<Decided, Instant>>>,
+}
+
+/// Everything that a decision is made of.
+#[derive(PartialEq, Eq, Hash)]
+struct Decided {
+    user: String,
+    uid: String,
+    groups: Vec<String>,
+    verb: &'static str,
+    namespace: String,
+    service: String,
+}
+
+impl Doors {
+    pub fn new(services: UserServices) -> Self {
+        let proxy = Proxy::new(services.tasks.clone());
+        Self { services, proxy, allowed: Arc::default() }
+    }
+
+    /// Answers a request if a way is at its path; gives it back if none is.
+    pub async fn call(&self, request: Request) -> Result<Response, Request> {
+        let path = request.uri().path();
+        let first = path.split('/').nth(1).unwrap_or_default();
+        if OWN.contains(&first) || self.services.pages.iter().any(|p| p == first) {
+            return Err(request);
+        }
+        let Some(route) = self.services.routes.find(path) else { return Err(request) };
+        Ok(self.go(&route, request).await)
+    }
+
+    async fn may(&self, user: &UserInfo, verb: &'static str, route: &UserRoute) -> Result<bool, BoxError> {
+        let wanted = ResourceAttributes {
+            subresource: "proxy".into(),
+            ..ResourceAttributes::namespaced(verb, "", "services", &route.namespace).named(&route.service)
+        };
+        // What a token says beyond name and groups would have to be compared too: such a caller is asked for each time.
+        let key = user.extra.is_empty().then(|| Decided {
+            user: user.username.clone(),
+            uid: user.uid.clone(),
+            groups: user.groups.clone(),
+            verb,
+            namespace: route.namespace.clone(),
+            service: route.service.clone(),
+        });
+        if let Some(key) = &key
+            && self.allowed.lock().get(key).is_some_and(|at| at.elapsed() < ALLOWED_FOR)
+        {
+            return Ok(true);
+        }
+        // The time counts from before the question: what changes while it is answered is not remembered longer.
+        let asked = Instant::now();
+        let fine = self.services.authorizer.authorize(user, &wanted).await?.is_allowed();
+        if let Some(key) = key {
+            let mut allowed = self.allowed.lock();
+            if allowed.len() >= DECISIONS {
+                allowed.retain(|_, at| at.elapsed() < ALLOWED_FOR);
+                if allowed.len() >= DECISIONS {
+                    allowed.clear();
+                }
+            }
+            match fine {
+                true => drop(allowed.insert(key, asked)),
+                false => drop(allowed.remove(&key)),
+            }
+        }
+        Ok(fine)
+    }
+
+    async fn go(&self, route: &UserRoute, request: Request) -> Response {
+        let nothing = || guard::problem(StatusCode::NOT_FOUND, "not_found", "there is nothing at this path");
+        // Behind `guard::authenticate` there always is one.
+        let Some(user) = request.extensions().get::<UserInfo>().cloned() else { return nothing() };
+        match self.may(&user, verb(&request), route).await {
+            Ok(true) => {}
+            Ok(false) => return nothing(),
+            Err(error) => {
+                tracing::warn!(%error, "nobody can say who may use a Service");
+                let text = "nobody can say right now whether you may: try again";
+                return guard::problem(StatusCode::SERVICE_UNAVAILABLE, "unavailable", text);
+            }
+        }
+        let method = request.method().clone();
+        let asked = Asked { user: &user, method: &method };
+        if !self.services.routes.admits(route, asked).await {
+            return guard::problem(StatusCode::FORBIDDEN, "denied", "an AuthorizationPolicy of the namespace objects");
+        }
+        let by_cookie = request.extensions().get::<Proof>() == Some(&Proof::Cookie);
+        tracing::debug!(user = %user.username, by_cookie, namespace = %route.namespace, service = %route.service, "proxied");
+        let backend = match self.services.routes.backend(route, false).await {
+            Ok(backend) => backend,
+            Err(error) => return unavailable(&error),
+        };
+        // A connection that cannot be made has sent nothing: that may be tried elsewhere, once, if there is no body to lose.
+        let again = request.body().is_end_stream().then(|| copy(&request));
+        match (self.proxy.forward(route, backend, &user, request).await, again) {
+            (Ok(response), _) => return response,
+            (Err(Unreached), None) => drop(self.services.routes.backend(route, true).await),
+            (Err(Unreached), Some(again)) => match self.services.routes.backend(route, true).await {
+                Ok(backend) => {
+                    if let Ok(response) = self.proxy.forward(route, backend, &user, again).await {
+                        return response;
+                    }
+                }
+                Err(error) => return unavailable(&error),
+            },
+        }
+        unavailable(&NoBackend(format!("no pod of the Service {} can be reached", route.service)))
+    }
+}
+
+/// The same request, which has no body.
+fn copy(request: &Request) -> Request {
+    let mut copy = Request::new(Body::empty());
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.headers_mut() = request.headers().clone();
+    *copy.extensions_mut() = request.extensions().clone();
+    copy
+}
+
+fn unavailable(error: &NoBackend) -> Response {
+    guard::problem(StatusCode::SERVICE_UNAVAILABLE, "no_backend", &error.0)
+}
+
+/// As the API server's proxy has it; a WebSocket gives as much power as a write.
+fn verb(request: &Request) -> &'static str {
+    if request.headers().contains_key(header::UPGRADE) {
+        return "create";
+    }
+    match *request.method() {
+        Method::GET | Method::HEAD | Method::OPTIONS => "get",
+        Method::PUT => "update",
+        Method::PATCH => "patch",
+        Method::DELETE => "delete",
+        _ => "create",
+    }
+}

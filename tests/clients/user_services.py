@@ -1,0 +1,53 @@
+"""Services of a namespace through the gateway: plain requests, a WebSocket and server-sent events, by who may and who may not.
+
+Environment: KFBOX_URL, NAMESPACE, OWNER, EDITOR, VIEWER and STRANGER (tokens), OWNER_EMAIL.
+"""
+
+import os
+
+import requests
+import websocket
+
+URL, NAMESPACE = os.environ["KFBOX_URL"], os.environ["NAMESPACE"]
+BASE = f"{URL}/web/{NAMESPACE}"
+
+
+def headers(who):
+    return {"Authorization": f"Bearer {os.environ[who]}", "kubeflow-userid": "admin@example.com"}
+
+
+def get(who, path="/", **more):
+    return requests.get(BASE + path, headers=headers(who), timeout=20, **more)
+
+
+def main():
+    told = get("OWNER", "/lab/tree?x=1").json()
+    assert told["path"] == "/lab/tree?x=1", told
+    assert told["headers"]["kubeflow-userid"] == os.environ["OWNER_EMAIL"], told
+    assert told["headers"]["x-mode"] == "lab" and "authorization" not in told["headers"], told
+    posted = requests.post(BASE + "/up", headers=headers("EDITOR"), data=b"x" * 3_000_000, timeout=20).json()
+    assert posted["body"] == 3_000_000, posted
+    # A page of the Service can do whatever its pod can: who may only view does not get in.
+    refused = {who: get(who).status_code for who in ("VIEWER", "STRANGER")}
+    assert set(refused.values()) == {404}, refused
+    assert requests.get(BASE + "/", headers={"Accept": "application/json"}, timeout=20).status_code == 401
+    socket = websocket.create_connection(BASE.replace("http", "ws", 1) + "/ws", header=headers("EDITOR"), timeout=20)
+    for text in ("one", "two" * 10_000):
+        socket.send(text)
+        assert socket.recv() == text
+    socket.close()
+    try:
+        websocket.create_connection(BASE.replace("http", "ws", 1) + "/ws", header=headers("STRANGER"), timeout=20)
+    except websocket.WebSocketBadStatusException as error:
+        assert error.status_code == 404, error
+    else:
+        raise AssertionError("a stranger has a WebSocket")
+    # By the Gateway API's route, and the exact path of another rule.
+    other = f"{URL}/events/{NAMESPACE}"
+    with requests.get(other, headers=headers("OWNER"), timeout=20, stream=True) as events:
+        assert next(events.iter_lines()) == b"data: first", "an event comes before the end"
+    assert requests.get(other + "/more", headers=headers("OWNER"), timeout=20).status_code == 404
+    print("ok")
+
+
+main()

@@ -16,4 +16,5 @@ mod pipeline_clients;
 mod pipelines;
 mod postgres;
 mod python_clients;
+mod registry;
 mod survival;

@@ -12,6 +12,7 @@ pub mod oci;
 pub mod pod;
 pub mod process;
 pub mod quantity;
+pub mod registry;
 pub mod runtime;
 pub mod sandbox;
 pub mod services;

@@ -11,7 +11,7 @@ use kfbox_apiserver::ApiServer;
 use kfbox_gateway::Gateway;
 use kfbox_node::{
     Node,
-    images::{Auths, Image, ImportOptions, OnProgress, Progress as ImageProgress},
+    images::{Image, ImportOptions, OnProgress, Progress as ImageProgress},
 };
 use kfbox_objects::{Grant, Objects};
 use kfbox_platform::DefaultProfile;
@@ -88,10 +88,10 @@ impl Backend for DaemonBackend {
     }
 
     fn pull_image(&self, request: ImageRequest, progress: mpsc::Sender<Progress>) -> BoxFuture<'static, ()> {
-        let store = self.node.images().clone();
+        let node = self.node.clone();
         Box::pin(async move {
             let name = request.name.unwrap_or_default();
-            let last = match store.pull(&name, &Auths::default(), reporter(progress.clone())).await {
+            let last = match node.pull_image(&name, reporter(progress.clone())).await {
                 Ok(image) => Progress::Done { images: rows(&image) },
                 Err(error) => Progress::Error { message: error.to_string() },
             };

@@ -59,6 +59,9 @@ pub struct UpOptions {
     /// ML Metadata over gRPC
     #[arg(long, env = "KFBOX_METADATA_ADDRESS", value_name = "ADDR:PORT")]
     pub metadata_address: Option<SocketAddr>,
+    /// The image registry, to push to from outside of pods
+    #[arg(long, env = "KFBOX_REGISTRY_ADDRESS", value_name = "ADDR:PORT")]
+    pub registry_address: Option<SocketAddr>,
     /// The pods' network
     #[arg(long, env = "KFBOX_POD_CIDR", value_name = "CIDR")]
     pub pod_cidr: Option<String>,
@@ -86,6 +89,7 @@ pub struct Config {
     pub kubernetes: Kubernetes,
     pub objects: Listener,
     pub metadata: Listener,
+    pub registry: Listener,
     pub network: Network,
     pub profiles: Profiles,
     pub images: Images,
@@ -211,6 +215,7 @@ impl Default for Config {
             kubernetes: Kubernetes::default(),
             objects: Listener { address: loopback(9000) },
             metadata: Listener { address: loopback(8089) },
+            registry: Listener { address: loopback(5000) },
             network: Network::default(),
             profiles: Profiles::default(),
             images: Images::default(),
@@ -264,6 +269,7 @@ impl Config {
             kubernetes_address,
             objects_address,
             metadata_address,
+            registry_address,
             pod_cidr,
             service_cidr,
             pod_security,
@@ -279,6 +285,7 @@ impl Config {
         set(&mut config.kubernetes.address, kubernetes_address);
         set(&mut config.objects.address, objects_address);
         set(&mut config.metadata.address, metadata_address);
+        set(&mut config.registry.address, registry_address);
         set(&mut config.network.pod_cidr, pod_cidr);
         set(&mut config.network.service_cidr, service_cidr);
         set(&mut config.profiles.pod_security, pod_security);

@@ -119,7 +119,7 @@ impl Auths {
     }
 
     /// The credentials for a name: those of the longest entry that the name begins with.
-    fn of(&self, name: &ImageName) -> RegistryAuth {
+    pub(crate) fn of(&self, name: &ImageName) -> RegistryAuth {
         let full = name.without_tag();
         self.entries
             .iter()
@@ -156,6 +156,10 @@ impl ImageStore {
         let mut target = ImageName::parse(name)?;
         if let Some(alias) = name::alias_of(&self.inner.config.aliases, &target) {
             target = ImageName::parse(&alias)?;
+        }
+        if target.registry == super::REGISTRY_HOST {
+            // Whose it is must be known: see `pull_own`.
+            return Err(PullError::NotFound { name: target.to_string(), registry: target.registry });
         }
         if !self.inner.config.pull_enabled {
             return Err(PullError::Disabled { name: target.to_string() });

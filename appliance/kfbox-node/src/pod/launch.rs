@@ -9,13 +9,14 @@ use super::{
 };
 use crate::{
     devices::DeviceError,
-    images::{Auths, Image, PullError, normalize, silent},
+    images::{Auths, Image, ImageName, Owner, PullError, REGISTRY_HOST, SHARED, normalize, owner_name, silent},
     network::{HostPort, NetworkError, PodNetworkSpec},
     oci::{
         self, Bind, ImageDefaults, PodNamespaces,
         identity::{Accounts, IdentityError, identity},
         resources, users,
     },
+    registry,
     runtime::{Handle, RuntimeError, Stage},
     sandbox::{self, SandboxError},
     shim::records::{self, Exit, Overlay, SHIM_CONFIG, ShimConfig, Started},
@@ -235,7 +236,18 @@ pub async fn ensure_image(
     })?;
     let latest = full.ends_with(":latest");
     let policy = policy.filter(|p| !p.is_empty()).unwrap_or(if latest { "Always" } else { "IfNotPresent" });
-    let here = ctx.images.resolve(name);
+    let own = match ctx.images.target(name).filter(registry::is_own) {
+        Some(target) => {
+            Some(own_image(ctx, pod, target).await.map_err(|error| pull_failed(ctx, pod, container, name, &error))?)
+        }
+        None => None,
+    };
+    let here = match &own {
+        Some((owner, target)) => ctx.images.resolve_own(owner, target),
+        None => ctx.images.resolve(name).filter(|image| is_for(pod, image)),
+    };
+    // What the registry on this machine holds is present on the machine.
+    let policy = if policy == "Never" && own.is_some() { "IfNotPresent" } else { policy };
     let present = || format!("Container image \"{name}\" already present on machine");
     let image = match (policy, here) {
         ("Never", None) => {
@@ -243,7 +255,7 @@ pub async fn ensure_image(
             ctx.events.pod(pod, container, Level::Warning, "ErrImageNeverPull", message.clone());
             return Err(failure("ErrImageNeverPull", message));
         }
-        ("Always", here) => match pull(ctx, pod, container, name).await {
+        ("Always", here) => match pull(ctx, pod, container, name, own.as_ref()).await {
             Ok(image) => image,
             Err(error) => match here {
                 // Without its registry, a laboratory goes on with the image it was given.
@@ -259,7 +271,7 @@ pub async fn ensure_image(
             image
         }
         (_, None) => {
-            let pulled = pull(ctx, pod, container, name).await;
+            let pulled = pull(ctx, pod, container, name, own.as_ref()).await;
             pulled.map_err(|error| pull_failed(ctx, pod, container, name, &error))?
         }
     };
@@ -276,7 +288,60 @@ fn pull_failed(ctx: &Context, pod: &Pod, container: Option<&str>, name: &str, er
     ImageFailure { reason: "ErrImagePull", message: error.to_string() }
 }
 
-async fn pull(ctx: &Arc<Context>, pod: &Arc<Pod>, container: Option<&str>, name: &str) -> Result<Image, PullError> {
+async fn pull(
+    ctx: &Arc<Context>,
+    pod: &Arc<Pod>,
+    container: Option<&str>,
+    name: &str,
+    own: Option<&(Owner, ImageName)>,
+) -> Result<Image, PullError> {
+    ctx.events.pod(pod, container, Level::Normal, "Pulling", format!("Pulling image \"{name}\""));
+    let began = Instant::now();
+    let image = match own {
+        Some((owner, target)) => ctx.images.pull_own(owner, target, silent()).await?,
+        None => ctx.images.pull(name, &pull_secrets(ctx, pod).await, silent()).await?,
+    };
+    let took = Duration::from_millis(u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX));
+    let message = format!(
+        "Successfully pulled image \"{name}\" in {took:?} ({took:?} including waiting). Image size: {} bytes.",
+        image.size
+    );
+    ctx.events.pod(pod, container, Level::Normal, "Pulled", message);
+    Ok(image)
+}
+
+/// Whose an image of the embedded registry is, if the pod may have it: it is of the pod's own namespace or for everybody, or
+/// a secret of the pod's opens it.
+async fn own_image(ctx: &Arc<Context>, pod: &Arc<Pod>, target: ImageName) -> Result<(Owner, ImageName), PullError> {
+    let missing = || PullError::NotFound { name: target.to_string(), registry: target.registry.clone() };
+    let name = owner_name(&target.repository).ok_or_else(missing)?;
+    if name != SHARED && Some(name) != pod.metadata.namespace.as_deref() {
+        let opens = match ctx.registry.get() {
+            Some(access) => access.opens(&pull_secrets(ctx, pod).await, &target).await,
+            None => false,
+        };
+        if !opens {
+            return Err(PullError::Unauthorized { name: target.to_string(), registry: target.registry });
+        }
+    }
+    let owner = registry::owner(&Api::all(ctx.client.clone()), name).await.map_err(|error| PullError::Registry {
+        name: target.to_string(),
+        registry: target.registry.clone(),
+        why: error.to_string(),
+    })?;
+    Ok((owner.ok_or_else(missing)?, target))
+}
+
+/// Whether a pod may have an image that it names by digest alone: one that only other namespaces pushed is not its.
+fn is_for(pod: &Pod, image: &Image) -> bool {
+    let namespace = pod.metadata.namespace.as_deref();
+    image.names.iter().any(|name| {
+        let own = name.strip_prefix(REGISTRY_HOST).and_then(|rest| rest.strip_prefix('/'));
+        own.is_none_or(|repository| owner_name(repository).is_some_and(|o| o == SHARED || Some(o) == namespace))
+    })
+}
+
+async fn pull_secrets(ctx: &Context, pod: &Pod) -> Auths {
     let mut auths = Auths::default();
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let secrets: Api<Secret> = Api::namespaced(ctx.client.clone(), namespace);
@@ -289,16 +354,7 @@ async fn pull(ctx: &Arc<Context>, pod: &Arc<Pod>, container: Option<&str>, name:
             }
         }
     }
-    ctx.events.pod(pod, container, Level::Normal, "Pulling", format!("Pulling image \"{name}\""));
-    let began = Instant::now();
-    let image = ctx.images.pull(name, &auths, silent()).await?;
-    let took = Duration::from_millis(u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX));
-    let message = format!(
-        "Successfully pulled image \"{name}\" in {took:?} ({took:?} including waiting). Image size: {} bytes.",
-        image.size
-    );
-    ctx.events.pod(pod, container, Level::Normal, "Pulled", message);
-    Ok(image)
+    auths
 }
 
 /// Why a container is not running, in upstream's words.

@@ -6,6 +6,7 @@ mod disk;
 mod leaks;
 mod limits;
 mod pods;
+mod registry;
 mod shims;
 mod users;
 mod world;

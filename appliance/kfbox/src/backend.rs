@@ -3,14 +3,14 @@
 mod people;
 
 use crate::{
-    control::{Backend, ErrorBody, ImageRequest, ImageRow, Progress, S3Credentials},
+    control::{Backend, ErrorBody, GpuRow, Gpus, ImageRequest, ImageRow, Progress, S3Credentials},
     daemon::{BUCKET, REGION},
 };
 use futures::future::BoxFuture;
 use kfbox_apiserver::ApiServer;
 use kfbox_gateway::Gateway;
 use kfbox_node::{
-    Node,
+    GpuReport, Node,
     images::{Image, ImportOptions, OnProgress, Progress as ImageProgress},
 };
 use kfbox_objects::{Grant, Objects};
@@ -64,6 +64,24 @@ impl Backend for DaemonBackend {
 
     fn images(&self) -> BoxFuture<'_, Result<Vec<ImageRow>, ErrorBody>> {
         Box::pin(async move { Ok(self.node.images().list().iter().flat_map(rows).collect()) })
+    }
+
+    fn gpus(&self) -> Gpus {
+        let (all, absent) = self.node.gpus();
+        let row = |GpuReport { gpu, held_by }: GpuReport| GpuRow {
+            vendor: gpu.vendor.into(),
+            index: gpu.index,
+            id: gpu.id,
+            name: gpu.name,
+            memory_bytes: gpu.memory_bytes,
+            driver: gpu.driver,
+            pci: gpu.pci,
+            resource: gpu.resource,
+            fault: gpu.fault,
+            held_by,
+        };
+        let absent = absent.into_iter().map(|(vendor, why)| (vendor.to_owned(), why)).collect();
+        Gpus { gpus: all.into_iter().map(row).collect(), absent }
     }
 
     fn remove_image(&self, name: String) -> BoxFuture<'_, Result<(), ErrorBody>> {

@@ -535,6 +535,7 @@ fn node_config(config: &Config, node_name: &str) -> anyhow::Result<NodeConfig> {
     let shim = std::env::current_exe().context("the path of this program")?;
     Ok(NodeConfig {
         node_name: node_name.to_owned(),
+        devices: config.devices(),
         images: ImageConfig {
             aliases: config.images.aliases.clone(),
             mirrors: config.images.mirrors.clone(),

@@ -25,7 +25,7 @@ pub use pressure::EvictionConfig;
 
 use crate::{
     cgroup::Hierarchies,
-    devices::{DeviceError, Devices, DevicesConfig},
+    devices::{DeviceError, Devices, DevicesConfig, GpuReport},
     dns,
     images::{Auths, Collected, Image, ImageConfig, ImageStore, OnProgress, PullError, StoreError, owner_name},
     network::{Network, NetworkConfig, NetworkError},
@@ -209,6 +209,7 @@ impl Node {
 
         let devices = Devices::open(config.devices.clone(), &config.data_dir.join("pods"))?;
         devices.listen(tasks)?;
+        devices.look_for_gpus(tasks);
         let address = config.address.unwrap_or(IpAddr::V4(network.gateway()));
         let machine = machine::Machine::of(&config.data_dir);
         let (changes, _) = broadcast::channel(CHANGES);
@@ -263,6 +264,20 @@ impl Node {
 
     pub fn images(&self) -> &ImageStore {
         &self.ctx.images
+    }
+
+    /// The machine's accelerators, with the pods that have them as NAMESPACE/NAME; by vendor, why none was found.
+    pub fn gpus(&self) -> (Vec<GpuReport>, BTreeMap<&'static str, String>) {
+        let (mut all, absent) = self.ctx.devices.gpus();
+        let pods = self.pods.lock();
+        let names: HashMap<&str, String> =
+            pods.values().map(|pod| (crate::pod::record::uid(pod), crate::pod::record::full_name(pod))).collect();
+        for uid in all.iter_mut().flat_map(|report| &mut report.held_by) {
+            if let Some(name) = names.get(uid.as_str()) {
+                uid.clone_from(name);
+            }
+        }
+        (all, absent)
     }
 
     /// The embedded registry over this node's images. From here on, pods may use what their secrets open of it.

@@ -3,6 +3,7 @@
 mod debug;
 mod devices;
 mod disk;
+mod gpu;
 mod leaks;
 mod limits;
 mod pods;

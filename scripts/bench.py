@@ -29,7 +29,7 @@ class Box:
         self.data = os.path.join(self.folder, "data")
         self.settings = (
             "--instance kfbench --address 127.0.0.1:0 --kubernetes-address 127.0.0.1:0 --objects-address 127.0.0.1:0 "
-            "--metadata-address 127.0.0.1:0 --pod-cidr 10.146.0.0/22 --service-cidr 10.147.0.0/16"
+            "--metadata-address 127.0.0.1:0 --registry-address 127.0.0.1:0 --pod-cidr 10.146.0.0/22 --service-cidr 10.147.0.0/16"
         ).split()
 
     def run(self, *arguments: str) -> str:

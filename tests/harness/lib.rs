@@ -94,6 +94,7 @@ impl TestBox {
             flag("kubernetes-address", "127.0.0.1:0".into()),
             flag("objects-address", "127.0.0.1:0".into()),
             flag("metadata-address", "127.0.0.1:0".into()),
+            flag("registry-address", "127.0.0.1:0".into()),
             flag("pod-cidr", format!("10.{}.0.0/24", 150 + n)),
             flag("service-cidr", format!("10.{}.0.0/24", 200 + n)),
         ]

@@ -62,3 +62,48 @@ fn a_run_survives_kill_minus_nine_of_the_daemon() -> anyhow::Result<()> {
     assert_eq!(log.matches("step ended").count(), 1, "no line was lost: {log}");
     Ok(())
 }
+
+const QUICK: &str = "
+apiVersion: v1
+kind: Pod
+metadata: {name: NAME}
+spec:
+  restartPolicy: Never
+  automountServiceAccountToken: false
+  containers: [{name: main, image: 'python:3.11', imagePullPolicy: IfNotPresent, command: [sh, -c, 'echo ran; exit 3']}]
+---
+";
+
+/// The daemon dies while containers are being created, at a different step each time: each runs once, and its end is known.
+#[test]
+fn containers_that_were_being_created_are_neither_lost_nor_run_twice() -> anyhow::Result<()> {
+    let mut b = TestBox::start()?;
+    b.load_python_image()?;
+    let mut names = Vec::new();
+    for round in 0..8_u64 {
+        let fresh: Vec<String> = (0..6).map(|n| format!("quick-{round}-{n}")).collect();
+        let manifest: String = fresh.iter().map(|name| QUICK.replace("NAME", name)).collect();
+        b.kubectl_with_input(&["create", "-f", "-"], &manifest)?.ok()?;
+        // Not an event: any moment will do, and each round has another.
+        std::thread::sleep(Duration::from_millis(25 * round));
+        b.kill_daemon()?;
+        b.up(&[])?;
+        names.extend(fresh);
+    }
+    for name in &names {
+        wait_until(Duration::from_secs(60), "the pod's end", || {
+            let phase = b.kubectl(&["get", "pod", name, "-o", "jsonpath={.status.phase}"])?.ok()?.stdout;
+            Ok(["Failed", "Succeeded"].contains(&phase.as_str()).then_some(()))
+        })?;
+    }
+    let pods: Value = serde_json::from_str(&b.kubectl(&["get", "pods", "-o", "json"])?.ok()?.stdout)?;
+    for pod in pods["items"].as_array().into_iter().flatten() {
+        let status = &pod["status"]["containerStatuses"][0];
+        let end = &status["state"]["terminated"];
+        assert_eq!((&end["exitCode"], &status["restartCount"]), (&3.into(), &0.into()), "{pod}");
+        let name = pod["metadata"]["name"].as_str().unwrap_or_default();
+        assert_eq!(b.kubectl(&["logs", name])?.ok()?.stdout, "ran\n", "{name} ran once");
+    }
+    assert_eq!(pods["items"].as_array().map(Vec::len), Some(names.len()));
+    Ok(())
+}

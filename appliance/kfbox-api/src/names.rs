@@ -4,6 +4,12 @@
 /// The namespace that holds the platform's Services.
 pub const KUBEFLOW_NAMESPACE: &str = "kubeflow";
 
+/// The registry that the box itself is. Images named so never leave the machine.
+pub const REGISTRY_HOST: &str = "registry.kfbox.local";
+
+/// The Service in [`KUBEFLOW_NAMESPACE`] that leads to it.
+pub const REGISTRY_SERVICE: &str = "image-registry";
+
 /// The group whose members administer this box. People cannot be put into `system:` groups; the binary binds this one
 /// to the cluster role `cluster-admin`.
 pub const ADMIN_GROUP: &str = "kfbox:admins";

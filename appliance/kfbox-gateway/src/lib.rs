@@ -224,6 +224,19 @@ impl Gateway {
         Ok(())
     }
 
+    /// The same over TLS with another certificate than the gateway's: for a listener that is known by another name.
+    pub fn serve_named(
+        &self,
+        name: &str,
+        listener: TcpListener,
+        tls: Arc<rustls::ServerConfig>,
+        router: Router,
+        tasks: &Tasks,
+    ) {
+        let entrance = serve::Entrance::Tls(tls.into(), self.inner.config.external_url.as_str().into());
+        serve::serve(name, listener, entrance, router, tasks);
+    }
+
     pub fn issuer(&self) -> &str {
         &self.inner.issuer
     }

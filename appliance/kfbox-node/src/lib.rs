@@ -12,6 +12,7 @@ pub mod oci;
 pub mod pod;
 pub mod process;
 pub mod quantity;
+pub mod registry;
 pub mod runtime;
 pub mod sandbox;
 pub mod services;
@@ -19,7 +20,10 @@ pub mod shim;
 pub mod usage;
 pub mod volumes;
 
-pub use devices::DevicesConfig;
+pub use devices::{
+    DevicesConfig, GpuReport,
+    gpu::{GpuConfig, MigStrategy},
+};
 pub use node::{EvictionConfig, ImageGcConfig, LogOptions, LogStream, Node, NodeConfig, NodeError};
 pub use runtime::{ExecSession, TerminalSize};
 pub use shim::frames::Outcome;

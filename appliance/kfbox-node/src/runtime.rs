@@ -17,6 +17,7 @@ use crate::{
 };
 use kfbox_base::Tasks;
 use nix::{
+    errno::Errno,
     fcntl::{Flock, FlockArg},
     sys::inotify::{AddWatchFlags, InitFlags, Inotify},
 };
@@ -28,6 +29,7 @@ use std::{
     path::{Path, PathBuf},
     process::Stdio,
     sync::Arc,
+    time::Duration,
 };
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, DuplexStream, duplex},
@@ -164,7 +166,8 @@ impl Runtime {
             .arg("--state-dir")
             .arg(dir)
             .env_clear()
-            .current_dir("/")
+            // By which it knows that the folder is still the one that it was started for.
+            .current_dir(dir)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(errors)
@@ -279,23 +282,32 @@ impl Runtime {
             sender.send_replace(Stage::Ended(exit));
             return Ok(Found::Container(handle));
         }
-        let Some(shim) = alive(dir) else {
-            self.clear(&config).await;
-            return Ok(match (records::read::<Exit>(&dir.join(EXIT)), records::read(&dir.join(STARTED))) {
-                (Ok(exit), _) => {
-                    sender.send_replace(Stage::Ended(exit));
-                    Found::Container(handle)
-                }
-                (Err(_), Ok(started)) => Found::Lost { started },
-                (Err(_), Err(_)) => Found::NeverRan,
-            });
-        };
-        if let Some(started) = await_record(dir, &shim).await.map_err(RuntimeError::at(dir))? {
-            if let Some(process) = PidFd::open(started.init) {
-                let _ = handle.init.set(process);
+        let shim = match self.holder(dir, &config).await.map_err(RuntimeError::at(dir))? {
+            Holder::Shim(shim) => shim,
+            Holder::Me(_claim) => {
+                self.clear(&config).await;
+                return Ok(match (records::read::<Exit>(&dir.join(EXIT)), records::read(&dir.join(STARTED))) {
+                    (Ok(exit), _) => {
+                        sender.send_replace(Stage::Ended(exit));
+                        Found::Container(handle)
+                    }
+                    (Err(_), Ok(started)) => Found::Lost { started },
+                    (Err(_), Err(_)) => {
+                        // While it is claimed: a shim that was launched, and comes only now, must find nothing.
+                        fs::remove_dir_all(dir).map_err(RuntimeError::at(dir))?;
+                        Found::NeverRan
+                    }
+                });
             }
-            sender.send_replace(Stage::Running(started));
+        };
+        let Some(started) = await_record(dir, &shim).await.map_err(RuntimeError::at(dir))? else {
+            sender.send_replace(Stage::Ended(self.after_shim(dir, &config).await));
+            return Ok(Found::Container(handle));
+        };
+        if let Some(process) = PidFd::open(started.init) {
+            let _ = handle.init.set(process);
         }
+        sender.send_replace(Stage::Running(started));
         let (runtime, dir) = (self.clone(), dir.to_path_buf());
         self.tasks.spawn(format!("container/{:.12}", config.id), async move {
             let shutdown = runtime.tasks.shutdown();
@@ -307,6 +319,26 @@ impl Runtime {
             sender.send_replace(Stage::Ended(exit));
         });
         Ok(Found::Container(handle))
+    }
+
+    /// Who has a state directory.
+    async fn holder(&self, dir: &Path, config: &ShimConfig) -> io::Result<Holder> {
+        loop {
+            let file = File::options().create(true).truncate(false).write(true).open(dir.join(LOCK))?;
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(claim) => return Ok(Holder::Me(claim)),
+                Err((_, Errno::EWOULDBLOCK | Errno::EINTR)) => {}
+                Err((_, error)) => return Err(error.into()),
+            }
+            match records::read(&dir.join(LOCK)).ok().map(PidFd::open) {
+                Some(Some(shim)) => return Ok(Holder::Shim(shim)),
+                // It was killed, and what it began to create holds what it held.
+                Some(None) => self.clear(config).await,
+                // It has just come, and has not said who it is.
+                None => {}
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
 
     /// The shim is gone: its record tells, or it was killed and the container must go too.
@@ -496,20 +528,10 @@ async fn send(to: &mut tokio::net::unix::OwnedWriteHalf, channel: Channel, paylo
     to.write_all(payload).await
 }
 
-/// The shim of a state directory, if one holds its lock.
-fn alive(dir: &Path) -> Option<PidFd> {
-    let held = || {
-        let file = File::open(dir.join(LOCK)).ok()?;
-        match Flock::lock(file, FlockArg::LockSharedNonblock) {
-            Ok(_) => None,
-            Err((_, _)) => Some(()),
-        }
-    };
-    held()?;
-    let shim = records::read(&dir.join(LOCK)).ok()?;
-    let process = PidFd::open(shim)?;
-    held()?;
-    Some(process)
+enum Holder {
+    Shim(PidFd),
+    /// No shim has the state directory, and none can have it while this is held.
+    Me(Flock<File>),
 }
 
 /// Waits until the shim has recorded the start, or is gone.

@@ -3,15 +3,15 @@
 mod people;
 
 use crate::{
-    control::{Backend, ErrorBody, ImageRequest, ImageRow, Progress, S3Credentials},
+    control::{Backend, ErrorBody, GpuRow, Gpus, ImageRequest, ImageRow, Progress, S3Credentials},
     daemon::{BUCKET, REGION},
 };
 use futures::future::BoxFuture;
 use kfbox_apiserver::ApiServer;
 use kfbox_gateway::Gateway;
 use kfbox_node::{
-    Node,
-    images::{Auths, Image, ImportOptions, OnProgress, Progress as ImageProgress},
+    GpuReport, Node,
+    images::{Image, ImportOptions, OnProgress, Progress as ImageProgress},
 };
 use kfbox_objects::{Grant, Objects};
 use kfbox_platform::DefaultProfile;
@@ -66,6 +66,24 @@ impl Backend for DaemonBackend {
         Box::pin(async move { Ok(self.node.images().list().iter().flat_map(rows).collect()) })
     }
 
+    fn gpus(&self) -> Gpus {
+        let (all, absent) = self.node.gpus();
+        let row = |GpuReport { gpu, held_by }: GpuReport| GpuRow {
+            vendor: gpu.vendor.into(),
+            index: gpu.index,
+            id: gpu.id,
+            name: gpu.name,
+            memory_bytes: gpu.memory_bytes,
+            driver: gpu.driver,
+            pci: gpu.pci,
+            resource: gpu.resource,
+            fault: gpu.fault,
+            held_by,
+        };
+        let absent = absent.into_iter().map(|(vendor, why)| (vendor.to_owned(), why)).collect();
+        Gpus { gpus: all.into_iter().map(row).collect(), absent }
+    }
+
     fn remove_image(&self, name: String) -> BoxFuture<'_, Result<(), ErrorBody>> {
         Box::pin(async move {
             let removed = self.node.images().remove(&name).await;
@@ -88,10 +106,10 @@ impl Backend for DaemonBackend {
     }
 
     fn pull_image(&self, request: ImageRequest, progress: mpsc::Sender<Progress>) -> BoxFuture<'static, ()> {
-        let store = self.node.images().clone();
+        let node = self.node.clone();
         Box::pin(async move {
             let name = request.name.unwrap_or_default();
-            let last = match store.pull(&name, &Auths::default(), reporter(progress.clone())).await {
+            let last = match node.pull_image(&name, reporter(progress.clone())).await {
                 Ok(image) => Progress::Done { images: rows(&image) },
                 Err(error) => Progress::Error { message: error.to_string() },
             };

@@ -7,6 +7,7 @@ pub use gateway::{Gateway, TlsMode};
 use crate::failure::{Code, Failure};
 use anyhow::Context;
 use clap::Args;
+use kfbox_node::{DevicesConfig, GpuConfig, MigStrategy};
 use kfbox_platform::{PodSecurity, Walls};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -59,6 +60,9 @@ pub struct UpOptions {
     /// ML Metadata over gRPC
     #[arg(long, env = "KFBOX_METADATA_ADDRESS", value_name = "ADDR:PORT")]
     pub metadata_address: Option<SocketAddr>,
+    /// The image registry, to push to from outside of pods
+    #[arg(long, env = "KFBOX_REGISTRY_ADDRESS", value_name = "ADDR:PORT")]
+    pub registry_address: Option<SocketAddr>,
     /// The pods' network
     #[arg(long, env = "KFBOX_POD_CIDR", value_name = "CIDR")]
     pub pod_cidr: Option<String>,
@@ -86,9 +90,11 @@ pub struct Config {
     pub kubernetes: Kubernetes,
     pub objects: Listener,
     pub metadata: Listener,
+    pub registry: Listener,
     pub network: Network,
     pub profiles: Profiles,
     pub images: Images,
+    pub devices: Devices,
     pub packages: Packages,
     pub pipelines: Pipelines,
 }
@@ -153,6 +159,42 @@ pub struct Images {
     pub offline: bool,
 }
 
+/// Accelerators, by what this machine's drivers say and by device plugins.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Devices {
+    /// False leaves them to a device plugin.
+    pub nvidia: bool,
+    pub amd: bool,
+    /// So many pods share an NVIDIA card, taking turns. Nothing keeps them from each other's memory.
+    pub nvidia_shares: u32,
+    /// How MIG instances are offered: `none` (as their card), `single` (`nvidia.com/gpu`) or `mixed` (`nvidia.com/mig-1g.10gb`).
+    pub nvidia_mig: MigStrategy,
+    /// NVML, where the machine's linker does not find `libnvidia-ml.so.1`.
+    pub nvidia_library: Option<PathBuf>,
+    /// Where device plugins meet the node. Empty: `device-plugins` in the data directory; upstream's is
+    /// `/var/lib/kubelet/device-plugins`.
+    pub plugin_dir: Option<PathBuf>,
+    /// Where CDI specifications are, from the least to the most important.
+    pub cdi_dirs: Vec<PathBuf>,
+}
+
+impl Default for Devices {
+    fn default() -> Self {
+        let DevicesConfig { cdi_dirs, gpu, .. } = DevicesConfig::new(Path::new(""));
+        let GpuConfig { nvidia, amd, library, shares, mig, root: _ } = gpu;
+        Self {
+            nvidia,
+            amd,
+            nvidia_shares: shares,
+            nvidia_mig: mig,
+            nvidia_library: library,
+            plugin_dir: None,
+            cdi_dirs,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Packages {
@@ -211,9 +253,11 @@ impl Default for Config {
             kubernetes: Kubernetes::default(),
             objects: Listener { address: loopback(9000) },
             metadata: Listener { address: loopback(8089) },
+            registry: Listener { address: loopback(5000) },
             network: Network::default(),
             profiles: Profiles::default(),
             images: Images::default(),
+            devices: Devices::default(),
             packages: Packages::default(),
             pipelines: Pipelines::default(),
         }
@@ -264,6 +308,7 @@ impl Config {
             kubernetes_address,
             objects_address,
             metadata_address,
+            registry_address,
             pod_cidr,
             service_cidr,
             pod_security,
@@ -279,6 +324,7 @@ impl Config {
         set(&mut config.kubernetes.address, kubernetes_address);
         set(&mut config.objects.address, objects_address);
         set(&mut config.metadata.address, metadata_address);
+        set(&mut config.registry.address, registry_address);
         set(&mut config.network.pod_cidr, pod_cidr);
         set(&mut config.network.service_cidr, service_cidr);
         set(&mut config.profiles.pod_security, pod_security);
@@ -350,6 +396,17 @@ impl Config {
             );
             return Err(wrong(message).into());
         }
+        // Each share is a device in the node's list.
+        if !(1..=100).contains(&self.devices.nvidia_shares) {
+            let message = format!("devices.nvidia_shares {} must be 1 to 100", self.devices.nvidia_shares);
+            return Err(wrong(message).into());
+        }
+        let plugin_dir = self.devices.plugin_dir.as_deref();
+        if let Some(bad) =
+            plugin_dir.into_iter().chain(self.devices.cdi_dirs.iter().map(PathBuf::as_path)).find(|p| !p.is_absolute())
+        {
+            return Err(wrong(format!("devices: {} must be an absolute path", bad.display())).into());
+        }
         self.gateway.validate()?;
         self.addresses()?;
         Ok(())
@@ -359,6 +416,16 @@ impl Config {
     pub fn walls(&self) -> Walls {
         let Profiles { pod_security, network_policy } = self.profiles;
         Walls { pod_security, network_policy }
+    }
+
+    /// How the node offers devices.
+    pub fn devices(&self) -> DevicesConfig {
+        let Devices { nvidia, amd, nvidia_shares, nvidia_mig, nvidia_library, plugin_dir, cdi_dirs } =
+            self.devices.clone();
+        let defaults = DevicesConfig::new(&self.data_dir);
+        let gpu =
+            GpuConfig { nvidia, amd, library: nvidia_library, shares: nvidia_shares, mig: nvidia_mig, ..defaults.gpu };
+        DevicesConfig { plugins_dir: plugin_dir.unwrap_or(defaults.plugins_dir), cdi_dirs, gpu }
     }
 
     /// How the API server records what is asked of it.
@@ -485,6 +552,9 @@ mod tests {
             ("[kubernetes.audit]\nfiles = 0", "kubernetes.audit"),
             ("[profiles]\npod_security = \"lax\"", "lax"),
             ("[pipelines]\nkeep_run_days = 3", "keep_run_days"),
+            ("[devices]\nnvidia_shares = 0", "nvidia_shares"),
+            ("[devices]\nnvidia_mig = \"double\"", "double"),
+            ("[devices]\nplugin_dir = \"here\"", "absolute"),
             ("[kubernetes.audit]\npolcy = \"x\"", "polcy"),
         ] {
             std::fs::write(&file, text).unwrap();

@@ -26,6 +26,7 @@ use crate::{
     publish::{self, Published},
 };
 use anyhow::Context;
+use kfbox_api::names::{REGISTRY_HOST, REGISTRY_SERVICE};
 use kfbox_apiserver::{ApiServer, auth::Authority};
 use kfbox_base::{Authorizer, Readiness, Tasks, listener::BindError, telemetry};
 use kfbox_dashboard::Connect;
@@ -53,6 +54,7 @@ mod port {
     pub const PACKAGES: u16 = 8886;
     pub const OBJECTS: u16 = 9000;
     pub const METADATA: u16 = 8080;
+    pub const REGISTRY: u16 = 8885;
     pub const KUBERNETES: u16 = 6443;
 }
 
@@ -175,6 +177,7 @@ struct Listeners {
     kubernetes: TcpListener,
     objects: TcpListener,
     metadata: TcpListener,
+    registry: TcpListener,
 }
 
 impl Listeners {
@@ -185,6 +188,7 @@ impl Listeners {
             kubernetes: bind("Kubernetes API", config.kubernetes.address).await?,
             objects: bind("S3", config.objects.address).await?,
             metadata: bind("ML Metadata", config.metadata.address).await?,
+            registry: bind("image registry", config.registry.address).await?,
         })
     }
 }
@@ -197,6 +201,7 @@ async fn start(config: &Config, tasks: &Tasks, announce: bool) -> anyhow::Result
     let kubernetes_address = listeners.kubernetes.local_addr()?;
     let objects_address = listeners.objects.local_addr()?;
     let metadata_address = listeners.metadata.local_addr()?;
+    let registry_address = listeners.registry.local_addr()?;
     let url = config.gateway.url(gateway_address);
     let kubernetes_url = format!("https://{kubernetes_address}");
     let objects_url = format!("http://{objects_address}");
@@ -217,6 +222,7 @@ async fn start(config: &Config, tasks: &Tasks, announce: bool) -> anyhow::Result
             ("kubernetes".to_owned(), kubernetes_address.to_string()),
             ("objects".to_owned(), objects_address.to_string()),
             ("metadata".to_owned(), metadata_address.to_string()),
+            ("registry".to_owned(), registry_address.to_string()),
         ]),
         readiness.clone(),
         tasks.clone(),
@@ -230,7 +236,7 @@ async fn start(config: &Config, tasks: &Tasks, announce: bool) -> anyhow::Result
             dns_ip: dns,
             api_service_ip: api_service,
             api_endpoint: Some((bridge, port::KUBERNETES)),
-            extra_sans: vec![bridge.to_string(), kubernetes_address.ip().to_string()],
+            extra_sans: vec![bridge.to_string(), kubernetes_address.ip().to_string(), REGISTRY_HOST.into()],
             audit: config.audit(),
             ..kfbox_apiserver::Config::new(data_dir)
         },
@@ -356,7 +362,7 @@ async fn start(config: &Config, tasks: &Tasks, announce: bool) -> anyhow::Result
         },
         shutdown: tasks.shutdown(),
     });
-    let people = gateway.clone();
+    let (people, registry_authorizer) = (gateway.clone(), authorizer.clone());
     let membership = kfam::Deps {
         client: client.clone(),
         authorizer: authorizer.clone(),
@@ -384,6 +390,16 @@ async fn start(config: &Config, tasks: &Tasks, announce: bool) -> anyhow::Result
         None => gateway.serve("gateway", listeners.gateway, router.clone(), tasks),
     }
     gateway.serve("gateway for pods", on_bridge("pipelines for pods", port::PIPELINES).await?, router, tasks);
+
+    // The registry: its clients sign in by themselves, so it is beside the gateway, not behind it. Pods know it by a name of
+    // the cluster's, and so by a certificate of the cluster's.
+    let registry = node.registry(Arc::new(ClusterTokens::new(client.clone())), registry_authorizer).router();
+    match &tls {
+        Some(tls) => gateway.serve_tls("registry", listeners.registry, tls, registry.clone(), tasks)?,
+        None => gateway.serve("registry", listeners.registry, registry.clone(), tasks),
+    }
+    let for_pods = on_bridge("image registry for pods", port::REGISTRY).await?;
+    gateway.serve_named("registry for pods", for_pods, authority.server_tls(false)?, registry, tasks);
     publish::services(
         &client,
         bridge,
@@ -391,6 +407,7 @@ async fn start(config: &Config, tasks: &Tasks, announce: bool) -> anyhow::Result
             Published { name: "ml-pipeline", port_name: "http", port: 8888, target: port::PIPELINES },
             Published { name: "minio-service", port_name: "http", port: 9000, target: port::OBJECTS },
             Published { name: "metadata-grpc-service", port_name: "grpc-api", port: 8080, target: port::METADATA },
+            Published { name: REGISTRY_SERVICE, port_name: "https", port: 443, target: port::REGISTRY },
         ],
     )
     .await?;
@@ -555,6 +572,7 @@ fn node_config(config: &Config, node_name: &str) -> anyhow::Result<NodeConfig> {
     let shim = std::env::current_exe().context("the path of this program")?;
     Ok(NodeConfig {
         node_name: node_name.to_owned(),
+        devices: config.devices(),
         images: ImageConfig {
             aliases: config.images.aliases.clone(),
             mirrors: config.images.mirrors.clone(),

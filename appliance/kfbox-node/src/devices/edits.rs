@@ -26,6 +26,9 @@ pub struct Edits {
     /// Of the processor's caches; this runtime leaves them as they are.
     #[serde(skip_serializing)]
     pub intel_rdt: Option<Value>,
+    /// Where a container's linker must look too.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub library_dirs: Vec<PathBuf>,
     /// CDI devices that a plugin names in place of saying what they need.
     #[serde(rename = "cdiDevices", skip_serializing_if = "Vec::is_empty")]
     pub cdi: Vec<String>,
@@ -107,6 +110,9 @@ impl Edits {
             env.retain(|known| known.as_str().is_none_or(|known| known.split('=').next() != Some(name)));
             env.push(json!(pair));
         }
+        for folder in &self.library_dirs {
+            look_in(list(spec, "/process", "env"), &folder.to_string_lossy());
+        }
         for node in &self.device_nodes {
             node.apply(spec)?;
         }
@@ -164,6 +170,22 @@ impl DeviceNode {
             "access": self.permissions.as_deref().unwrap_or("rwm"),
         }));
         Ok(())
+    }
+}
+
+/// Adds a folder to the linker's, after those that the image names.
+fn look_in(env: &mut Vec<Value>, folder: &str) {
+    const NAME: &str = "LD_LIBRARY_PATH=";
+    let known = env.iter_mut().find(|pair| pair.as_str().is_some_and(|pair| pair.starts_with(NAME)));
+    match known {
+        Some(pair) => {
+            let text = pair.as_str().unwrap_or_default().to_owned();
+            if !text[NAME.len()..].split(':').any(|known| known == folder) {
+                let separator = if text.len() > NAME.len() { ":" } else { "" };
+                *pair = json!(format!("{text}{separator}{folder}"));
+            }
+        }
+        None => env.push(json!(format!("{NAME}{folder}"))),
     }
 }
 
@@ -230,6 +252,20 @@ mod tests {
         assert_eq!(spec["mounts"][0]["options"], json!(["ro", "nosuid", "rbind"]));
         assert_eq!(spec["hooks"]["createContainer"][0]["path"], "/usr/bin/hook");
         assert_eq!(spec["process"]["user"]["additionalGids"], json!([5, 44]));
+    }
+
+    #[test]
+    fn the_linker_looks_where_the_image_says_first() {
+        let after = |env: Value| {
+            let mut spec = json!({ "process": { "env": env } });
+            let edits = Edits { library_dirs: vec!["/driver".into()], ..Edits::default() };
+            edits.apply(&mut spec).unwrap();
+            edits.apply(&mut spec).unwrap();
+            spec["process"]["env"].clone()
+        };
+        assert_eq!(after(json!(["A=1"])), json!(["A=1", "LD_LIBRARY_PATH=/driver"]));
+        assert_eq!(after(json!(["LD_LIBRARY_PATH="])), json!(["LD_LIBRARY_PATH=/driver"]));
+        assert_eq!(after(json!(["LD_LIBRARY_PATH=/own"])), json!(["LD_LIBRARY_PATH=/own:/driver"]));
     }
 
     #[test]

@@ -7,12 +7,15 @@
 
 pub mod cdi;
 pub mod edits;
+pub mod gpu;
 mod plugins;
 mod registration;
 
 use cdi::CdiError;
 use edits::{EditError, Edits};
+use gpu::{Gpu, GpuConfig, Inventory, Watch};
 use k8s_openapi::api::core::v1::{Container, Pod};
+use kfbox_base::Tasks;
 use parking_lot::Mutex;
 use plugins::Plugin;
 use serde::{Deserialize, Serialize};
@@ -22,6 +25,7 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 use tokio::sync::watch;
 
@@ -30,12 +34,15 @@ const FILE: &str = "devices.json";
 /// In the plugins' folder: every resource that a plugin ever had here, so that a pod which asks for it waits for its plugin.
 const KNOWN: &str = "resources.json";
 
+pub(crate) const LOOK_AGAIN: Duration = Duration::from_secs(60);
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DevicesConfig {
     /// Where device plugins meet this node: `kubelet.sock` and theirs. Upstream's is `/var/lib/kubelet/device-plugins`.
     pub plugins_dir: PathBuf,
     /// From the least to the most important.
     pub cdi_dirs: Vec<PathBuf>,
+    pub gpu: GpuConfig,
 }
 
 impl DevicesConfig {
@@ -43,6 +50,7 @@ impl DevicesConfig {
         Self {
             plugins_dir: data_dir.join("device-plugins"),
             cdi_dirs: ["/etc/cdi", "/var/run/cdi"].map(PathBuf::from).to_vec(),
+            gpu: GpuConfig::default(),
         }
     }
 }
@@ -81,6 +89,8 @@ pub struct Count {
 #[derive(Default)]
 struct State {
     resources: BTreeMap<String, Resource>,
+    /// What was found on this machine without a plugin.
+    inventory: Arc<Inventory>,
     /// By pod uid.
     held: BTreeMap<String, Held>,
 }
@@ -92,6 +102,18 @@ struct Resource {
     plugin: Option<Plugin>,
     /// Counts registrations: what an earlier plugin still says is not heard.
     generation: u64,
+    /// Found on this machine, and no plugin has taken it over.
+    own: bool,
+}
+
+/// An accelerator, and who has it.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GpuReport {
+    #[serde(flatten)]
+    pub gpu: Gpu,
+    /// The pods' uids.
+    pub held_by: Vec<String>,
 }
 
 /// By container.
@@ -215,7 +237,7 @@ impl Devices {
         resource: &str,
         count: usize,
     ) -> Result<Allocation, DeviceError> {
-        let (free, plugin) = {
+        let (free, plugin, own_cards) = {
             let state = self.inner.state.lock();
             let all = state.held.values().chain([own]).flat_map(|held| held.values().flatten());
             let taken: BTreeSet<&String> =
@@ -226,12 +248,25 @@ impl Devices {
             // Those of the pod's own init containers first.
             let mut free: Vec<String> = healthy.map(|(id, _)| id.clone()).collect();
             free.sort_by_key(|id| !reuse.contains(id));
-            (free, found.and_then(|r| r.plugin.clone()))
+            (free, found.and_then(|r| r.plugin.clone()), found.is_some_and(|r| r.own))
         };
-        let plugin = plugin.ok_or_else(|| DeviceError::NoPlugin(resource.into()))?;
-        if free.len() < count {
+        if free.len() < count && (own_cards || plugin.is_some()) {
             return Err(DeviceError::TooFew { resource: resource.into(), wanted: count, available: free.len() });
         }
+        let Some(plugin) = plugin else {
+            if !own_cards {
+                return Err(DeviceError::NoPlugin(resource.into()));
+            }
+            // One share each of as many cards as there are, before a second of any.
+            let ids = spread(free, count);
+            let (devices, wanted) = (self.clone(), ids.clone());
+            let made = tokio::task::spawn_blocking(move || {
+                let inventory = devices.inner.state.lock().inventory.clone();
+                inventory.edits(&devices.inner.config.gpu, &devices.inner.config.cdi_dirs, &wanted)
+            });
+            let edits = made.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
+            return Ok(Allocation { resource: resource.into(), ids, edits });
+        };
         let must: Vec<String> = free.iter().filter(|id| reuse.contains(*id)).take(count).cloned().collect();
         let ids = match plugin.preferred(&free, &must, count).await {
             Some(ids) => ids,
@@ -285,11 +320,100 @@ impl Devices {
             let entry = state.resources.entry(resource.to_owned()).or_default();
             entry.generation += 1;
             entry.plugin = Some(plugin);
+            entry.own = false;
             entry.devices.clear();
             (entry.generation, state.resources.keys().cloned().collect::<Vec<_>>())
         };
         crate::shim::records::write(&self.inner.config.plugins_dir.join(KNOWN), &names)?;
         Ok(generation)
+    }
+
+    /// What was found on this machine is what there is to give, but for what a plugin has taken over.
+    fn found(&self, inventory: Inventory) -> io::Result<()> {
+        let mut state = self.inner.state.lock();
+        if *state.inventory == inventory {
+            return Ok(());
+        }
+        let mut now = inventory.resources(self.inner.config.gpu.shares);
+        let known = state.resources.len();
+        for name in now.keys() {
+            state.resources.entry(name.clone()).or_default().own = true;
+        }
+        for (name, resource) in state.resources.iter_mut().filter(|(_, r)| r.own) {
+            if resource.plugin.is_some() || resource.generation > 0 {
+                resource.own = false;
+                continue;
+            }
+            let mut devices = now.remove(name).unwrap_or_default();
+            // One that is gone stays known, so that the node's capacity does not flap.
+            for id in resource.devices.keys() {
+                devices.entry(id.clone()).or_insert(false);
+            }
+            resource.devices = devices;
+        }
+        state.inventory = Arc::new(inventory);
+        let names: Option<Vec<String>> =
+            (state.resources.len() != known).then(|| state.resources.keys().cloned().collect());
+        drop(state);
+        if let Some(names) = names {
+            crate::shim::records::write(&self.inner.config.plugins_dir.join(KNOWN), &names)?;
+        }
+        self.inner.changed.send_modify(|count| *count += 1);
+        Ok(())
+    }
+
+    /// Looks for accelerators, and goes on looking at those that it found. A driver may take seconds to answer.
+    pub fn look_for_gpus(&self, tasks: &Tasks) {
+        let (devices, shutdown) = (self.clone(), tasks.shutdown());
+        tasks.spawn("gpus", async move {
+            let config = devices.inner.config.gpu.clone();
+            let followed = {
+                let (devices, shutdown) = (devices.clone(), shutdown.clone());
+                tokio::task::spawn_blocking(move || {
+                    let watch = if config.nvidia { Watch::open(&config).ok().map(Arc::new) } else { None };
+                    let look = || {
+                        if let Err(error) = devices.found(Inventory::look(&config, watch.as_deref())) {
+                            tracing::error!(%error, "accelerators cannot be taken note of");
+                        }
+                    };
+                    look();
+                    let ended = watch.as_ref().map(|watch| watch.follow(|| shutdown.is_cancelled(), look));
+                    if let Some(Err(error)) = ended {
+                        tracing::warn!(%error, "the NVIDIA driver tells of no faults; cards are looked at now and then");
+                    }
+                    watch
+                })
+            };
+            let watch = followed.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+            // Where nothing tells of changes: cards that fall off the bus, or whose nodes come late.
+            loop {
+                tokio::select! {
+                    () = shutdown.cancelled() => return,
+                    () = tokio::time::sleep(LOOK_AGAIN) => {}
+                }
+                let (again, watch) = (devices.clone(), watch.clone());
+                let looked = tokio::task::spawn_blocking(move || {
+                    let inventory = Inventory::look(&again.inner.config.gpu, watch.as_deref());
+                    again.found(inventory)
+                });
+                if let Ok(Err(error)) = looked.await {
+                    tracing::error!(%error, "accelerators cannot be taken note of");
+                }
+            }
+        });
+    }
+
+    /// The accelerators of this machine with the pods that have them; by vendor, why none was found.
+    pub fn gpus(&self) -> (Vec<GpuReport>, BTreeMap<&'static str, String>) {
+        let state = self.inner.state.lock();
+        let holds = |held: &Held, gpu: &Gpu| {
+            held.values().flatten().flat_map(|a| &a.ids).any(|id| id.split("::").next() == Some(gpu.id.as_str()))
+        };
+        let report = |gpu: &Gpu| GpuReport {
+            gpu: gpu.clone(),
+            held_by: state.held.iter().filter(|(_, held)| holds(held, gpu)).map(|(uid, _)| uid.clone()).collect(),
+        };
+        (state.inventory.gpus.iter().map(report).collect(), state.inventory.absent.clone())
     }
 
     fn listed(&self, resource: &str, generation: u64, devices: BTreeMap<String, bool>) {
@@ -313,6 +437,18 @@ impl Devices {
         drop(state);
         self.inner.changed.send_modify(|count| *count += 1);
     }
+}
+
+/// Chooses so many of the free ids, of as many cards as possible; the order given is kept among cards alike.
+fn spread(free: Vec<String>, count: usize) -> Vec<String> {
+    let mut rounds: BTreeMap<usize, Vec<String>> = BTreeMap::new();
+    let mut seen: BTreeMap<String, usize> = BTreeMap::new();
+    for id in free {
+        let taken = seen.entry(id.split("::").next().unwrap_or(&id).to_owned()).or_default();
+        rounds.entry(*taken).or_default().push(id);
+        *taken += 1;
+    }
+    rounds.into_values().flatten().take(count).collect()
 }
 
 struct Wanted {

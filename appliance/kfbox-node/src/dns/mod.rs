@@ -23,6 +23,7 @@ use hickory_server::{
     server::{Request, RequestHandler, ResponseHandler, ResponseInfo},
     zone_handler::MessageResponseBuilder,
 };
+use kfbox_api::names::{KUBEFLOW_NAMESPACE, REGISTRY_HOST, REGISTRY_SERVICE};
 use kfbox_base::{BoxError, Readiness, Tasks};
 use parking_lot::Mutex;
 use std::{
@@ -51,11 +52,19 @@ pub struct DnsConfig {
     /// `cluster.local`.
     pub domain: String,
     pub upstream: Upstream,
+    /// Names outside of the domain that stand for others, for everybody who asks here.
+    pub aliases: Vec<(String, String)>,
 }
 
 impl Default for DnsConfig {
     fn default() -> Self {
-        Self { domain: "cluster.local".into(), upstream: Upstream::File("/etc/resolv.conf".into()) }
+        let domain = "cluster.local";
+        let registry = format!("{REGISTRY_SERVICE}.{KUBEFLOW_NAMESPACE}.svc.{domain}");
+        Self {
+            domain: domain.into(),
+            upstream: Upstream::File("/etc/resolv.conf".into()),
+            aliases: vec![(REGISTRY_HOST.into(), registry)],
+        }
     }
 }
 
@@ -82,8 +91,14 @@ pub async fn run(
     tasks: &Tasks,
     readiness: &Readiness,
 ) -> Result<SocketAddr, DnsServerError> {
-    let mut domain = Name::from_ascii(&config.domain).map_err(|_| DnsServerError::Domain(config.domain.clone()))?;
-    domain.set_fqdn(true);
+    let absolute = |text: &String| {
+        let mut name = Name::from_ascii(text).map_err(|_| DnsServerError::Domain(text.clone()))?;
+        name.set_fqdn(true);
+        Ok::<_, DnsServerError>(name)
+    };
+    let domain = absolute(&config.domain)?;
+    let aliases = config.aliases.iter().map(|(name, target)| Ok((absolute(name)?, absolute(target)?)));
+    let aliases = aliases.collect::<Result<Vec<_>, DnsServerError>>()?;
     let component = readiness.component("dns");
     let gateway = IpAddr::V4(network.gateway());
     let (udp, tcp) = bind(gateway).await.map_err(|source| DnsServerError::Bind { address: gateway, source })?;
@@ -91,6 +106,7 @@ pub async fn run(
     let own = HashSet::from([gateway, IpAddr::V4(network.config().dns_ip)]);
     let handler = Handler {
         domain,
+        aliases,
         pods: network.config().pod_cidr,
         services: network.config().service_cidr,
         forwarder: Forwarder::new(config.upstream, own),
@@ -138,6 +154,8 @@ async fn bind(address: IpAddr) -> io::Result<(UdpSocket, TcpListener)> {
 
 struct Handler {
     domain: Name,
+    /// Few: they are looked through.
+    aliases: Vec<(Name, Name)>,
     pods: ipnet::Ipv4Net,
     services: ipnet::Ipv4Net,
     forwarder: Forwarder,
@@ -196,7 +214,8 @@ impl Handler {
         let mut own = true;
         for _ in 0..MAX_ALIASES {
             let zone = self.zone();
-            let (code, authority) = match zone.answer(&name, kind) {
+            let alias = self.aliases.iter().find(|(from, _)| *from == name).map(|(_, to)| Answer::Alias(to.clone()));
+            let (code, authority) = match alias.unwrap_or_else(|| zone.answer(&name, kind)) {
                 Answer::Records(records) => {
                     answers.extend(records);
                     (ResponseCode::NoError, vec![])

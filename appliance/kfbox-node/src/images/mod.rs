@@ -11,21 +11,28 @@ mod config;
 mod import;
 mod name;
 mod pull;
+mod pushed;
+mod repositories;
 mod store;
 mod unpack;
 
 pub use blobs::BlobError;
+pub(crate) use config::INDEX_TYPE;
 pub use config::RunConfig;
 pub use import::{ImportError, ImportOptions};
 pub use name::{ImageName, InvalidName, normalize};
+pub(crate) use name::{is_component, is_digest, is_tag};
 pub use pull::{Auths, PullError, RegistryAuth};
+pub use pushed::{ManifestError, REGISTRY_HOST, Upload};
+pub use repositories::{Held, Owner, Repositories, RepositoryError, SHARED, owner_name};
+pub(crate) use store::blocking;
 pub use store::{Collected, Image, ImageStore, Layer, Snapshot, StoreError};
 pub use unpack::UnpackError;
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 /// The largest manifest, index or configuration that is read into memory. Registries refuse manifests above 4 MiB.
-const MAX_DOCUMENT: u64 = 4 << 20;
+pub(crate) const MAX_DOCUMENT: u64 = 4 << 20;
 
 /// Where images come from.
 #[derive(Debug, Clone)]

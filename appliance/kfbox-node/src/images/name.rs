@@ -140,7 +140,7 @@ pub fn is_digest(text: &str) -> bool {
     }
 }
 
-fn is_tag(text: &str) -> bool {
+pub fn is_tag(text: &str) -> bool {
     let mut bytes = text.bytes();
     text.len() <= MAX_TAG
         && bytes.next().is_some_and(|b| b.is_ascii_alphanumeric() || b == b'_')
@@ -159,7 +159,7 @@ fn is_registry(text: &str) -> bool {
 }
 
 /// Lower-case letters and digits, with `.`, `_`, `__` or any number of `-` between them.
-fn is_component(text: &str) -> bool {
+pub fn is_component(text: &str) -> bool {
     let alphanumeric = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     let bytes = text.as_bytes();
     if !bytes.first().is_some_and(|b| alphanumeric(*b)) || !bytes.last().is_some_and(|b| alphanumeric(*b)) {

@@ -7,7 +7,7 @@ use super::{
     ImageConfig, MAX_DOCUMENT, OnProgress, Progress,
     blobs::{BlobError, Hasher, Incoming, digest_of},
     config::{self, ConfigBlob, Descriptor, INDEX_TYPES, Index, MANIFEST_TYPES, Manifest},
-    name::{ImageName, InvalidName},
+    name::{self, ImageName, InvalidName},
     store::{Image, ImageStore, Inner, StoreError, blocking, parse},
 };
 use base64::Engine as _;
@@ -129,7 +129,7 @@ impl Auths {
     }
 
     /// The credentials for a name: those of the longest entry that the name begins with.
-    fn of(&self, name: &ImageName) -> RegistryAuth {
+    pub(crate) fn of(&self, name: &ImageName) -> RegistryAuth {
         let full = name.without_tag();
         self.entries
             .iter()
@@ -163,7 +163,14 @@ impl ImageStore {
     /// Fetches an image, whether or not it is here already, and makes it ready to run. Layers that are here are not
     /// fetched again.
     pub async fn pull(&self, name: &str, auths: &Auths, progress: OnProgress) -> Result<Image, PullError> {
-        let target = self.target(name)?;
+        let mut target = ImageName::parse(name)?;
+        if let Some(alias) = name::alias_of(&self.inner.config.aliases, &target) {
+            target = ImageName::parse(&alias)?;
+        }
+        if target.registry == super::REGISTRY_HOST {
+            // Whose it is must be known: see `pull_own`.
+            return Err(PullError::NotFound { name: target.to_string(), registry: target.registry });
+        }
         if !self.inner.config.pull_enabled {
             return Err(PullError::Disabled { name: target.to_string() });
         }
@@ -350,7 +357,7 @@ impl Source<'_> {
         self.store(move |inner| {
             let imported = inner.has(&digest) && !inner.is_marked_pulled(&digest);
             if !imported {
-                inner.mark_pulled(&digest, proof)?;
+                inner.mark_pulled(&digest, Some(proof))?;
             }
             inner.commit(&digest, &names, &progress)
         })

@@ -8,6 +8,8 @@ use super::{
     blobs::{BlobError, Blobs, Hasher, HashingReader},
     config::{ConfigBlob, Manifest, RunConfig},
     name::{self, ImageName},
+    pushed::REGISTRY_HOST,
+    repositories::{Repositories, owner_name},
     unpack::{self, UnpackError},
 };
 use parking_lot::{Mutex, RwLock};
@@ -135,7 +137,7 @@ pub struct ImageStore {
     pub(super) inner: Arc<Inner>,
 }
 
-pub(super) struct Inner {
+pub(crate) struct Inner {
     root: PathBuf,
     pub(super) config: ImageConfig,
     pub(super) blobs: Blobs,
@@ -147,10 +149,11 @@ pub(super) struct Inner {
     /// manifest names yet is not garbage.
     pub(super) activity: Arc<tokio::sync::RwLock<()>>,
     pub(super) pulls: super::pull::Pulls,
+    pub(super) repositories: Repositories,
 }
 
 /// Runs blocking work off the asynchronous threads.
-pub(super) async fn blocking<T: Send + 'static, E: From<StoreError> + Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static, E: From<StoreError> + Send + 'static>(
     work: impl FnOnce() -> Result<T, E> + Send + 'static,
 ) -> Result<T, E> {
     match tokio::task::spawn_blocking(work).await {
@@ -174,6 +177,7 @@ impl ImageStore {
         let blobs = Blobs::open(folder.join("blobs"), temporary)?;
         let layers = folder.join("layers");
         fs::create_dir_all(&layers).map_err(StoreError::at(&layers))?;
+        let repositories = Repositories::open(folder.join("registry"), &blobs)?;
         let inner = Inner {
             root: folder.to_owned(),
             config,
@@ -183,6 +187,7 @@ impl ImageStore {
             unpacking: Mutex::default(),
             activity: Arc::default(),
             pulls: super::pull::Pulls::default(),
+            repositories,
         };
         let index_path = inner.index_path();
         let index: Index = match fs::read(&index_path) {
@@ -267,21 +272,12 @@ impl ImageStore {
             Ok(None) => true,
             Ok(Some(proofs)) => {
                 let own = self.target(name).map(|target| auths.proof(&target));
-                proofs.0.contains(&Auths::default_proof()) || own.is_ok_and(|own| proofs.0.contains(&own))
+                proofs.0.contains(&Auths::default_proof()) || own.is_some_and(|own| proofs.0.contains(&own))
             }
             Err(error) => {
                 tracing::warn!(%error, "whose an image is cannot be read; its registry is asked");
                 false
             }
-        }
-    }
-
-    /// What a name stands for.
-    pub(super) fn target(&self, name: &str) -> Result<ImageName, name::InvalidName> {
-        let target = ImageName::parse(name)?;
-        match name::alias_of(&self.inner.config.aliases, &target) {
-            Some(alias) => ImageName::parse(&alias),
-            None => Ok(target),
         }
     }
 
@@ -355,14 +351,18 @@ impl Inner {
         }
     }
 
-    /// Notes that a registry gave an image for these credentials.
-    pub(super) fn mark_pulled(&self, digest: &str, proof: String) -> Result<(), StoreError> {
+    /// Notes that a registry gave an image for these credentials; without any it was the embedded one, which is asked each
+    /// time.
+    pub(super) fn mark_pulled(&self, digest: &str, proof: Option<String>) -> Result<(), StoreError> {
         let Some(path) = self.pulled_path(digest) else { return Ok(()) };
         let folder = self.root.join("pulled");
         fs::create_dir_all(&folder).map_err(StoreError::at(&folder))?;
         let _one_at_a_time = self.marking.lock();
-        let mut proofs = self.proofs(digest)?.unwrap_or_default();
-        if !proofs.0.insert(proof) {
+        let known = self.proofs(digest)?;
+        let is_known = known.is_some();
+        let mut proofs = known.unwrap_or_default();
+        let is_new = proof.is_some_and(|proof| proofs.0.insert(proof));
+        if is_known && !is_new {
             return Ok(());
         }
         while proofs.0.len() > MAX_PROOFS {
@@ -534,8 +534,42 @@ impl Inner {
         Ok(reader.hasher.finish())
     }
 
+    /// Forgets the names of images that were made from the embedded registry's content, if `gone` says so of the first part
+    /// of their repository's name.
+    pub(super) fn forget_made(&self, gone: impl Fn(&str) -> bool) -> Result<(), StoreError> {
+        let is_gone = |name: &String| {
+            let rest = name.strip_prefix(REGISTRY_HOST).and_then(|rest| rest.strip_prefix('/'));
+            rest.and_then(owner_name).is_some_and(&gone)
+        };
+        let mut known = self.known.write();
+        let made: Vec<Arc<Image>> =
+            known.by_manifest.values().filter(|image| image.names.iter().any(is_gone)).cloned().collect();
+        for image in made.iter().filter(|image| self.is_marked_pulled(&image.digest)) {
+            let left: BTreeSet<String> = image.names.iter().filter(|name| !is_gone(name)).cloned().collect();
+            self.rename(&mut known, &image.digest, left)?;
+        }
+        Ok(())
+    }
+
+    /// Forgets images that were made from what has since been deleted from the embedded registry, unless something runs.
+    fn forget_deleted(&self, in_use: &HashSet<PathBuf>) -> Result<(), StoreError> {
+        let mut known = self.known.write();
+        let made: Vec<Arc<Image>> = known.by_manifest.values().cloned().collect();
+        for image in made {
+            let own =
+                image.names.iter().all(|name| name.starts_with(REGISTRY_HOST)) && self.is_marked_pulled(&image.digest);
+            let paths: Vec<PathBuf> =
+                image.layers.iter().map(|l| self.layer_path(&l.diff_id)).collect::<Result<_, _>>()?;
+            if own && !self.repositories.holds(&image.digest) && !paths.iter().any(|path| in_use.contains(path)) {
+                self.rename(&mut known, &image.digest, BTreeSet::new())?;
+            }
+        }
+        Ok(())
+    }
+
     fn collect(&self, in_use: &HashSet<PathBuf>) -> Result<Collected, StoreError> {
-        let (mut blobs, mut layers) = (HashSet::new(), HashSet::new());
+        self.forget_deleted(in_use)?;
+        let (mut blobs, mut layers) = (self.repositories.needed(), HashSet::new());
         for image in self.known.read().by_manifest.values() {
             blobs.extend([image.digest.clone(), image.id.clone()]);
             for layer in &image.layers {

@@ -301,6 +301,10 @@ impl Rounds {
             store.list().into_iter().filter(|i| store.is_pulled(i) && !used.contains(&i.digest)).collect();
         unused.sort_by_key(|image| self.images.get(&image.digest).copied());
         let before = Disk::of(&folder).free;
+        // What was deleted already goes first.
+        if let Err(error) = self.node.collect_images().await {
+            tracing::warn!(%error, "content that nobody needs could not be removed");
+        }
         let freed = || Disk::of(&folder).free.saturating_sub(before);
         for image in unused {
             if freed() >= wanted {

@@ -25,9 +25,9 @@ pub use pressure::EvictionConfig;
 
 use crate::{
     cgroup::Hierarchies,
-    devices::{DeviceError, Devices, DevicesConfig},
+    devices::{DeviceError, Devices, DevicesConfig, GpuReport},
     dns,
-    images::{Collected, ImageConfig, ImageStore, StoreError},
+    images::{Auths, Collected, Image, ImageConfig, ImageStore, OnProgress, PullError, StoreError, owner_name},
     network::{Network, NetworkConfig, NetworkError},
     oci::capabilities::Available,
     pod::{
@@ -36,15 +36,16 @@ use crate::{
         events::Events,
         users::Blocks,
     },
+    registry::{self, Access, Callers, Registry},
     runtime::Runtime,
     sandbox, services,
     shim::records::{self, SHIM_CONFIG, ShimConfig},
     usage::Meter,
     volumes::is_mount_point,
 };
-use k8s_openapi::api::core::v1::Pod;
-use kfbox_base::{Readiness, Tasks};
-use kube::Client;
+use k8s_openapi::api::core::v1::{Namespace, Pod};
+use kfbox_base::{Authorizer, Readiness, Tasks};
+use kube::{Api, Client, api::ListParams};
 use nix::mount::{MsFlags, mount};
 use parking_lot::Mutex;
 use std::{
@@ -52,7 +53,7 @@ use std::{
     fs, io,
     net::IpAddr,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 use tokio::sync::{broadcast, watch};
 
@@ -208,6 +209,7 @@ impl Node {
 
         let devices = Devices::open(config.devices.clone(), &config.data_dir.join("pods"))?;
         devices.listen(tasks)?;
+        devices.look_for_gpus(tasks);
         let address = config.address.unwrap_or(IpAddr::V4(network.gateway()));
         let machine = machine::Machine::of(&config.data_dir);
         let (changes, _) = broadcast::channel(CHANGES);
@@ -219,6 +221,7 @@ impl Node {
                 tasks: tasks.clone(),
             },
             images,
+            registry: OnceLock::new(),
             dns: sandbox::DnsConfig {
                 service: Some(IpAddr::V4(network.config().dns_ip)),
                 domain: config.dns.domain.clone(),
@@ -264,8 +267,56 @@ impl Node {
         &self.ctx.images
     }
 
-    /// Frees what no image and no container needs.
+    /// The machine's accelerators, with the pods that have them as NAMESPACE/NAME; by vendor, why none was found.
+    pub fn gpus(&self) -> (Vec<GpuReport>, BTreeMap<&'static str, String>) {
+        let (mut all, absent) = self.ctx.devices.gpus();
+        let pods = self.pods.lock();
+        let names: HashMap<&str, String> =
+            pods.values().map(|pod| (crate::pod::record::uid(pod), crate::pod::record::full_name(pod))).collect();
+        for uid in all.iter_mut().flat_map(|report| &mut report.held_by) {
+            if let Some(name) = names.get(uid.as_str()) {
+                uid.clone_from(name);
+            }
+        }
+        (all, absent)
+    }
+
+    /// The embedded registry over this node's images. From here on, pods may use what their secrets open of it.
+    pub fn registry(&self, callers: Arc<dyn Callers>, authorizer: Arc<dyn Authorizer>) -> Registry {
+        let access = Access::new(callers, authorizer, self.ctx.client.clone());
+        let access = self.ctx.registry.get_or_init(|| Arc::new(access)).clone();
+        Registry::new(self.ctx.images.clone(), access, self.ctx.tasks.clone())
+    }
+
+    /// Fetches an image for whoever owns the machine.
+    pub async fn pull_image(&self, name: &str, progress: OnProgress) -> Result<Image, PullError> {
+        let target = self.ctx.images.target(name).filter(registry::is_own);
+        let Some(target) = target else { return self.ctx.images.pull(name, &Auths::default(), progress).await };
+        let missing = || PullError::NotFound { name: target.to_string(), registry: target.registry.clone() };
+        let owner = owner_name(&target.repository).ok_or_else(missing)?;
+        let owner = registry::owner(&Api::all(self.ctx.client.clone()), owner).await;
+        let owner = owner.map_err(|error| PullError::Registry {
+            name: target.to_string(),
+            registry: target.registry.clone(),
+            why: error.to_string(),
+        })?;
+        self.ctx.images.pull_own(&owner.ok_or_else(missing)?, &target, progress).await
+    }
+
+    /// Frees what no image, no container and no repository of the registry needs.
     pub async fn collect_images(&self) -> Result<Collected, StoreError> {
+        // Asked first: a namespace that comes to be in between is none of these.
+        let mut gone = self.ctx.images.repositories().owners();
+        if !gone.is_empty() {
+            match Api::<Namespace>::all(self.ctx.client.clone()).list(&ListParams::default()).await {
+                Ok(living) => {
+                    let living: HashSet<String> = living.items.into_iter().filter_map(|n| n.metadata.uid).collect();
+                    gone.retain(|uid| !living.contains(uid));
+                    self.ctx.images.forget_owners(gone).await?;
+                }
+                Err(error) => tracing::warn!(%error, "repositories of deleted namespaces stay for now"),
+            }
+        }
         let mut in_use: HashSet<PathBuf> = self.ctx.layers.lock().values().flatten().cloned().collect();
         let running: Vec<PathBuf> = self.ctx.handles.lock().values().map(|handle| handle.dir.clone()).collect();
         for dir in running {

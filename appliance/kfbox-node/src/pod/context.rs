@@ -7,6 +7,7 @@ use crate::{
     network::Network,
     oci::capabilities::Available,
     pod::downward::Surroundings,
+    registry::Access,
     runtime::{Handle, Runtime},
     sandbox::DnsConfig,
     services::{Directory, Policies},
@@ -17,7 +18,12 @@ use k8s_openapi::api::core::v1::Service;
 use kfbox_base::Tasks;
 use kube::{Client, ResourceExt};
 use parking_lot::Mutex;
-use std::{collections::HashMap, net::IpAddr, path::PathBuf, sync::Arc};
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+};
 use tokio::sync::broadcast;
 
 use super::objects::Kind;
@@ -51,6 +57,8 @@ pub struct Context {
     pub tasks: Tasks,
     pub runtime: Runtime,
     pub images: ImageStore,
+    /// Who may use what the embedded registry holds; not before it is served.
+    pub registry: OnceLock<Arc<Access>>,
     pub network: Network,
     pub directory: Directory,
     pub policies: Policies,

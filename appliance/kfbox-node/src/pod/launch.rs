@@ -9,13 +9,14 @@ use super::{
 };
 use crate::{
     devices::DeviceError,
-    images::{Auths, Image, PullError, normalize, silent},
+    images::{Auths, Image, ImageName, Owner, PullError, REGISTRY_HOST, SHARED, normalize, owner_name, silent},
     network::{HostPort, NetworkError, PodNetworkSpec},
     oci::{
         self, Bind, ImageDefaults, PodNamespaces,
         identity::{Accounts, IdentityError, identity},
         resources, users,
     },
+    registry,
     runtime::{Handle, RuntimeError, Stage},
     sandbox::{self, SandboxError},
     services::policy::{Admission, NotProgrammed},
@@ -249,14 +250,18 @@ pub async fn ensure_image(
     })?;
     let latest = full.ends_with(":latest");
     let policy = policy.filter(|p| !p.is_empty()).unwrap_or(if latest { "Always" } else { "IfNotPresent" });
-    let here = ctx.images.resolve(name);
-    // A copy that somebody else's credentials brought here is no way around the registry.
-    let anybodys = here.as_ref().is_some_and(|image| ctx.images.may_use(name, image, &Auths::default()));
-    let auths = if anybodys && policy != "Always" { Auths::default() } else { credentials(ctx, pod).await };
-    let (here, withheld) = match here {
-        Some(image) if !anybodys && !ctx.images.may_use(name, &image, &auths) => (None, true),
-        here => (here, false),
+    let own = match ctx.images.target(name).filter(registry::is_own) {
+        Some(target) => {
+            Some(own_image(ctx, pod, target).await.map_err(|error| pull_failed(ctx, pod, container, name, &error))?)
+        }
+        None => None,
     };
+    let (here, auths, withheld) = match &own {
+        Some((owner, target)) => (ctx.images.resolve_own(owner, target), Auths::default(), false),
+        None => present_for(ctx, pod, name, policy).await,
+    };
+    // What the registry on this machine holds is present on the machine.
+    let policy = if policy == "Never" && own.is_some() { "IfNotPresent" } else { policy };
     let present = || format!("Container image \"{name}\" already present on machine");
     let image = match (policy, here) {
         ("Never", None) => {
@@ -270,7 +275,7 @@ pub async fn ensure_image(
             ctx.events.pod(pod, container, Level::Warning, "ErrImageNeverPull", message.clone());
             return Err(failure("ErrImageNeverPull", message));
         }
-        ("Always", here) => match pull(ctx, pod, container, name, &auths).await {
+        ("Always", here) => match pull(ctx, pod, container, name, own.as_ref(), &auths).await {
             Ok(image) => image,
             Err(error) => match here {
                 // Without its registry, a laboratory goes on with the image it was given.
@@ -286,7 +291,7 @@ pub async fn ensure_image(
             image
         }
         (_, None) => {
-            let pulled = pull(ctx, pod, container, name, &auths).await;
+            let pulled = pull(ctx, pod, container, name, own.as_ref(), &auths).await;
             pulled.map_err(|error| pull_failed(ctx, pod, container, name, &error))?
         }
     };
@@ -303,8 +308,83 @@ fn pull_failed(ctx: &Context, pod: &Pod, container: Option<&str>, name: &str, er
     ImageFailure { reason: "ErrImagePull", message: error.to_string() }
 }
 
-/// What the pod's pull secrets hold.
-async fn credentials(ctx: &Context, pod: &Pod) -> Auths {
+async fn pull(
+    ctx: &Arc<Context>,
+    pod: &Arc<Pod>,
+    container: Option<&str>,
+    name: &str,
+    own: Option<&(Owner, ImageName)>,
+    auths: &Auths,
+) -> Result<Image, PullError> {
+    ctx.events.pod(pod, container, Level::Normal, "Pulling", format!("Pulling image \"{name}\""));
+    let began = Instant::now();
+    let image = match own {
+        Some((owner, target)) => ctx.images.pull_own(owner, target, silent()).await?,
+        None => ctx.images.pull(name, auths, silent()).await?,
+    };
+    let took = Duration::from_millis(u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX));
+    let message = format!(
+        "Successfully pulled image \"{name}\" in {took:?} ({took:?} including waiting). Image size: {} bytes.",
+        image.size
+    );
+    ctx.events.pod(pod, container, Level::Normal, "Pulled", message);
+    Ok(image)
+}
+
+/// The image if it is here and the pod may have it, the pod's credentials where they matter, and whether it is here and
+/// withheld: a copy that somebody else's credentials brought is no way around the registry.
+async fn present_for(ctx: &Context, pod: &Pod, name: &str, policy: &str) -> (Option<Image>, Auths, bool) {
+    let here = ctx.images.resolve(name).filter(|image| is_for(pod, image));
+    let anybodys = here
+        .as_ref()
+        .is_some_and(|image| ctx.images.may_use(name, image, &Auths::default()) || is_pushed_for(pod, image));
+    let auths = if anybodys && policy != "Always" { Auths::default() } else { pull_secrets(ctx, pod).await };
+    match here {
+        Some(image) if !anybodys && !ctx.images.may_use(name, &image, &auths) => (None, auths, true),
+        here => (here, auths, false),
+    }
+}
+
+/// Whose an image of the embedded registry is, if the pod may have it: it is of the pod's own namespace or for everybody, or
+/// a secret of the pod's opens it.
+async fn own_image(ctx: &Arc<Context>, pod: &Arc<Pod>, target: ImageName) -> Result<(Owner, ImageName), PullError> {
+    let missing = || PullError::NotFound { name: target.to_string(), registry: target.registry.clone() };
+    let name = owner_name(&target.repository).ok_or_else(missing)?;
+    if name != SHARED && Some(name) != pod.metadata.namespace.as_deref() {
+        let opens = match ctx.registry.get() {
+            Some(access) => access.opens(&pull_secrets(ctx, pod).await, &target).await,
+            None => false,
+        };
+        if !opens {
+            return Err(PullError::Unauthorized { name: target.to_string(), registry: target.registry });
+        }
+    }
+    let owner = registry::owner(&Api::all(ctx.client.clone()), name).await.map_err(|error| PullError::Registry {
+        name: target.to_string(),
+        registry: target.registry.clone(),
+        why: error.to_string(),
+    })?;
+    Ok((owner.ok_or_else(missing)?, target))
+}
+
+/// Whether a pod may have an image that it names by digest alone: one that only other namespaces pushed is not its.
+fn is_for(pod: &Pod, image: &Image) -> bool {
+    image.names.iter().any(|name| pushed_name(name).is_none()) || is_pushed_for(pod, image)
+}
+
+/// Whether it was pushed to the embedded registry for the pod's namespace, or for all.
+fn is_pushed_for(pod: &Pod, image: &Image) -> bool {
+    let namespace = pod.metadata.namespace.as_deref();
+    let mut owners = image.names.iter().filter_map(|name| pushed_name(name)).filter_map(owner_name);
+    owners.any(|owner| owner == SHARED || Some(owner) == namespace)
+}
+
+/// The repository and tag of a name in the embedded registry.
+fn pushed_name(name: &str) -> Option<&str> {
+    name.strip_prefix(REGISTRY_HOST)?.strip_prefix('/')
+}
+
+async fn pull_secrets(ctx: &Context, pod: &Pod) -> Auths {
     let mut auths = Auths::default();
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let secrets: Api<Secret> = Api::namespaced(ctx.client.clone(), namespace);
@@ -318,25 +398,6 @@ async fn credentials(ctx: &Context, pod: &Pod) -> Auths {
         }
     }
     auths
-}
-
-async fn pull(
-    ctx: &Arc<Context>,
-    pod: &Arc<Pod>,
-    container: Option<&str>,
-    name: &str,
-    auths: &Auths,
-) -> Result<Image, PullError> {
-    ctx.events.pod(pod, container, Level::Normal, "Pulling", format!("Pulling image \"{name}\""));
-    let began = Instant::now();
-    let image = ctx.images.pull(name, auths, silent()).await?;
-    let took = Duration::from_millis(u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX));
-    let message = format!(
-        "Successfully pulled image \"{name}\" in {took:?} ({took:?} including waiting). Image size: {} bytes.",
-        image.size
-    );
-    ctx.events.pod(pod, container, Level::Normal, "Pulled", message);
-    Ok(image)
 }
 
 /// Why a container is not running, in upstream's words.

@@ -37,6 +37,7 @@ use std::{
     fs::{self, File},
     io::Write,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    os::unix::fs::MetadataExt,
     os::unix::net::{UnixListener, UnixStream},
     path::{Path, PathBuf},
 };
@@ -51,6 +52,7 @@ pub fn run(dir: &Path) -> Result<(), ShimError> {
     fds::drop_groups();
     // Fails only for a process-group leader, which is then out of the daemon's group already.
     let _ = setsid();
+    enter(dir)?;
     let _lock = lock(dir)?;
     nix::sys::prctl::set_child_subreaper(true).map_err(ShimError::system("cannot become a subreaper"))?;
     let config: ShimConfig = load(&dir.join(SHIM_CONFIG))?;
@@ -58,9 +60,11 @@ pub fn run(dir: &Path) -> Result<(), ShimError> {
     let mut log = Log::open(&config.log_path, config.log_max_bytes, config.log_max_files);
     let running = match create(dir, &config) {
         Ok(running) => running,
-        Err(error) => return finish(dir, &config, failure(&error)),
+        Err(error) => {
+            fds::ignore_sigpipe();
+            return finish(dir, &config, failure(&error));
+        }
     };
-    fds::ignore_sigpipe();
     fds::trim_memory();
     let mut exit = watch(&config, running, &mut log)?;
     log.finish();
@@ -98,10 +102,26 @@ fn finish(dir: &Path, config: &ShimConfig, exit: Exit) -> Result<(), ShimError> 
     Ok(())
 }
 
+/// Goes to the state directory. A daemon starts its shims there; where that folder has been removed meanwhile, a later daemon
+/// took the container for one that never ran, and the folder that now has the name is not this shim's.
+fn enter(dir: &Path) -> Result<(), ShimError> {
+    let failed = |source| ShimError::File { what: "cannot enter", path: dir.into(), source };
+    let here = fs::metadata(".").map_err(failed)?;
+    if here.nlink() == 0 {
+        return Err(ShimError::Taken);
+    }
+    let there = fs::metadata(dir).map_err(failed)?;
+    if (here.dev(), here.ino()) == (there.dev(), there.ino()) {
+        Ok(())
+    } else {
+        std::env::set_current_dir(dir).map_err(failed)
+    }
+}
+
+/// By a path relative to where this process is: in a folder that was removed nothing can be made.
 fn lock(dir: &Path) -> Result<Flock<File>, ShimError> {
-    let path = dir.join(LOCK);
-    let failed = |source| ShimError::File { what: "cannot lock", path: path.clone(), source };
-    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
+    let failed = |source| ShimError::File { what: "cannot lock", path: dir.join(LOCK), source };
+    let file = File::options().create(true).truncate(false).write(true).open(LOCK).map_err(failed)?;
     let mut held = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| ShimError::Taken)?;
     // Who holds it, for a daemon that comes later.
     let me = ProcessRef::of(i32::try_from(std::process::id()).unwrap_or(0)).map_err(failed)?;
@@ -217,6 +237,9 @@ fn create(dir: &Path, config: &ShimConfig) -> Result<Running, ShimError> {
 
 /// The record is on disk before the first instruction of the container runs, so that a container is never run twice.
 fn start(dir: &Path, config: &ShimConfig, container: &mut Container) -> Result<(Pid, String, Clients), ShimError> {
+    // The container's process is there and keeps the default. From here on, nobody may be left to be told anything, and that
+    // must not end this process.
+    fds::ignore_sigpipe();
     let pid = container.pid().ok_or_else(|| ShimError::Container("the container has no process".into()))?.as_raw();
     // Lowering needs a capability that not every machine grants; the container runs all the same.
     let _ = fs::write(format!("/proc/{pid}/oom_score_adj"), config.oom_score_adj.to_string());

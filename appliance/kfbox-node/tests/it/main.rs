@@ -3,9 +3,11 @@
 mod debug;
 mod devices;
 mod disk;
+mod gpu;
 mod leaks;
 mod limits;
 mod pods;
+mod registry;
 mod shims;
 mod users;
 mod world;

@@ -106,6 +106,66 @@ impl Drop for Bench {
 }
 
 #[tokio::test]
+async fn a_container_whose_daemon_was_killed_meanwhile_is_not_lost() {
+    let bench = Bench::new();
+    // Nobody listens any more when the shim would say that the container runs.
+    let dir = bench.prepare("c", &["sh", "-c", "echo out; sleep 0.2; exit 7"], false);
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut shim = tokio::process::Command::new(SHIM);
+    shim.args(["shim".as_ref(), "--state-dir".as_ref(), dir.as_os_str()]).current_dir(&dir).stdout(writer);
+    let mut shim = shim.spawn().unwrap();
+    let come = |dir: &Path| fs::read(dir.join("lock")).is_ok_and(|who| !who.is_empty());
+    eventually("the shim has come", || come(&dir)).await;
+    let Found::Container(mut handle) = bench.runtime.adopt(&dir).await.unwrap() else { panic!("lost") };
+    assert_eq!(handle.ended().await.code, 7);
+    assert!(shim.wait().await.unwrap().success());
+    assert_eq!(bench.log(&dir), ["stdout F out"]);
+
+    // One that cannot be created is found with its reason.
+    let dir = bench.prepare("d", &["/no/such/program"], false);
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut shim = tokio::process::Command::new(SHIM);
+    shim.args(["shim".as_ref(), "--state-dir".as_ref(), dir.as_os_str()]).current_dir(&dir).stdout(writer);
+    let mut shim = shim.spawn().unwrap();
+    eventually("the shim has come", || come(&dir)).await;
+    let Found::Container(mut handle) = bench.runtime.adopt(&dir).await.unwrap() else { panic!("lost") };
+    let exit = handle.ended().await;
+    assert!(exit.code == 127 || exit.failure.is_some(), "{exit:?}");
+    shim.wait().await.unwrap();
+    eventually("no cgroup stays", || bench.runtime.hierarchies.children(&bench.cgroup).is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_shim_that_comes_too_late_runs_nothing() {
+    let bench = Bench::new();
+    let dir = bench.prepare("c", &["sh", "-c", "exit 7"], false);
+    let begin = |dir: &Path| {
+        // Launched, but not yet there: a loaded machine.
+        let mut command = tokio::process::Command::new("/bin/sh");
+        let script = format!("read word; exec {SHIM} shim --state-dir {}", dir.display());
+        command.args(["-c", &script]).current_dir(dir).stdin(std::process::Stdio::piped());
+        command.stderr(std::process::Stdio::piped()).spawn().unwrap()
+    };
+    let (mut first, mut second) = (begin(&dir), begin(&dir));
+    assert!(matches!(bench.runtime.adopt(&dir).await.unwrap(), Found::NeverRan));
+    assert!(!dir.exists());
+    async fn go(shim: &mut tokio::process::Child) {
+        shim.stdin.take().unwrap().write_all(b"go\n").await.unwrap();
+    }
+    go(&mut first).await;
+    assert!(!first.wait().await.unwrap().success(), "its folder is gone");
+    // The attempt is made again under the same name.
+    bench.prepare("c", &["sh", "-c", "exit 8"], false);
+    go(&mut second).await;
+    assert!(!second.wait().await.unwrap().success(), "that is not its folder");
+    assert!(!dir.join("started.json").exists() && !dir.join("lock").exists());
+    let mut handle = bench.runtime.launch(&dir).unwrap();
+    assert_eq!(handle.ended().await.code, 8);
+}
+
+#[tokio::test]
 async fn log_and_exit_code_are_kept() {
     let bench = Bench::new();
     let dir = bench.prepare("c", &["sh", "-c", "echo out; echo err >&2; yes | head -1; printf end; exit 3"], false);

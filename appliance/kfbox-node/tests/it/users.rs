@@ -6,6 +6,7 @@ use kube::{Api, api::ListParams};
 use serde_json::{Value, json};
 use std::{
     fs,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -40,6 +41,11 @@ fn own_users(pod: &mut Value, host: &Path) {
     pod["spec"]["containers"].as_array_mut().unwrap().push(other);
 }
 
+fn owner(path: &Path) -> (u32, u32) {
+    let meta = fs::symlink_metadata(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    (meta.uid(), meta.gid())
+}
+
 impl World {
     fn folder(&self, pod: &Pod) -> PathBuf {
         self.config.data_dir.join("pods").join(pod.metadata.uid.as_ref().unwrap())
@@ -54,13 +60,13 @@ impl World {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn root_of_a_pod_with_users_of_its_own_is_nobody_on_the_host() {
-    let world = World::start().await;
+    let mut world = World::start().await;
     let host = world.dir.path().join("of-the-host");
     fs::create_dir(&host).unwrap();
     world.run("first", SERVE, |pod| own_users(pod, &host)).await;
     world.run("second", "while true; do sleep 0.05; done", |pod| pod["spec"]["hostUsers"] = json!(false)).await;
     let pod = world.until("first", "ready", is_ready).await;
-    world.until_phase("second", "Running").await;
+    let second = world.until_phase("second", "Running").await;
 
     // Each pod has a block of ids of its own, and its processes run with those.
     let first = world.config.first_user_id;
@@ -85,8 +91,45 @@ async fn root_of_a_pod_with_users_of_its_own_is_nobody_on_the_host() {
     // Owners inside are 0 and 1000, on volumes' disks too; what only the pod has is the block's.
     assert_eq!(world.output("first", "main", "id -u; cat /words/name; hostname").await, "0\nfirstfirst\n");
     assert_eq!(world.output("first", "other", "id -u; id -G").await, "1000\n1000 50 4321\n");
+    world.output("first", "other", "echo x > /disk/of-other; echo x > /memory/of-other; touch /part/in-part").await;
+    world.output("first", "main", "echo x > /memory/of-root; chown 5:6 /memory/of-root; cat /disk/of-other").await;
+    assert_eq!(owner(&host.join("written")), (0, 0));
+    let disk = world.folder(&pod).join("volumes/disk");
+    assert_eq!((owner(&disk.join("written")), owner(&disk.join("of-other"))), ((0, 4321), (1000, 4321)));
+    assert_eq!(owner(&disk.join("part/in-part")).0, 1000);
+    let memory = world.config.run_dir.join("pods").join(pod.metadata.uid.as_ref().unwrap()).join("volumes/memory");
+    assert_eq!((owner(&memory.join("of-root")), owner(&memory.join("of-other")).0), ((5, 6), 1000));
+    assert_eq!(owner(&world.folder(&pod).join("containers/main/0/upper/here")), (root, root));
+    let seen = world.output("first", "main", "ls -ln / | grep -v ' 0 *0 ' | grep -v ^total; ls -ldn /home/user").await;
+    assert!(seen.lines().all(|line| line.contains(" 1000 ") || line.contains("4321")), "strangers' files: {seen}");
+
+    // It is root over nothing of the host's: not its settings, not its devices, not its clock, not its files.
+    for forbidden in [
+        "echo 1 > /proc/sys/kernel/panic",
+        "mount -t ext4 /dev/vda /tmp",
+        "mount -t tmpfs none /sys",
+        "dd if=/dev/kmsg count=1",
+        "echo 1 > /proc/1/oom_score_adj && echo -1000 > /proc/1/oom_score_adj",
+        "cat /proc/kcore",
+    ] {
+        world.output("first", "main", &format!("({forbidden}) 2>/dev/null && exit 1; exit 0")).await;
+    }
+
+    // It outlives the daemon, and a container that runs again finds its files.
+    world.crash().await;
+    world.restart().await;
+    world.until("first", "ready still", is_ready).await;
+    world.output("first", "main", "touch /disk/end").await;
+    let again = |pod: &Pod| main_status(pod).restart_count == 1 && is_ready(pod);
+    world.until("first", "it runs again", again).await;
+    assert_eq!(world.output("first", "main", "cat /disk/of-other /proc/self/uid_map").await.trim_end(), {
+        format!("x\n         0 {root:10}      65536")
+    });
+    let folder = world.folder(&second);
     world.delete("second").await;
+    assert!(!folder.exists());
     world.delete("first").await;
+    assert_eq!(owner(&host.join("written")), (0, 0));
     world.stop().await;
 }
 

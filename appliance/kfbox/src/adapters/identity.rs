@@ -10,6 +10,7 @@ use kfbox_api::{
 use kfbox_apiserver::auth::TokenAuthenticator;
 use kfbox_base::{BoxError, UserInfo};
 use kfbox_gateway::{Gateway, Newcomers, TokenReviewer};
+use kfbox_node::registry::Callers;
 use kfbox_platform::DefaultProfile;
 use kube::api::{Api, PostParams};
 
@@ -52,6 +53,13 @@ pub struct ClusterTokens {
 impl ClusterTokens {
     pub fn new(client: kube::Client) -> Self {
         Self { reviews: Api::all(client) }
+    }
+}
+
+/// Tokens of either kind at the registry.
+impl Callers for ClusterTokens {
+    fn identify<'a>(&'a self, token: &'a str) -> BoxFuture<'a, Result<Option<UserInfo>, BoxError>> {
+        self.review(token, &[])
     }
 }
 

@@ -4,6 +4,7 @@ mod box_info;
 mod credential;
 mod debug;
 mod doctor;
+mod gpu;
 mod image;
 mod kubeconfig;
 mod logs;
@@ -75,6 +76,11 @@ enum Command {
     /// Container images on this box
     #[command(subcommand)]
     Image(ImageCommand),
+    /// Show the machine's GPUs: who has them, and why one cannot be had
+    Gpu {
+        #[arg(short, long, value_enum, default_value_t = Output::Table)]
+        output: Output,
+    },
     /// People who may sign in
     #[command(subcommand)]
     User(UserCommand),
@@ -453,6 +459,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             client(token::credentials(data_dir()?, args.namespace, args.output == CredentialOutput::Json))
         }
         Command::Image(command) => client(image::run(data_dir()?, command)),
+        Command::Gpu { output } => client(gpu::run(data_dir()?, output)),
         Command::User(command) => client(user::run(data_dir()?, command)),
         Command::Session(command) => client(session::run(data_dir()?, command)),
         Command::Run(args) => client(run::run(data_dir()?, args)),

@@ -44,6 +44,33 @@ pub struct ImageRow {
     pub created: Option<String>,
 }
 
+/// `GET /v1/gpus`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Gpus {
+    pub gpus: Vec<GpuRow>,
+    /// By vendor, why none was found.
+    pub absent: BTreeMap<String, String>,
+}
+
+/// An accelerator, or a MIG instance of one.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GpuRow {
+    pub vendor: String,
+    pub index: String,
+    pub id: String,
+    pub name: String,
+    pub memory_bytes: u64,
+    pub driver: String,
+    pub pci: String,
+    /// What pods ask for to get it.
+    pub resource: String,
+    /// Why it is given to nobody; empty when it is well.
+    pub fault: String,
+    /// The pods that have it, as NAMESPACE/NAME.
+    pub held_by: Vec<String>,
+}
+
 /// `POST /v1/images/{import,pull}` bodies.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ImageRequest {

@@ -1,6 +1,6 @@
 //! The daemon's side.
 
-use super::{ErrorBody, ImageRequest, ImageRow, People, Progress, S3Credentials, Status, StopRequest, people};
+use super::{ErrorBody, Gpus, ImageRequest, ImageRow, People, Progress, S3Credentials, Status, StopRequest, people};
 use axum::{
     Json, Router,
     body::Body,
@@ -30,6 +30,7 @@ pub trait Backend: People {
     fn kubeconfig(&self) -> Result<Value, ErrorBody>;
     fn s3_credentials(&self, namespace: Option<String>) -> BoxFuture<'_, Result<S3Credentials, ErrorBody>>;
     fn images(&self) -> BoxFuture<'_, Result<Vec<ImageRow>, ErrorBody>>;
+    fn gpus(&self) -> Gpus;
     fn remove_image(&self, name: String) -> BoxFuture<'_, Result<(), ErrorBody>>;
     /// Sends progress and, last, `Done` or `Error`.
     fn import_image(&self, request: ImageRequest, progress: mpsc::Sender<Progress>) -> BoxFuture<'static, ()>;
@@ -158,6 +159,7 @@ fn router(control: Control) -> Router {
         .route("/v1/kubeconfig", get(kubeconfig))
         .route("/v1/credentials/s3", get(s3_credentials))
         .route("/v1/images", get(images).delete(remove_image))
+        .route("/v1/gpus", get(gpus))
         .route("/v1/images/import", post(import_image))
         .route("/v1/images/pull", post(pull_image))
         .merge(people::routes())
@@ -244,6 +246,10 @@ async fn s3_credentials(State(control): State<Control>, Query(query): Query<Name
 
 async fn images(State(control): State<Control>) -> Answer<Vec<ImageRow>> {
     Ok(Json(control.backend()?.images().await?))
+}
+
+async fn gpus(State(control): State<Control>) -> Answer<Gpus> {
+    Ok(Json(control.backend()?.gpus()))
 }
 
 #[derive(Deserialize)]

@@ -235,7 +235,8 @@ impl Network {
         let address = self.inner.ipam.lock().allocate(pod_uid)?;
         let (path, link) = (config.netns_path(pod_uid), config.link_name(pod_uid));
         let network = PodNetwork { ip: address, netns_path: Some(path.clone()) };
-        if namespace::exists(&path) && if_nametoindex(link.as_str()).is_ok() {
+        // The route on the host is the last thing made: without it the daemon was killed in between.
+        if namespace::exists(&path) && is_routed(&link) {
             return Ok(network);
         }
         self.remove_link(&link).await?;
@@ -487,6 +488,12 @@ async fn remove_link(handle: &Handle, name: &str) -> Result<(), NetworkError> {
         Err(_) if if_nametoindex(name).is_err() => Ok(()),
         Err(source) => Err(NetworkError::Netlink { what: "remove a link", source }),
     }
+}
+
+/// Whether the host routes by a link.
+fn is_routed(link: &str) -> bool {
+    let routes = fs::read_to_string("/proc/net/route").unwrap_or_default();
+    routes.lines().any(|route| route.split_whitespace().next() == Some(link))
 }
 
 /// The names of all links. Not by /sys, which may show another namespace's.

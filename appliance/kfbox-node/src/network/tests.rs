@@ -188,6 +188,21 @@ async fn a_restart_keeps_addresses_and_a_reset_leaves_nothing() {
     let server = serve_peer_address(&a).await;
     tokio::task::spawn_blocking(move || ask(server)).await.unwrap().unwrap();
 
+    // Killed with half of it made: there are a namespace and a link, and nothing goes through.
+    let plan = namespace::Plan {
+        path: config.netns_path("torn"),
+        host_link: config.link_name("torn"),
+        address: again.inner.ipam.lock().allocate("torn").unwrap(),
+        gateway: config.gateway(),
+        mtu: again.inner.mtu,
+        given: None,
+    };
+    namespace::create(plan).await.unwrap();
+    let torn = again.attach("torn", &PodNetworkSpec::default()).await.unwrap();
+    let server = serve_peer_address(&torn).await;
+    tokio::task::spawn_blocking(move || ask(server)).await.unwrap().unwrap();
+    again.detach("torn").await.unwrap();
+
     again.detach("a").await.unwrap();
     again.detach("a").await.unwrap();
     assert!(again.pods().is_empty() && !a.netns_path.clone().unwrap().exists());

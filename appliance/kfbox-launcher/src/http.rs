@@ -10,6 +10,9 @@ use std::{
 
 /// An upgrade of the daemon, or of its machine, takes less.
 const PATIENCE: Duration = Duration::from_secs(30 * 60);
+/// For the first question, before the command has run: the daemon makes another container when this one gives up, and it may
+/// be this one's network that is wrong.
+const FIRST_PATIENCE: Duration = Duration::from_secs(3 * 60);
 const CONNECT: Duration = Duration::from_secs(5);
 /// A daemon that is silent for so long in the middle of a call is taken for gone.
 const SILENCE: Duration = Duration::from_secs(120);
@@ -23,9 +26,10 @@ const MAX_HEADERS: usize = 100;
 pub enum HttpError {
     #[error("the address {0} is not like http://HOST:PORT/PATH")]
     Address(String),
-    #[error("the daemon at {host} did not answer for {} minutes: {source}", PATIENCE.as_secs() / 60)]
+    #[error("the daemon at {host} did not answer for {minutes} minutes: {source}")]
     Away {
         host: String,
+        minutes: u64,
         #[source]
         source: io::Error,
     },
@@ -68,7 +72,7 @@ impl Client {
     }
 
     pub fn get_json(&self, path: &str) -> Result<Value, HttpError> {
-        let body = self.call(&|| self.exchange("GET", path, None, &mut None))?;
+        let body = self.call_within(FIRST_PATIENCE, &|| self.exchange("GET", path, None, &mut None))?;
         serde_json::from_slice(&body).map_err(|e| HttpError::Answer(e.to_string()))
     }
 
@@ -96,6 +100,10 @@ impl Client {
     }
 
     fn call(&self, exchange: &dyn Fn() -> Try) -> Result<Vec<u8>, HttpError> {
+        self.call_within(PATIENCE, exchange)
+    }
+
+    fn call_within(&self, patience: Duration, exchange: &dyn Fn() -> Try) -> Result<Vec<u8>, HttpError> {
         let started = Instant::now();
         let (mut wait, mut told) = (FIRST_WAIT, false);
         loop {
@@ -114,8 +122,9 @@ impl Client {
                 Try::Local(error) => return Err(HttpError::Local(error)),
                 Try::Passing(error) => error,
             };
-            if started.elapsed() >= PATIENCE {
-                return Err(HttpError::Away { host: self.host.clone(), source: error });
+            if started.elapsed() >= patience {
+                let minutes = patience.as_secs() / 60;
+                return Err(HttpError::Away { host: self.host.clone(), minutes, source: error });
             }
             if !told && started.elapsed() >= Duration::from_secs(2) {
                 crate::say!("waiting for the daemon at {}: {error}", self.host);

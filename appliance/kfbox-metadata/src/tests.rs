@@ -312,3 +312,42 @@ async fn servers_end_on_shutdown_with_connections_open() {
     fixture.tasks.stop();
     assert_eq!(fixture.tasks.drain(Duration::from_secs(10)).await, [""; 0]);
 }
+
+#[tokio::test]
+async fn a_namespace_is_forgotten_with_its_links_and_others_stay() {
+    let fixture = Fixture::new();
+    let store = fixture.metadata.store();
+    for namespace in ["ann", "bob"] {
+        let scope = Scope::namespace(namespace);
+        let artifact = proto::ArtifactType { name: Some("T".into()), ..Default::default() };
+        let context = proto::ContextType { name: Some("C".into()), ..Default::default() };
+        let types = store.put_types(&scope, vec![artifact], vec![], vec![context]).await.unwrap();
+        let made = proto::Artifact {
+            type_id: Some(types.artifact_type_ids[0]),
+            uri: Some(format!("minio://{namespace}")),
+            ..Default::default()
+        };
+        store.put_artifacts(&scope, vec![made]).await.unwrap();
+        let made = ["child", "parent"].map(|name| proto::Context {
+            type_id: Some(types.context_type_ids[0]),
+            name: Some(name.into()),
+            ..Default::default()
+        });
+        let ids = store.put_contexts(&scope, made.to_vec()).await.unwrap();
+        store.put_parents(&scope, vec![(ids[0], ids[1])]).await.unwrap();
+    }
+    assert_eq!(store.forget_namespace("ann").await.unwrap(), 3);
+    assert_eq!(store.forget_namespace("ann").await.unwrap(), 0, "again finds nothing");
+    assert!(store.artifact_type(&Scope::namespace("ann"), "T").await.unwrap().is_none());
+    let bob = Scope::namespace("bob");
+    assert!(store.artifact_type(&bob, "T").await.unwrap().is_some());
+    let left: Vec<i64> = store
+        .db
+        .read(|c| {
+            let count = |table: &str| c.query_row(&format!("SELECT count(*) FROM {table}"), [], |r| r.get(0));
+            Ok::<_, Error>(vec![count("node")?, count("parent")?, count("type")?])
+        })
+        .await
+        .unwrap();
+    assert_eq!(left, [3, 1, 2]);
+}

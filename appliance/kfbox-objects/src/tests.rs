@@ -530,3 +530,22 @@ async fn a_full_disk_is_said_and_keeps_nothing() {
     tasks.stop();
     assert_eq!(tasks.drain(Duration::from_secs(10)).await, [""; 0]);
 }
+
+#[tokio::test]
+async fn a_purge_leaves_no_version_no_upload_and_no_file_and_nothing_beside_is_touched() {
+    let f = Fixture::new().await;
+    let store = &f.objects.store;
+    for (versioned, key) in [(false, "team/a"), (false, "teammates/a"), (true, "team/a"), (true, "team/b")] {
+        if versioned {
+            store.set_versioning("box", true).await.unwrap();
+        }
+        f.objects.put_bytes("box", key, Bytes::from_static(b"content"), None).await.unwrap();
+    }
+    f.objects.delete("box", "team/b").await.unwrap();
+    store.create_upload("box", "team/c", Default::default(), vec![], None).await.unwrap();
+    // Two versions of one object; one version and the marker that hides it.
+    assert_eq!(f.objects.purge("box", "team/").await.unwrap(), 4);
+    assert_eq!(f.objects.purge("box", "team/").await.unwrap(), 0, "again finds nothing");
+    assert_eq!(f.files().len(), 1);
+    assert!(f.objects.head("box", "teammates/a").await.is_ok());
+}

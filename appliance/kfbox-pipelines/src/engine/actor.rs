@@ -392,9 +392,9 @@ impl Actor<'_> {
             }
             return;
         };
-        if fact.was_lost() && task.state == State::Pending && task.failed_pods.len() < LOST_PODS {
-            // The node lost the container while it started it, and its launcher, which asks first, never asked: the
-            // command has not run. Another attempt is not a second run, and not one of the retry policy's.
+        if !task.began && fact.never_reached_us() && task.failed_pods.len() < LOST_PODS {
+            // The node lost the container, or its network, while it started it; its launcher, which asks first, never
+            // asked: the command has not run. Another attempt is not a second run, and not one of the retry policy's.
             tracing::warn!(run = %self.run.id, task = %task.path, pod, "a step's container was lost before it began; it is made anew");
             let (core, namespace, lost) = (self.core.clone(), self.run.namespace.clone(), vec![pod.clone()]);
             self.work.push(Box::pin(async move {

@@ -147,6 +147,10 @@ pub struct Task {
     /// Stored after the pod exists: without it, creating again is safe; with it, creating again would run the step twice.
     #[serde(default)]
     pub pod_created: bool,
+    /// The attempt's launcher has asked what to do: from then on the command may have run. Rows from before this was known
+    /// are taken to have.
+    #[serde(default = "began")]
+    pub began: bool,
     #[serde(default)]
     pub failed_pods: Vec<String>,
     pub fingerprint: Option<String>,
@@ -161,6 +165,10 @@ pub struct Task {
     /// The log was kept when the pod ended.
     #[serde(default)]
     pub log_archived: bool,
+}
+
+fn began() -> bool {
+    true
 }
 
 impl Task {

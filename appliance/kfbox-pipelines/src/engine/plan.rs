@@ -128,6 +128,7 @@ fn new_task(
         retry_at: None,
         pod_name: None,
         pod_created: false,
+        began: false,
         failed_pods: Vec::new(),
         fingerprint: None,
         cached_from: None,
@@ -428,6 +429,7 @@ pub(super) fn restart(task: &mut Task) {
     task.attempt += 1;
     task.retry_at = None;
     task.pod_created = false;
+    task.began = false;
     task.log_archived = false;
     task.command.clear();
     task.execution_id = None;

@@ -34,6 +34,11 @@ pub(super) struct Terminated {
     pub message: String,
 }
 
+/// The launcher's exit code when it could not do its own part.
+const LAUNCHER_FAILED: i32 = 125;
+/// Ended by SIGKILL.
+const KILLED: i32 = 137;
+
 impl PodFact {
     pub(super) fn of(pod: &Pod) -> Self {
         let status = pod.status.clone().unwrap_or_default();
@@ -71,6 +76,14 @@ impl PodFact {
     /// The kubelet's word for a container that was there and is not, without a trace of how it ended.
     pub(super) fn was_lost(&self) -> bool {
         self.terminated.as_ref().is_some_and(|t| t.reason == "ContainerStatusUnknown")
+    }
+
+    /// Of a pod whose launcher never asked what to do: it was lost, or killed, or gave up on reaching the daemon. Not what
+    /// has another cause: a deadline, an eviction, memory, somebody who deleted it.
+    pub(super) fn never_reached_us(&self) -> bool {
+        let by_accident = |t: &Terminated| t.reason != "OOMKilled" && matches!(t.exit_code, LAUNCHER_FAILED | KILLED);
+        self.was_lost()
+            || (!self.deleted && self.reason.is_empty() && self.terminated.as_ref().is_some_and(by_accident))
     }
 
     pub(super) fn is_over(&self) -> bool {

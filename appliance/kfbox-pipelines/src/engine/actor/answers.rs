@@ -19,10 +19,11 @@ impl Actor<'_> {
                     _ = answer.send(None);
                     return;
                 };
-                if self.attempt(&task, attempt).is_some_and(|t| t.state == State::Pending) {
+                if self.attempt(&task, attempt).is_some_and(|t| t.state == State::Pending || !t.began) {
                     self.change(&task, |t| {
                         // The pod runs, whatever became of the call that created it.
                         t.pod_created = true;
+                        t.began = true;
                         t.enter(State::Running);
                     });
                 }

@@ -143,7 +143,7 @@ fn what_a_disabled_person_scheduled_starts_nothing_more() -> anyhow::Result<()> 
     b.kfbox_ok(&["user", "disable", &person.email])?;
     let refusals = || {
         let log = std::fs::read_to_string(b.data_dir().join("kfbox.log"))?;
-        Ok(log.lines().filter(|l| l.contains("could not start its run") && l.contains(&id)).count())
+        Ok::<_, anyhow::Error>(log.lines().filter(|l| l.contains("could not start its run") && l.contains(&id)).count())
     };
     let more = |than: usize| {
         wait_until(Duration::from_secs(60), "a refusal", || Ok(Some(refusals()?).filter(|found| *found > than)))

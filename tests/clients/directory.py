@@ -6,6 +6,7 @@ Environment: KFBOX_URL, LDAP_NAME, LDAP_PASSWORD, LDAP_EMAIL, CLIENT_SECRET.
 """
 
 import os
+import time
 from urllib.parse import urlsplit
 
 import kfp
@@ -27,6 +28,15 @@ def cookies_of(connector, name, password):
     return posted.status_code, posted.history, "; ".join(f"{c.name}={c.value}" for c in session.cookies)
 
 
+def settled(cookies):
+    """The first sign-in made the namespace; its roles come a moment later."""
+    address = f"{URL}/pipeline/apis/v2beta1/experiments?namespace={NAMESPACE}"
+    deadline = time.monotonic() + 60
+    while requests.get(address, headers={"cookie": cookies}, timeout=20).status_code != 200:
+        assert time.monotonic() < deadline, "the namespace is not ready"
+        time.sleep(0.1)
+
+
 def works(client):
     experiment = client.create_experiment(f"of-a-directory-{os.getpid()}", namespace=NAMESPACE)
     assert client.get_experiment(experiment_id=experiment.experiment_id).namespace == NAMESPACE
@@ -39,6 +49,7 @@ def main():
     assert history and cookies, status
     who = requests.get(f"{URL}/oauth2/userinfo", headers={"cookie": cookies}, timeout=20).json()
     assert who["email"] == EMAIL and "staff" in who["groups"], who
+    settled(cookies)
     works(kfp.Client(host=f"{URL}/pipeline", cookies=cookies, namespace=NAMESPACE))
     form = {"grant_type": "password", "username": NAME, "password": PASSWORD, "scope": "openid groups"}
     token = requests.post(f"{URL}/dex/token", data=form, auth=("notebook", os.environ["CLIENT_SECRET"]), timeout=20)

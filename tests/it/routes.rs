@@ -89,8 +89,8 @@ fn services_of_a_namespace_are_reached_by_who_may_use_them() -> anyhow::Result<(
     let id = std::process::id();
     let person = |name: &str| Person::new(&b, &format!("route-{name}.{id}"));
     let (owner, editor, viewer, stranger) = (person("owner")?, person("edit")?, person("view")?, person("other")?);
-    owner.binding("POST", &editor.email, "kubeflow-edit")?;
-    owner.binding("POST", &viewer.email, "kubeflow-view")?;
+    owner.binding("POST", &editor.email, "edit")?;
+    owner.binding("POST", &viewer.email, "view")?;
     let labels = json!({"app": "web"});
     let container = json!({"name": "main", "image": "python:3.11", "imagePullPolicy": "IfNotPresent",
         "command": ["python3", "-c", SERVER], "readinessProbe": {"tcpSocket": {"port": 8080}, "periodSeconds": 1}});
@@ -147,7 +147,7 @@ fn services_of_a_namespace_are_reached_by_who_may_use_them() -> anyhow::Result<(
         Ok((ask(&page, &editor.token, "GET", None)?.0 == 200).then_some(()))
     })?;
     // A right that is taken away is gone, also for somebody who goes on asking.
-    owner.binding("DELETE", &editor.email, "kubeflow-edit")?;
+    owner.binding("DELETE", &editor.email, "edit")?;
     wait_until(Duration::from_secs(30), "the refusal", || {
         Ok((ask(&page, &editor.token, "GET", None)?.0 == 404).then_some(()))
     })?;
@@ -189,9 +189,9 @@ fn a_hostile_route_takes_nothing_of_anybodys() -> anyhow::Result<()> {
     }
     // And nobody writes into the other namespace.
     let args = ["auth", "can-i", "create", "virtualservices.networking.istio.io", "-n", theirs, "--as", &hostile.email];
-    assert_eq!(b.kubectl(&args)?.stdout.trim(), "no");
+    assert!(b.kubectl(&args)?.stdout.starts_with("no"));
     let args = ["auth", "can-i", "create", "endpointslices.discovery.k8s.io", "-n", mine, "--as", &hostile.email];
-    assert_eq!(b.kubectl(&args)?.stdout.trim(), "no", "who writes them says where a Service leads");
+    assert!(b.kubectl(&args)?.stdout.starts_with("no"), "who writes them says where a Service leads");
     // Services that lead elsewhere: by name, and (an administrator's doing) to this machine's own address.
     let port = json!([{"port": 80, "targetPort": 8887}]);
     apply(

@@ -168,7 +168,7 @@ fn page(gateway: &Gateway, door: Door<'_>, headers: &HeaderMap, back: &str, show
         Door::Local => (login_url(back), "", "E-mail address"),
         Door::Directory(directory) => {
             if admits(crate::LOCAL) {
-                others.push(Other { url: login_url(back), name: "with a password of this machine's kfbox".into() });
+                others.push(Other { url: login_url(back), name: "with an e-mail address".into() });
             }
             let place = gateway.inner.config.connectors.iter().find(|c| c.id() == here).map_or(here, |c| c.name());
             (login_url_at(here, back), place, directory.config.prompt())

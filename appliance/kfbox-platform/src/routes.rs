@@ -126,11 +126,10 @@ impl Routes {
     /// Whether the policies of the route's namespace let the request pass.
     pub async fn admits(&self, route: &Route, asked: Asked<'_>) -> bool {
         let Some(policies) = self.table.read().policies.get(&route.namespace).cloned() else { return true };
-        match self.backends.find(&route.namespace, &route.service, route.port, false).await {
-            Ok(found) => policy::admits(&policies, &found.labels, asked),
-            // Without pods there is nothing to be let in to; what is wrong is told next.
-            Err(_) => true,
-        }
+        let found = self.backends.find(&route.namespace, &route.service, route.port, false).await;
+        // Without the Service's labels every policy counts.
+        let labels = found.map(|f| f.labels.clone()).unwrap_or_default();
+        policy::admits(&policies, &labels, asked)
     }
 
     /// A pod of the route's Service, and whether it speaks HTTP/2. The error is for the person.

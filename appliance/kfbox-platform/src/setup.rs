@@ -144,6 +144,9 @@ pub(crate) async fn install(client: &Client, config: &Config, component: &Compon
             apply_cluster(client, &role).await?;
         }
     }
+    for role in route_roles() {
+        apply_cluster(client, &role).await?;
+    }
     apply_cluster(client, &administrators()).await?;
     if let Some(profile) = &config.default_profile {
         component.progress("making the first profile");
@@ -354,6 +357,23 @@ pub fn cluster_roles() -> Vec<ClusterRole> {
             let mut object = ClusterRole { rules: Some(rules), ..ClusterRole::default() };
             object.metadata.name = Some(name.into());
             object.metadata.labels = Some([(label::PART_OF.into(), "kubeflow".into())].into());
+            object
+        })
+        .collect()
+}
+
+/// What the aggregated roles of Kubeflow gain for routes, as upstream's `kubeflow-istio-edit` and `-view` give it.
+fn route_roles() -> Vec<ClusterRole> {
+    let groups = ["networking.istio.io", "security.istio.io", "gateway.networking.k8s.io"];
+    let write = ["get", "list", "watch", "create", "update", "patch", "delete", "deletecollection"];
+    [("kfbox-routes-edit", role::EDIT, &write[..]), ("kfbox-routes-view", role::VIEW, &READ[..])]
+        .into_iter()
+        .map(|(name, into, verbs)| {
+            let mut object = ClusterRole { rules: Some(vec![rule(&groups, &["*"], verbs)]), ..ClusterRole::default() };
+            object.metadata.name = Some(name.into());
+            let aggregate = format!("rbac.authorization.kubeflow.org/aggregate-to-{into}");
+            object.metadata.labels =
+                Some([(aggregate, "true".into()), (label::PART_OF.into(), "kubeflow".into())].into());
             object
         })
         .collect()

@@ -34,16 +34,33 @@ pub struct Found {
 }
 
 type Key = (String, String, Option<u16>);
+/// When it was asked for, and what was said; what went wrong is remembered too.
+type Known = Option<(Instant, Result<Arc<Found>, String>)>;
+
+/// One asks, and those who come meanwhile wait for the answer: a page's requests come together.
+#[derive(Default)]
+struct Slot {
+    known: Mutex<Known>,
+    asking: tokio::sync::Mutex<()>,
+}
+
+impl Slot {
+    fn since(&self, earliest: Option<Instant>) -> Option<Result<Arc<Found>, String>> {
+        let known = self.known.lock();
+        let (at, said) = known.as_ref()?;
+        earliest.is_none_or(|earliest| *at >= earliest).then(|| said.clone())
+    }
+}
 
 pub struct Backends {
     client: Client,
-    known: Mutex<HashMap<Key, (Instant, Arc<Found>)>>,
+    slots: Mutex<HashMap<Key, Arc<Slot>>>,
     turn: AtomicUsize,
 }
 
 impl Backends {
     pub fn new(client: Client) -> Self {
-        Self { client, known: Mutex::default(), turn: AtomicUsize::new(0) }
+        Self { client, slots: Mutex::default(), turn: AtomicUsize::new(0) }
     }
 
     /// The pods take turns.
@@ -61,23 +78,27 @@ impl Backends {
         again: bool,
     ) -> Result<Arc<Found>, String> {
         let key = (namespace.to_owned(), service.to_owned(), port);
-        if !again
-            && let Some((at, found)) = self.known.lock().get(&key)
-            && at.elapsed() < FRESH
-        {
-            return Ok(found.clone());
-        }
-        let asked = self.ask(namespace, service, port).await.inspect_err(|_| drop(self.known.lock().remove(&key)))?;
-        let found = Arc::new(asked);
-        let mut known = self.known.lock();
-        if known.len() >= REMEMBERED {
-            known.retain(|_, (at, _)| at.elapsed() < FRESH);
-            if known.len() >= REMEMBERED {
-                known.clear();
+        let slot = {
+            let mut slots = self.slots.lock();
+            if slots.len() >= REMEMBERED && !slots.contains_key(&key) {
+                slots.clear();
             }
+            slots.entry(key).or_default().clone()
+        };
+        let now = Instant::now();
+        let earliest = if again { Some(now) } else { now.checked_sub(FRESH) };
+        if let Some(said) = slot.since(earliest) {
+            return said;
         }
-        known.insert(key, (Instant::now(), found.clone()));
-        Ok(found)
+        let _asking = slot.asking.lock().await;
+        // Somebody may have asked since.
+        if let Some(said) = slot.since(earliest) {
+            return said;
+        }
+        let at = Instant::now();
+        let said = self.ask(namespace, service, port).await.map(Arc::new);
+        *slot.known.lock() = Some((at, said.clone()));
+        said
     }
 
     async fn ask(&self, namespace: &str, name: &str, port: Option<u16>) -> Result<Found, String> {

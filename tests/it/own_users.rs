@@ -69,7 +69,8 @@ spec:
   containers: [{name: main, image: 'python:3.11', imagePullPolicy: IfNotPresent, command: [sleep, infinity]}]
 "#;
 
-const GET: &str = "import urllib.request; print(urllib.request.urlopen('http://web/greeting', timeout=10).read().decode())";
+const GET: &str =
+    "import urllib.request; print(urllib.request.urlopen('http://web/greeting', timeout=10).read().decode())";
 const ASK_API: &str = "import ssl, urllib.request, urllib.error\n\
     own = '/var/run/secrets/kubernetes.io/serviceaccount/'\n\
     request = urllib.request.Request('https://kubernetes.default/version', headers={'Authorization': 'Bearer ' + open(own + 'token').read()})\n\
@@ -105,7 +106,10 @@ fn root_of_a_pod_is_nobody_outside_and_lacks_nothing_inside() -> anyhow::Result<
     assert_eq!(seen_from_outside(&b, &uid, "person", 0)?, (root + 1000, map.clone()));
 
     // Inside, everything is whose it should be.
-    assert_eq!(exec(&space, "own", "main", "id -u; cat /scratch/by-init; stat -c %u:%g /words/..data/greeting")?, "0\n0\n0:4321");
+    assert_eq!(
+        exec(&space, "own", "main", "id -u; cat /scratch/by-init; stat -c %u:%g /words/..data/greeting")?,
+        "0\n0\n0:4321"
+    );
     assert_eq!(exec(&space, "own", "person", "id -u; id -G")?, "1000\n1000 4321");
     assert_eq!(exec(&space, "own", "main", "cat /hidden/word")?, "sesame");
     for volume in ["scratch", "memory", "kept"] {
@@ -121,8 +125,18 @@ fn root_of_a_pod_is_nobody_outside_and_lacks_nothing_inside() -> anyhow::Result<
     assert_eq!((meta.uid(), meta.gid()), (1000, 4321));
 
     // It is root over nothing of the host's.
-    for forbidden in ["echo 1 > /proc/sys/kernel/panic", "mount -t tmpfs none /mnt", "date -s 2001-01-01", "dd if=/dev/kmsg count=1", "chroot /proc/1/root true"] {
-        assert_eq!(exec(&space, "own", "main", &format!("({forbidden}) >/dev/null 2>&1 && echo done; true"))?, "", "{forbidden}");
+    for forbidden in [
+        "echo 1 > /proc/sys/kernel/panic",
+        "mount -t tmpfs none /mnt",
+        "date -s 2001-01-01",
+        "dd if=/dev/kmsg count=1",
+        "chroot /proc/1/root true",
+    ] {
+        assert_eq!(
+            exec(&space, "own", "main", &format!("({forbidden}) >/dev/null 2>&1 && echo done; true"))?,
+            "",
+            "{forbidden}"
+        );
     }
 
     // Found by others by its Service, and finding others: names, the API.
@@ -143,7 +157,9 @@ fn root_of_a_pod_is_nobody_outside_and_lacks_nothing_inside() -> anyhow::Result<
     b.kill_daemon()?;
     b.up(&[])?;
     // The API has another port now.
-    let kubectl = |arguments: &[&str]| Ok::<_, anyhow::Error>(b.kubectl(&[&["-n", &space.name], arguments].concat())?.ok()?.stdout);
+    let kubectl = |arguments: &[&str]| {
+        Ok::<_, anyhow::Error>(b.kubectl(&[&["-n", &space.name], arguments].concat())?.ok()?.stdout)
+    };
     kubectl(&["wait", "pod/own", "--for=condition=Ready", "--timeout=60s"])?;
     assert_eq!(kubectl(&["get", "pod", "own", "-o", "jsonpath={.status.containerStatuses[*].containerID}"])?, id);
     assert_eq!(kubectl(&["exec", "own", "-c", "person", "--", "cat", "/kept/of-person"])?, "x\n");

@@ -380,7 +380,9 @@ impl Config {
             return Err(wrong(message).into());
         }
         let plugin_dir = self.devices.plugin_dir.as_deref();
-        if let Some(bad) = plugin_dir.into_iter().chain(self.devices.cdi_dirs.iter().map(PathBuf::as_path)).find(|p| !p.is_absolute()) {
+        if let Some(bad) =
+            plugin_dir.into_iter().chain(self.devices.cdi_dirs.iter().map(PathBuf::as_path)).find(|p| !p.is_absolute())
+        {
             return Err(wrong(format!("devices: {} must be an absolute path", bad.display())).into());
         }
         self.gateway.validate()?;
@@ -396,7 +398,8 @@ impl Config {
 
     /// How the node offers devices.
     pub fn devices(&self) -> DevicesConfig {
-        let Devices { nvidia, amd, nvidia_shares, nvidia_mig, nvidia_library, plugin_dir, cdi_dirs } = self.devices.clone();
+        let Devices { nvidia, amd, nvidia_shares, nvidia_mig, nvidia_library, plugin_dir, cdi_dirs } =
+            self.devices.clone();
         let defaults = DevicesConfig::new(&self.data_dir);
         let gpu =
             GpuConfig { nvidia, amd, library: nvidia_library, shares: nvidia_shares, mig: nvidia_mig, ..defaults.gpu };

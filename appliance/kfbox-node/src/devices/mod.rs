@@ -352,7 +352,8 @@ impl Devices {
             resource.devices = devices;
         }
         state.inventory = Arc::new(inventory);
-        let names: Option<Vec<String>> = (state.resources.len() != known).then(|| state.resources.keys().cloned().collect());
+        let names: Option<Vec<String>> =
+            (state.resources.len() != known).then(|| state.resources.keys().cloned().collect());
         drop(state);
         if let Some(names) = names {
             crate::shim::records::write(&self.inner.config.plugins_dir.join(KNOWN), &names)?;

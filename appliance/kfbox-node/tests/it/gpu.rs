@@ -54,8 +54,11 @@ impl Fake {
             fs::create_dir_all(fake.root().join(path).parent().unwrap()).unwrap();
             symlink(target, fake.root().join(path)).unwrap();
         }
-        fs::set_permissions(fake.root().join("usr/bin/nvidia-smi"), std::os::unix::fs::PermissionsExt::from_mode(0o755))
-            .unwrap();
+        fs::set_permissions(
+            fake.root().join("usr/bin/nvidia-smi"),
+            std::os::unix::fs::PermissionsExt::from_mode(0o755),
+        )
+        .unwrap();
         fake
     }
 
@@ -93,9 +96,9 @@ async fn until_gpus(world: &World, resource: &str, capacity: &str, allocatable: 
     let nodes: Api<Node> = Api::all(world.client.clone());
     let has = |node: Option<&Node>| {
         let status = node.and_then(|node| node.status.as_ref());
-        let of = |all: Option<&std::collections::BTreeMap<_, k8s_openapi::apimachinery::pkg::api::resource::Quantity>>| {
-            all.and_then(|all| all.get(resource)).map(|q| q.0.clone())
-        };
+        let of = |all: Option<
+            &std::collections::BTreeMap<_, k8s_openapi::apimachinery::pkg::api::resource::Quantity>,
+        >| { all.and_then(|all| all.get(resource)).map(|q| q.0.clone()) };
         let seen = status.map(|s| (of(s.capacity.as_ref()), of(s.allocatable.as_ref())));
         seen == Some((Some(capacity.to_owned()), Some(allocatable.to_owned())))
     };
@@ -193,7 +196,8 @@ async fn a_card_is_shared_or_divided() {
     sharers.sort();
     assert_eq!(sharers, ["default/one", "default/two"]);
     // Two of four shares are of two instances, not twice one's.
-    let look = "echo $NVIDIA_VISIBLE_DEVICES; ls /dev/nvidia-caps; test -e /dev/nvidia0 && exit 1; test -c /dev/nvidia1";
+    let look =
+        "echo $NVIDIA_VISIBLE_DEVICES; ls /dev/nvidia-caps; test -e /dev/nvidia0 && exit 1; test -c /dev/nvidia1";
     world.run("parts", look, |pod| wants(pod, "nvidia.com/mig-1g.10gb", 2)).await;
     world.until_phase("parts", "Succeeded").await;
     let log = world.logs("parts", "main").await;

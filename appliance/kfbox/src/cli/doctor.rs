@@ -71,6 +71,7 @@ fn examine(config: &Config) -> Vec<Finding> {
         ("Kubernetes API", config.kubernetes.address),
         ("S3", config.objects.address),
         ("ML Metadata", config.metadata.address),
+        ("image registry", config.registry.address),
     ];
     for (name, address) in ports {
         let free = std::net::TcpListener::bind(address).is_ok();

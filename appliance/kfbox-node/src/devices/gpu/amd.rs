@@ -14,7 +14,8 @@ const KFD: &str = "/dev/kfd";
 /// Blocking.
 pub fn look(config: &GpuConfig) -> Result<Vec<Gpu>, String> {
     let topology = under(&config.root, Path::new(TOPOLOGY));
-    let nodes = fs::read_dir(&topology).map_err(|_| "the amdgpu driver is not loaded (no /sys/class/kfd)".to_owned())?;
+    let nodes =
+        fs::read_dir(&topology).map_err(|_| "the amdgpu driver is not loaded (no /sys/class/kfd)".to_owned())?;
     let mut numbers: Vec<u32> = nodes.flatten().filter_map(|node| node.file_name().to_str()?.parse().ok()).collect();
     numbers.sort_unstable();
     let mut gpus = Vec::new();
@@ -23,8 +24,11 @@ pub fn look(config: &GpuConfig) -> Result<Vec<Gpu>, String> {
         // Processors are nodes too, without an id.
         let id = text(&folder.join("gpu_id")).filter(|id| !id.is_empty() && id != "0");
         let (Some(id), Some(properties)) = (id, text(&folder.join("properties"))) else { continue };
-        let properties: BTreeMap<&str, u64> =
-            properties.lines().filter_map(|line| line.split_once(' ')).filter_map(|(k, v)| Some((k, v.trim().parse().ok()?))).collect();
+        let properties: BTreeMap<&str, u64> = properties
+            .lines()
+            .filter_map(|line| line.split_once(' '))
+            .filter_map(|(k, v)| Some((k, v.trim().parse().ok()?)))
+            .collect();
         let Some(minor) = properties.get("drm_render_minor").filter(|minor| **minor > 0) else { continue };
         let unique = properties.get("unique_id").filter(|id| **id > 0);
         let card = format!("renderD{minor}");
@@ -40,10 +44,15 @@ pub fn look(config: &GpuConfig) -> Result<Vec<Gpu>, String> {
             vendor: "amd",
             index: gpus.len().to_string(),
             id: unique.map_or_else(|| format!("AMD-{id}"), |unique| format!("AMD-{unique:016x}")),
-            name: text(&device.join("product_name")).filter(|name| !name.is_empty()).unwrap_or_else(|| "AMD GPU".into()),
+            name: text(&device.join("product_name"))
+                .filter(|name| !name.is_empty())
+                .unwrap_or_else(|| "AMD GPU".into()),
             memory_bytes: text(&device.join("mem_info_vram_total")).and_then(|bytes| bytes.parse().ok()).unwrap_or(0),
             driver: text(&under(&config.root, Path::new("/sys/module/amdgpu/version"))).unwrap_or_default(),
-            pci: fs::read_link(&device).ok().and_then(|path| Some(path.file_name()?.to_str()?.to_owned())).unwrap_or_default(),
+            pci: fs::read_link(&device)
+                .ok()
+                .and_then(|path| Some(path.file_name()?.to_str()?.to_owned()))
+                .unwrap_or_default(),
             resource: AMD.into(),
             fault: missing.map(|node| format!("{} is missing", node.display())).unwrap_or_default(),
             nodes,
@@ -81,7 +90,10 @@ mod tests {
         assert_eq!(sick[0].fault, "/dev/dri/card0 is missing");
         file("dev/dri/card0", "");
         let found = look(&config).unwrap();
-        assert_eq!((found.len(), found[0].id.as_str(), found[0].name.as_str()), (1, "AMD-0000000000001a4f", "Instinct MI210"));
+        assert_eq!(
+            (found.len(), found[0].id.as_str(), found[0].name.as_str()),
+            (1, "AMD-0000000000001a4f", "Instinct MI210")
+        );
         assert_eq!((found[0].memory_bytes, found[0].fault.as_str()), (68_702_699_520, ""));
         assert_eq!(found[0].nodes, ["/dev/kfd", "/dev/dri/renderD128", "/dev/dri/card0"].map(PathBuf::from));
     }

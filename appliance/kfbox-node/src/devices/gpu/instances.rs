@@ -3,7 +3,10 @@
 #![expect(unsafe_code, reason = "two functions of a C library; their types are those of nvml.h")]
 
 use nvml_wrapper::Device;
-use std::{ffi::OsStr, os::raw::{c_int, c_uint, c_void}};
+use std::{
+    ffi::OsStr,
+    os::raw::{c_int, c_uint, c_void},
+};
 
 type Ask = unsafe extern "C" fn(*mut c_void, *mut c_uint) -> c_int;
 
@@ -18,7 +21,10 @@ impl Instances {
 
     /// The GPU instance and the compute instance.
     pub fn of(&self, device: &Device<'_>) -> Option<(u32, u32)> {
-        Some((self.ask(device, b"nvmlDeviceGetGpuInstanceId\0")?, self.ask(device, b"nvmlDeviceGetComputeInstanceId\0")?))
+        Some((
+            self.ask(device, b"nvmlDeviceGetGpuInstanceId\0")?,
+            self.ask(device, b"nvmlDeviceGetComputeInstanceId\0")?,
+        ))
     }
 
     fn ask(&self, device: &Device<'_>, name: &[u8]) -> Option<u32> {

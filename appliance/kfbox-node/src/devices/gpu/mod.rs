@@ -11,8 +11,7 @@ mod instances;
 mod nvidia;
 
 use super::{
-    DeviceError,
-    cdi,
+    DeviceError, cdi,
     edits::{DeviceNode, Edits, Mount},
 };
 use serde::{Deserialize, Serialize};
@@ -147,7 +146,9 @@ impl Inventory {
         }
         if !nodes.is_empty() {
             if nvidia {
-                nodes.extend(nvidia::COMMON.map(PathBuf::from).into_iter().filter(|node| under(&config.root, node).exists()));
+                nodes.extend(
+                    nvidia::COMMON.map(PathBuf::from).into_iter().filter(|node| under(&config.root, node).exists()),
+                );
                 edits.mounts = nvidia::driver_files(&config.root, &first.driver);
                 edits.library_dirs = vec![Path::new(DRIVER).join("lib64")];
             }
@@ -202,7 +203,10 @@ mod tests {
 
     #[test]
     fn a_card_is_shared_by_as_many_as_the_configuration_says() {
-        let found = Inventory { gpus: vec![gpu("GPU-a", "nvidia", ""), gpu("GPU-b", "nvidia", "Xid 79"), gpu("c", "amd", "")], ..Inventory::default() };
+        let found = Inventory {
+            gpus: vec![gpu("GPU-a", "nvidia", ""), gpu("GPU-b", "nvidia", "Xid 79"), gpu("c", "amd", "")],
+            ..Inventory::default()
+        };
         let once = found.resources(1);
         assert_eq!(once[NVIDIA], BTreeMap::from([("GPU-a".to_owned(), true), ("GPU-b".to_owned(), false)]));
         let shared = found.resources(3);

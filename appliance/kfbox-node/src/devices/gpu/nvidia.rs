@@ -4,7 +4,7 @@
 //! causes for itself. Upstream: <https://docs.nvidia.com/deploy/xid-errors/>, <https://docs.nvidia.com/deploy/nvml-api/>
 
 use super::super::LOOK_AGAIN;
-use super::{DRIVER, Gpu, GpuConfig, Mount, MigStrategy, NVIDIA, instances::Instances, read_only, text, under};
+use super::{DRIVER, Gpu, GpuConfig, MigStrategy, Mount, NVIDIA, instances::Instances, read_only, text, under};
 use nvml_wrapper::{Device, Nvml, bitmasks::event::EventTypes, enums::event::XidError, error::NvmlError};
 use parking_lot::Mutex;
 use std::{
@@ -156,7 +156,13 @@ fn card(
     Ok(parts)
 }
 
-fn part(config: &GpuConfig, card: &Gpu, device: &Device<'_>, number: u32, instances: Option<&Instances>) -> Option<Gpu> {
+fn part(
+    config: &GpuConfig,
+    card: &Gpu,
+    device: &Device<'_>,
+    number: u32,
+    instances: Option<&Instances>,
+) -> Option<Gpu> {
     let (id, name) = (device.uuid().ok()?, device.name().ok()?);
     let profile = name.split_once(" MIG ").map_or("unknown", |(_, profile)| profile);
     let resource = match config.mig {
@@ -197,13 +203,15 @@ fn capabilities(config: &GpuConfig, card: &Gpu, (gpu, compute): (u32, u32)) -> O
 
 /// The driver's libraries and programs of this version, under every name that they have on the host.
 pub fn driver_files(root: &Path, version: &str) -> Vec<Mount> {
-    let ours = |name: &str| ["libcuda", "libnvidia-", "libnvcuvid", "libnvoptix"].iter().any(|start| name.starts_with(start));
+    let ours =
+        |name: &str| ["libcuda", "libnvidia-", "libnvcuvid", "libnvoptix"].iter().any(|start| name.starts_with(start));
     let mut mounts: BTreeMap<PathBuf, Mount> = BTreeMap::new();
     for folder in LIBRARIES {
         for entry in fs::read_dir(under(root, Path::new(folder))).into_iter().flatten().flatten() {
             let Ok(name) = entry.file_name().into_string() else { continue };
             let Ok(file) = fs::canonicalize(entry.path()) else { continue };
-            let is_version = file.file_name().and_then(OsStr::to_str).is_some_and(|real| real.ends_with(&format!(".so.{version}")));
+            let is_version =
+                file.file_name().and_then(OsStr::to_str).is_some_and(|real| real.ends_with(&format!(".so.{version}")));
             if ours(&name) && is_version {
                 let place = Path::new(DRIVER).join("lib64").join(&name);
                 mounts.entry(place.clone()).or_insert_with(|| read_only(file, place));

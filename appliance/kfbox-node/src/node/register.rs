@@ -39,6 +39,8 @@ pub async fn run(
 ) -> Result<(), NodeError> {
     let nodes: Api<Node> = Api::all(ctx.client.clone());
     let name = config.node_name.clone();
+    // Before the first status is made, so that no change after it is missed.
+    let mut devices = ctx.devices.changes();
     let uid = register(&nodes, ctx, config, &machine).await?;
     let (ctx, config, shutdown) = (ctx.clone(), config.clone(), tasks.shutdown());
     tasks.essential("node-status", async move {
@@ -46,7 +48,6 @@ pub async fn run(
         let mut written = Conditions::default();
         let mut since = Since::default();
         let mut since_write = 0;
-        let mut devices = ctx.devices.changes();
         let mut renewal = tokio::time::interval(RENEW);
         loop {
             tokio::select! {

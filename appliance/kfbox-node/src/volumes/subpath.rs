@@ -11,7 +11,10 @@ use nix::{
 };
 use std::{
     fs,
-    os::fd::{AsRawFd, OwnedFd},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::PermissionsExt,
+    },
     path::{Component, Path},
 };
 
@@ -57,10 +60,19 @@ pub fn open(root: &Path, sub: &str) -> Result<OwnedFd, SubPathError> {
         walked.push(name);
         at = match openat2(&root_fd, &walked, path_only().resolve(inside)) {
             Err(Errno::ENOENT) => {
-                mkdirat(&at, name, mode)
-                    .or_else(|e| if e == Errno::EEXIST { Ok(()) } else { Err(e) })
-                    .map_err(failed)?;
-                openat2(&root_fd, &walked, path_only().resolve(inside)).map_err(failed)?
+                let made = mkdirat(&at, name, mode);
+                if !matches!(made, Ok(()) | Err(Errno::EEXIST)) {
+                    made.map_err(failed)?;
+                }
+                let new = openat2(&root_fd, &walked, path_only().resolve(inside)).map_err(failed)?;
+                if made.is_ok() {
+                    // This process's umask has no say: who may write into the volume may write here.
+                    let path = format!("/proc/self/fd/{}", new.as_raw_fd());
+                    let permissions = fs::Permissions::from_mode(mode.bits());
+                    fs::set_permissions(path, permissions)
+                        .map_err(|source| SubPathError::Place { path: sub.into(), source })?;
+                }
+                new
             }
             found => found.map_err(failed)?,
         };
@@ -98,7 +110,10 @@ mod tests {
     fn missing_folders_are_made_below_the_root() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().canonicalize().unwrap();
+        fs::set_permissions(&root, fs::Permissions::from_mode(0o2777)).unwrap();
         assert_eq!(real(&open(&root, "a/b").unwrap()), root.join("a/b"));
+        let mode = fs::metadata(root.join("a/b")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o2777, "as the volume's, whatever the umask");
         fs::write(root.join("a/f"), "x").unwrap();
         assert_eq!(real(&open(&root, "a/f").unwrap()), root.join("a/f"));
     }

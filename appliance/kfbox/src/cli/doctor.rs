@@ -66,11 +66,12 @@ pub fn missing(config: &Config) -> Vec<String> {
 fn examine(config: &Config) -> Vec<Finding> {
     let mut findings = examine_machine(config);
     let running = config.data_dir.join("control.sock").exists();
-    let ports: [(&str, SocketAddr); 4] = [
+    let ports: [(&str, SocketAddr); 5] = [
         ("gateway", config.gateway.address),
         ("Kubernetes API", config.kubernetes.address),
         ("S3", config.objects.address),
         ("ML Metadata", config.metadata.address),
+        ("image registry", config.registry.address),
     ];
     for (name, address) in ports {
         let free = std::net::TcpListener::bind(address).is_ok();

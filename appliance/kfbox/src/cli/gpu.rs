@@ -29,8 +29,8 @@ fn table(rows: &[GpuRow]) -> Table {
         let health = if row.fault.is_empty() { "ok" } else { &row.fault };
         let pods = if row.held_by.is_empty() { "-".to_owned() } else { row.held_by.join(" ") };
         let memory = format!("{} MiB", row.memory_bytes >> 20);
-        let cells = [&row.vendor, &row.index, &row.name, &memory, &row.resource, health, &pods, &row.driver, &row.id];
-        table.add_row(cells);
+        let (vendor, name, driver) = (row.vendor.as_str(), row.name.as_str(), row.driver.as_str());
+        table.add_row([vendor, &row.index, name, &memory, &row.resource, health, &pods, driver, &row.id]);
     }
     table
 }

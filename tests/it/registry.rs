@@ -115,7 +115,7 @@ fn skopeo_pushes_what_pods_run() -> anyhow::Result<()> {
 
     // A neighbour's: neither to push to, nor to read, nor to run.
     let foreign = run(&mut client.push(&image, &format!("{}/app:1", other.name)))?;
-    assert!(foreign.code != Some(0) && foreign.stderr.contains("denied"), "{foreign:?}");
+    assert!(foreign.code != Some(0) && foreign.stderr.contains("403 (Forbidden)"), "{foreign:?}");
     let nobody = Client { space: &space, address: client.address.clone(), token: "nonsense".into() };
     let refused = nobody.skopeo("inspect", &format!("{ns}/app:1"))?;
     assert!(refused.code != Some(0) && refused.stderr.contains("kfbox token"), "{refused:?}");

@@ -31,8 +31,8 @@ enum State {
     SparseMap { size: u64 },
     /// Collecting a pax header's records: so many bytes, then padding.
     Records { size: usize },
-    /// Passing content and padding.
-    Content { left: u64 },
+    /// Passing content and, at its end, so much padding.
+    Content { left: u64, padding: u64 },
     /// Past the end mark: nothing is read from here.
     End,
 }
@@ -56,7 +56,16 @@ impl<R> Bounded<R> {
 
 impl<R: Read> Read for Bounded<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let n = self.inner.read(buffer)?;
+        let mut n = self.inner.read(buffer)?;
+        // Some writers leave the padding of the last entry out, as umoci 0.4 does; Go's reader, so every other runtime,
+        // takes that for an archive's end. Of content nothing may be missing.
+        if n == 0
+            && let State::Content { left, padding } = self.state
+            && left <= padding
+        {
+            n = usize::try_from(left).unwrap_or(BLOCK).min(buffer.len());
+            buffer[..n].fill(0);
+        }
         self.follow(&buffer[..n])?;
         Ok(n)
     }
@@ -68,11 +77,11 @@ impl<R> Bounded<R> {
             let wanted = match self.state {
                 State::Header | State::SparseMap { .. } => BLOCK,
                 State::Records { size } => size.next_multiple_of(BLOCK),
-                State::Content { left } => {
+                State::Content { left, padding } => {
                     let n = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
                     bytes = &bytes[n..];
                     let left = left - n as u64;
-                    self.state = if left == 0 { State::Header } else { State::Content { left } };
+                    self.state = if left == 0 { State::Header } else { State::Content { left, padding } };
                     continue;
                 }
                 State::End => return Ok(()),
@@ -91,7 +100,7 @@ impl<R> Bounded<R> {
     fn next(&mut self, block: &[u8]) -> io::Result<State> {
         let content = |size: u64| match size.checked_next_multiple_of(BLOCK as u64) {
             Some(0) => Ok(State::Header),
-            Some(left) => Ok(State::Content { left }),
+            Some(left) => Ok(State::Content { left, padding: left - size }),
             None => Err(io::Error::other("an entry's size is out of range")),
         };
         match self.state {

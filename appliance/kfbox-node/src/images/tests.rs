@@ -213,6 +213,14 @@ fn a_layer_of_another_digest_is_refused() {
         let cut = unpack::unpack(&bytes[..cut], &target, Some(&digest_of(&bytes)), &mut |_| {});
         assert!(cut.is_err(), "{cut:?}");
     }
+    // Without the padding and the end mark it is whole, as some writers leave it; without its content it is not.
+    let target = folder.path().join("bare");
+    fs::create_dir(&target).unwrap();
+    let short = &bytes[..513];
+    unpack::unpack(short, &target, Some(&digest_of(short)), &mut |_| {}).unwrap();
+    assert_eq!(fs::read(target.join("a")).unwrap(), b"a");
+    let shorter = &bytes[..512];
+    assert!(unpack::unpack(shorter, &target, Some(&digest_of(shorter)), &mut |_| {}).is_err());
 }
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {

@@ -1,6 +1,6 @@
 //! Pods with users of their own: root inside is nobody outside, and files belong to whom they should on either side.
 
-use crate::world::{World, is_ready, main_status, waits_for};
+use crate::world::{World, eventually, is_ready, main_status, waits_for};
 use k8s_openapi::api::core::v1::{Event, Pod};
 use kube::{Api, api::ListParams};
 use serde_json::{Value, json};
@@ -129,7 +129,7 @@ async fn root_of_a_pod_with_users_of_its_own_is_nobody_on_the_host() {
     });
     let folder = world.folder(&second);
     world.delete("second").await;
-    assert!(!folder.exists());
+    eventually("nothing is left of the pod", || !folder.exists()).await;
     world.delete("first").await;
     assert_eq!(owner(&host.join("written")), (0, 0));
     world.stop().await;

@@ -90,7 +90,9 @@ def measure(figure, box, namespace: str, args, container: float) -> None:
     run_id = runs.start(waiting_of(args.active))
     deadline = time.monotonic() + 600
     while time.monotonic() < deadline:
-        tasks = runs.client.get_run(run_id).run_details.task_details or []
+        # A run that has just begun has no details yet.
+        details = runs.client.get_run(run_id).run_details
+        tasks = (details and details.task_details) or []
         if sum(bool(t.pod_name) for t in tasks) >= args.active:
             break
         time.sleep(1)

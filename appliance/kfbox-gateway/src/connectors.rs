@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 /// One way to sign in besides a password here.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
+#[expect(clippy::large_enum_variant, reason = "a handful of them, read once from a file")]
 pub enum ConnectorConfig {
     Oidc(oidc::OidcConnector),
     Ldap(ldap::LdapConnector),

@@ -345,7 +345,8 @@ async fn an_upgraded_connection_goes_through_to_the_other_server() {
     let (mut from, mut to) = tokio::io::split(&mut stream);
     let mut heard = vec![0; sent.len()];
     let (written, read) = tokio::join!(to.write_all(&sent), from.read_exact(&mut heard));
-    (written.unwrap(), read.unwrap());
+    written.unwrap();
+    read.unwrap();
     assert!(heard == sent);
 }
 

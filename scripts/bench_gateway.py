@@ -4,7 +4,7 @@ latency over the direct connection, idle WebSockets' memory, and how soon a righ
 
     scripts/bench_gateway.py --kfbox PROGRAM --image python-3.11.oci.tar [--seconds 5] [--rounds 3] [--json FILE]
 
-Needs root, and Debian's `nginx-light` and `wrk`. Everything goes to one nginx in a pod, which answers with one line: directly,
+Needs root, and Debian's `nginx-light` and `wrk` (`scripts/setup gateway-bench`). Everything goes to one nginx in a pod, which answers with one line: directly,
 through an nginx on the host, through one that asks the gateway first (`auth_request`, as in front of oauth2-proxy), and
 through the gateway by a VirtualService, which always knows who asks and asks the cluster whether they may.
 """

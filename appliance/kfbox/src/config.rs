@@ -7,6 +7,7 @@ pub use gateway::{Gateway, TlsMode};
 use crate::failure::{Code, Failure};
 use anyhow::Context;
 use clap::Args;
+use kfbox_gateway::ConnectorConfig;
 use kfbox_node::{DevicesConfig, GpuConfig, MigStrategy};
 use kfbox_platform::{PodSecurity, Walls};
 use serde::{Deserialize, Serialize};
@@ -357,17 +358,26 @@ impl Config {
     }
 
     /// Completes the paths that are relative: those of the file are in the file's folder, those of flags in the current
-    /// one. The daemon itself stays in no folder.
+    /// one. The daemon itself stays in no folder. The folders of devices are shared with other programs, so they must be
+    /// whole as they stand.
     fn in_folder(&mut self, folder: &Path) {
-        let tls = &mut self.gateway.tls;
-        let given = [
+        let Gateway { tls, connectors, .. } = &mut self.gateway;
+        let mut given: Vec<&mut PathBuf> = [
             &mut tls.certificate,
             &mut tls.key,
             &mut self.kubernetes.audit.policy,
             &mut self.images.ca_bundle,
             &mut self.packages.ca_bundle,
-        ];
-        for path in given.into_iter().flatten().chain([&mut self.data_dir]) {
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        given.extend(connectors.iter_mut().filter_map(|connector| match connector {
+            ConnectorConfig::Oidc(oidc) => oidc.ca_file.as_mut(),
+            ConnectorConfig::Ldap(ldap) => ldap.root_ca.as_mut(),
+        }));
+        given.push(&mut self.data_dir);
+        for path in given {
             *path = folder.join(&*path);
         }
     }
@@ -502,13 +512,16 @@ mod tests {
     fn relative_paths_are_those_of_the_file_or_of_the_caller() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("c.toml");
-        let text = "data_dir = \"box\"\n[images]\nca_bundle = \"/etc/ca.pem\"\n[gateway.tls]\nmode = \"files\"\ncertificate = \"c.pem\"\n";
+        let text = "data_dir = \"box\"\n[images]\nca_bundle = \"/etc/ca.pem\"\n[gateway.tls]\nmode = \"files\"\ncertificate = \"c.pem\"\n\
+            [[gateway.connectors]]\ntype = \"oidc\"\nid = \"o\"\nissuer = \"https://id.example.com\"\nclient_id = \"c\"\nclient_secret = \"s\"\nca_file = \"id.pem\"\n";
         std::fs::write(&file, text).unwrap();
         let up = UpOptions { tls_key: Some("k.pem".into()), ..UpOptions::default() };
         let config = Config::resolve(&options(Some(&file)), &up).unwrap();
         assert_eq!(config.data_dir, dir.path().join("box"));
         assert_eq!(config.images.ca_bundle, Some("/etc/ca.pem".into()));
         assert_eq!(config.gateway.tls.certificate, Some(dir.path().join("c.pem")));
+        let ConnectorConfig::Oidc(oidc) = &config.gateway.connectors[0] else { panic!("{:?}", config.gateway) };
+        assert_eq!(oidc.ca_file, Some(dir.path().join("id.pem")));
         assert_eq!(config.gateway.tls.key, Some(std::env::current_dir().unwrap().join("k.pem")));
     }
 

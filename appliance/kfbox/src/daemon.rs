@@ -14,7 +14,6 @@ use crate::{
         pipeline_packages::PipelinePackages,
         pod_identity, signing,
         user_routes::ClusterRoutes,
-        webhooks,
     },
     backend::DaemonBackend,
     cli,
@@ -323,7 +322,7 @@ async fn start(config: &Config, tasks: &Tasks, announce: bool) -> anyhow::Result
         url: format!("https://{}", webhook.local_addr()?),
         ca_pem: authority.ca_pem().to_owned(),
     };
-    webhooks::serve(webhook, authority.server_tls(false)?, pipelines.admission_router(), tasks);
+    gateway.serve_named("webhooks", webhook, authority.server_tls(false)?, pipelines.admission_router(), tasks);
     pipelines.follow_resources(admission);
     let stores = departures::Stores {
         client: client.clone(),

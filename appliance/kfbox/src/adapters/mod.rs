@@ -14,4 +14,3 @@ pub mod pipeline_packages;
 pub mod pod_identity;
 pub mod signing;
 pub mod user_routes;
-pub mod webhooks;

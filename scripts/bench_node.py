@@ -93,7 +93,8 @@ def runtimes(box, k, namespace: str, image: str, rounds: int) -> dict[str, list[
         spec["root"]["path"] = os.path.join(bundle, "rootfs")
         with open(os.path.join(folder, "config.json"), "w") as file:
             json.dump(spec, file)
-    commands = {"shim": f"{box.program} shim --state-dir {root}/$n >/dev/null"}
+    [shim_program] = glob.glob(f"{box.data}/shim/kfbox-shim-*")
+    commands = {"shim": f"{shim_program} --state-dir {root}/$n >/dev/null"}
     for name in ("crun", "runc"):
         if shutil.which(name):
             commands[name] = f"{name} run --bundle {box.folder}/bundle-{name} kfbench-{os.getpid()}-$n"

@@ -1,8 +1,7 @@
 //! Pods to OCI containers on one Linux machine: what a kubelet and a container runtime do, for one node.
 //!
-//! Architecture Invariant: the daemon never forks. Containers are created by a re-exec of the binary ([`shim`]).
+//! Architecture Invariant: the daemon never forks. Containers are created by a program of their own, [`kfbox_shim`].
 
-pub mod cgroup;
 pub mod devices;
 pub mod dns;
 pub mod images;
@@ -11,14 +10,16 @@ pub mod node;
 pub mod oci;
 pub mod pod;
 pub mod process;
+pub mod program;
 pub mod quantity;
 pub mod registry;
 pub mod runtime;
 pub mod sandbox;
 pub mod services;
-pub mod shim;
 pub mod usage;
 pub mod volumes;
+
+pub use kfbox_shim::{self as shim, cgroup};
 
 pub use devices::{
     DevicesConfig, GpuReport,

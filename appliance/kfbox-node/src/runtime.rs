@@ -8,9 +8,9 @@ use crate::{
     process::{PidFd, readable},
     shim::{
         frames::{self, Channel, Decoder, ExecRequest, Outcome},
-        pause,
         records::{
-            self, ATTACH_SOCKET, EXIT, Exit, LOCK, Notice, ProcessRef, SHIM_CONFIG, STARTED, ShimConfig, Started,
+            self, ATTACH_SOCKET, EXIT, Exit, LOCK, Notice, PAUSE, PAUSE_NAMESPACE, ProcessRef, SHIM_CONFIG, STARTED,
+            ShimConfig, Started,
         },
         timestamp,
     },
@@ -149,7 +149,7 @@ pub enum Found {
 
 #[derive(Clone)]
 pub struct Runtime {
-    /// The program whose first argument may be `shim`.
+    /// See [`kfbox_shim`].
     pub shim_executable: PathBuf,
     pub runtime_root: PathBuf,
     pub hierarchies: Arc<Hierarchies>,
@@ -162,7 +162,6 @@ impl Runtime {
         let config: ShimConfig = records::read(&dir.join(SHIM_CONFIG)).map_err(RuntimeError::at(dir))?;
         let errors = File::create(dir.join("shim.log")).map_err(RuntimeError::at(dir))?;
         let mut child = Command::new(&self.shim_executable)
-            .arg("shim")
             .arg("--state-dir")
             .arg(dir)
             .env_clear()
@@ -221,12 +220,12 @@ impl Runtime {
     /// The process namespace that a pod's containers share, kept alive by a process of its own in this cgroup; made where
     /// it is missing. Blocking.
     pub fn shared_processes(&self, folder: &Path, cgroup: &str) -> Result<PathBuf, RuntimeError> {
-        let kept = folder.join(pause::NAMESPACE);
-        if records::read(&folder.join(pause::RECORD)).is_ok_and(|process: ProcessRef| process.runs()) {
+        let kept = folder.join(PAUSE_NAMESPACE);
+        if records::read(&folder.join(PAUSE)).is_ok_and(|process: ProcessRef| process.runs()) {
             return Ok(kept);
         }
         // A namespace whose first process is gone takes nobody any more.
-        crate::sandbox::forget(&kept);
+        crate::shim::kept::forget(&kept);
         self.finish(&["pause".as_ref(), folder.as_os_str(), cgroup.as_ref()], RuntimeError::Pause)?;
         Ok(kept)
     }
@@ -234,7 +233,7 @@ impl Runtime {
     /// The namespaces of a pod with users of its own, kept in this folder; made where they are missing. `first` is the
     /// host's id of the pod's root. Returns the network's. Blocking.
     pub fn own_users(&self, folder: &Path, first: u32, hostname: &str) -> Result<PathBuf, RuntimeError> {
-        if !crate::sandbox::is_namespace(&folder.join("user")) {
+        if !crate::shim::kept::is_namespace(&folder.join("user")) {
             fs::create_dir_all(folder).map_err(RuntimeError::at(folder))?;
             let first = first.to_string();
             self.finish(
@@ -248,7 +247,6 @@ impl Runtime {
     /// Runs a subcommand of the shim that ends by itself; what it says on standard error is why it failed. Blocking.
     fn finish(&self, arguments: &[&OsStr], failure: fn(String) -> RuntimeError) -> Result<(), RuntimeError> {
         let output = std::process::Command::new(&self.shim_executable)
-            .arg("shim")
             .args(arguments)
             .env_clear()
             .current_dir("/")
@@ -394,7 +392,6 @@ impl Runtime {
         ours.set_nonblocking(true).map_err(spawn)?;
         let ours = UnixStream::from_std(ours).map_err(spawn)?;
         let mut child = Command::new(&self.shim_executable)
-            .arg("shim")
             .arg("exec")
             .env_clear()
             .current_dir("/")

@@ -2,10 +2,14 @@
 //! them. Kept by mounts below the run directory, so it outlives the daemon.
 //! Upstream: <https://kubernetes.io/docs/concepts/services-networking/dns-pod-service/>
 
-use crate::{oci::PodNamespaces, volumes::is_mount_point};
+use crate::{
+    oci::PodNamespaces,
+    shim::kept::{KeepError, is_namespace, keep},
+    volumes::is_mount_point,
+};
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use nix::{
-    mount::{MntFlags, MsFlags, mount, umount2},
+    mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
 };
 use std::{
@@ -107,26 +111,9 @@ fn make(name: &str, ipc: Option<&Path>, uts: Option<&Path>) -> Result<(), Sandbo
         if is_namespace(path) {
             continue;
         }
-        keep(&own.join(kind), path)?;
+        keep(&own.join(kind), path).map_err(|KeepError { what, path, source }| SandboxError { what, path, source })?;
     }
     Ok(())
-}
-
-/// Keeps a namespace at a path, in place of one that was there.
-pub fn keep(namespace: &Path, path: &Path) -> Result<(), SandboxError> {
-    forget(path);
-    fs::File::create(path).map_err(at("cannot create", path))?;
-    mount(Some(namespace), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
-        .map_err(|e| at("cannot keep the namespace", path)(e.into()))
-}
-
-pub fn forget(path: &Path) {
-    while umount2(path, MntFlags::MNT_DETACH).is_ok() {}
-}
-
-pub fn is_namespace(path: &Path) -> bool {
-    const NSFS_MAGIC: u32 = 0x6e73_6673;
-    nix::sys::statfs::statfs(path).is_ok_and(|s| u32::try_from(s.filesystem_type().0).is_ok_and(|t| t == NSFS_MAGIC))
 }
 
 /// Writes the pod's `/etc/hosts`, `/etc/hostname` and `/etc/resolv.conf`. Blocking.

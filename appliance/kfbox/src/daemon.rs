@@ -568,7 +568,6 @@ fn node_config(config: &Config, node_name: &str) -> anyhow::Result<NodeConfig> {
         mtu: 0,
         run_dir: run_dir.clone(),
     };
-    let shim = std::env::current_exe().context("the path of this program")?;
     Ok(NodeConfig {
         node_name: node_name.to_owned(),
         devices: config.devices(),
@@ -580,7 +579,7 @@ fn node_config(config: &Config, node_name: &str) -> anyhow::Result<NodeConfig> {
             pull_enabled: !config.images.offline,
             ..proxies()
         },
-        ..NodeConfig::new(config.data_dir.clone(), run_dir, &config.instance, shim, network)
+        ..NodeConfig::new(config.data_dir.clone(), run_dir, &config.instance, network)
     })
 }
 

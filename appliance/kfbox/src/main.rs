@@ -3,9 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    // Before anything starts a thread: a shim is one single-threaded process a container.
-    if let Some(code) = kfbox::shim(std::env::args_os().skip(1)) {
-        return code;
-    }
     kfbox::cli::main()
 }

@@ -6,7 +6,7 @@ use crate::{
     pod::{adopt, launch::log_path, record::uid, status},
     process::readable,
     runtime::Handle,
-    shim::rotated_log,
+    shim::records::rotated_log,
 };
 use bytes::{Bytes, BytesMut};
 use futures::{StreamExt, stream::BoxStream};

@@ -62,15 +62,13 @@ const CHANGES: usize = 1024;
 
 #[derive(Debug, Clone)]
 pub struct NodeConfig {
-    /// Volumes, logs and container state go to `pods/`, images to `images/`.
+    /// Volumes, logs and container state go to `pods/`, images to `images/`, the program of containers to `shim/`.
     pub data_dir: PathBuf,
     /// `/run/kfbox/INSTANCE`: gets a tmpfs of its own.
     pub run_dir: PathBuf,
     /// Names the cgroup parent; tells two boxes on one machine apart.
     pub instance: String,
     pub node_name: String,
-    /// The program whose hidden subcommand is `shim`.
-    pub shim_executable: PathBuf,
     pub network: NetworkConfig,
     pub dns: dns::DnsConfig,
     pub images: ImageConfig,
@@ -97,20 +95,13 @@ const FIRST_USER_ID: u32 = 0x4000_0000;
 
 impl NodeConfig {
     /// The defaults for everything that has one.
-    pub fn new(
-        data_dir: PathBuf,
-        run_dir: PathBuf,
-        instance: &str,
-        shim_executable: PathBuf,
-        network: NetworkConfig,
-    ) -> Self {
+    pub fn new(data_dir: PathBuf, run_dir: PathBuf, instance: &str, network: NetworkConfig) -> Self {
         let devices = DevicesConfig::new(&data_dir);
         Self {
             data_dir,
             run_dir,
             instance: instance.into(),
             node_name: instance.into(),
-            shim_executable,
             network,
             dns: dns::DnsConfig::default(),
             images: ImageConfig::default(),
@@ -196,6 +187,8 @@ impl Node {
             mount(Some("kfbox"), &config.run_dir, Some("tmpfs"), flags, Some("mode=0700"))
                 .map_err(|e| at(&config.run_dir)(e.into()))?;
         }
+        let shims = config.data_dir.join("shim");
+        let shim_executable = crate::program::install(&shims).map_err(at(&shims))?;
         let images_dir = config.data_dir.join("images");
         let image_config = config.images.clone();
         let opened = tokio::task::spawn_blocking(move || ImageStore::open(&images_dir, image_config));
@@ -215,7 +208,7 @@ impl Node {
         let (changes, _) = broadcast::channel(CHANGES);
         let ctx = Arc::new(Context {
             runtime: Runtime {
-                shim_executable: config.shim_executable.clone(),
+                shim_executable,
                 runtime_root: config.run_dir.join("containers"),
                 hierarchies: Arc::new(Hierarchies::detect()),
                 tasks: tasks.clone(),

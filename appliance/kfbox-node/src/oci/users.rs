@@ -6,34 +6,9 @@
 //! Upstream: <https://kubernetes.io/docs/concepts/workloads/pods/user-namespaces/>
 
 use super::identity::Identity;
-use serde::{Deserialize, Serialize};
+pub use kfbox_shim::users::{IDS, STAGE, Staged, Users, rootfs};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
-
-/// How many ids of the host a pod has: all that 16 bits can name, as the kubelet.
-pub const IDS: u32 = 65_536;
-/// Empty on the host, and the same for every container: each shim sees its own.
-pub const STAGE: &str = "/run/kfbox-stage";
-
-/// What the shim lays out.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Users {
-    /// The host's id of the pod's root; [`IDS`] are the pod's from there on.
-    pub first: u32,
-    /// The kept user namespace.
-    pub namespace: PathBuf,
-    pub staged: Vec<Staged>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Staged {
-    pub source: PathBuf,
-    pub target: PathBuf,
-    /// Files whose owners are to be the pod's. A namespace has none.
-    pub mapped: bool,
-}
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{what} {id} is outside of the pod's user namespace, which has the ids 0 to 65535")]
@@ -47,11 +22,6 @@ pub fn check(identity: &Identity) -> Result<(), OutOfRange> {
     let groups = identity.additional.iter().map(|id| ("the group", *id));
     let all = [("the user", identity.uid), ("the group", identity.gid)].into_iter().chain(groups);
     all.filter(|(_, id)| *id >= IDS).map(|(what, id)| Err(OutOfRange { what, id })).next().unwrap_or(Ok(()))
-}
-
-/// Where the container's root is.
-pub fn rootfs() -> PathBuf {
-    Path::new(STAGE).join("rootfs")
 }
 
 /// Changes a specification to name the stage, and says what must be there.

@@ -229,7 +229,7 @@ pub fn discard(data: &Path, container: &str, attempt: u32) {
         let _ = fs::remove_dir_all(attempt_dir(data, container, old));
         let log = log_path(data, container, old);
         for number in 0..10 {
-            let path = if number == 0 { log.clone() } else { crate::shim::rotated_log(&log, number) };
+            let path = if number == 0 { log.clone() } else { crate::shim::records::rotated_log(&log, number) };
             let _ = fs::remove_file(path);
         }
     }

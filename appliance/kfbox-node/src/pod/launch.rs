@@ -20,7 +20,10 @@ use crate::{
     runtime::{Handle, RuntimeError, Stage},
     sandbox::{self, SandboxError},
     services::policy::{Admission, NotProgrammed},
-    shim::records::{self, Exit, Overlay, SHIM_CONFIG, ShimConfig, Started},
+    shim::{
+        kept,
+        records::{self, Exit, Overlay, SHIM_CONFIG, ShimConfig, Started},
+    },
     volumes::{self, PodDirs, ReadyVolumes, Tokens, VolumeError},
 };
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Secret};
@@ -489,7 +492,10 @@ pub async fn launch(ctx: &Arc<Context>, launch: Launch) -> Result<Launched, Laun
         Stage::Running(started) => {
             // The container has the limit from its first process on; the pod as a whole as soon as its cgroup is there.
             if let Some(limit) = ctx.pod_pids_limit {
-                ctx.runtime.hierarchies.limit_processes(&ctx.cgroup(uid(&pod)), limit);
+                let cgroup = ctx.cgroup(uid(&pod));
+                if let Err(error) = ctx.runtime.hierarchies.limit_processes(&cgroup, limit) {
+                    tracing::warn!(cgroup, %error, "the processes of a pod could not be limited as a whole");
+                }
             }
             ctx.events.pod(&pod, Some(&container), Level::Normal, "Started", format!("Container started: {container}"));
             Ok(Launched::Running(handle, started))
@@ -630,13 +636,13 @@ fn process_namespace(
     let handle = ctx.handles.lock().get(&(uid(pod).to_owned(), target.to_owned())).cloned();
     let Some(Stage::Running(started)) = handle.map(|handle| handle.stage()) else { return Err(missing()) };
     let kept = ctx.dirs(uid(pod)).run.join("ns").join(format!("pid.{container}"));
-    sandbox::keep(Path::new(&format!("/proc/{}/ns/pid", started.init.pid)), &kept)
+    kept::keep(Path::new(&format!("/proc/{}/ns/pid", started.init.pid)), &kept)
         .map_err(|e| LaunchFailure::create(&e))?;
     // Looked at last: what is kept is the container's only if it still had the number then.
     if started.init.runs() {
         Ok(Some(kept))
     } else {
-        sandbox::forget(&kept);
+        kept::forget(&kept);
         Err(missing())
     }
 }

@@ -4,6 +4,7 @@
 
 use super::record::{self, Kind};
 use crate::{
+    cgroup::Limits,
     oci::resources::{self, limit, request},
     quantity,
 };
@@ -96,15 +97,6 @@ pub fn change(container: &Container, has: Option<&ResourceRequirements>) -> Opti
             policy.restart_policy == "RestartContainer" && changed.contains(&policy.resource_name.as_str())
         });
     Some(if restarts { Change::Restart } else { Change::InPlace })
-}
-
-/// What the kernel is told, as [`resources::resources`] tells it at the start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    pub cpu_shares: u64,
-    /// Microseconds in each period.
-    pub cpu_quota: Option<(u64, u64)>,
-    pub memory_bytes: Option<u64>,
 }
 
 pub fn limits(container: &Container) -> Limits {

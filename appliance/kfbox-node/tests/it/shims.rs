@@ -1,6 +1,6 @@
 //! The shim by itself: create, log, exit code, failure, kill, exec; and how long it takes beside crun.
 
-use crate::world::{SHIM, busybox, eventually, unique};
+use crate::world::{busybox, eventually, unique};
 use k8s_openapi::api::core::v1::{Container, PodSpec};
 use kfbox_base::Tasks;
 use kfbox_node::{
@@ -29,7 +29,7 @@ impl Bench {
         let dir = tempfile::tempdir().unwrap();
         busybox(&dir.path().join("lower"));
         let runtime = Runtime {
-            shim_executable: SHIM.into(),
+            shim_executable: kfbox_node::program::install(&dir.path().join("shim")).unwrap(),
             runtime_root: dir.path().join("run"),
             hierarchies: Arc::new(Hierarchies::detect()),
             tasks: Tasks::new(),
@@ -112,8 +112,8 @@ async fn a_container_whose_daemon_was_killed_meanwhile_is_not_lost() {
     let dir = bench.prepare("c", &["sh", "-c", "echo out; sleep 0.2; exit 7"], false);
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
-    let mut shim = tokio::process::Command::new(SHIM);
-    shim.args(["shim".as_ref(), "--state-dir".as_ref(), dir.as_os_str()]).current_dir(&dir).stdout(writer);
+    let mut shim = tokio::process::Command::new(&bench.runtime.shim_executable);
+    shim.args(["--state-dir".as_ref(), dir.as_os_str()]).current_dir(&dir).stdout(writer);
     let mut shim = shim.spawn().unwrap();
     let come = |dir: &Path| fs::read(dir.join("lock")).is_ok_and(|who| !who.is_empty());
     eventually("the shim has come", || come(&dir)).await;
@@ -126,8 +126,8 @@ async fn a_container_whose_daemon_was_killed_meanwhile_is_not_lost() {
     let dir = bench.prepare("d", &["/no/such/program"], false);
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
-    let mut shim = tokio::process::Command::new(SHIM);
-    shim.args(["shim".as_ref(), "--state-dir".as_ref(), dir.as_os_str()]).current_dir(&dir).stdout(writer);
+    let mut shim = tokio::process::Command::new(&bench.runtime.shim_executable);
+    shim.args(["--state-dir".as_ref(), dir.as_os_str()]).current_dir(&dir).stdout(writer);
     let mut shim = shim.spawn().unwrap();
     eventually("the shim has come", || come(&dir)).await;
     let Found::Container(mut handle) = bench.runtime.adopt(&dir).await.unwrap() else { panic!("lost") };
@@ -144,7 +144,8 @@ async fn a_shim_that_comes_too_late_runs_nothing() {
     let begin = |dir: &Path| {
         // Launched, but not yet there: a loaded machine.
         let mut command = tokio::process::Command::new("/bin/sh");
-        let script = format!("read word; exec {SHIM} shim --state-dir {}", dir.display());
+        let script =
+            format!("read word; exec {} --state-dir {}", bench.runtime.shim_executable.display(), dir.display());
         command.args(["-c", &script]).current_dir(dir).stdin(std::process::Stdio::piped());
         command.stderr(std::process::Stdio::piped()).spawn().unwrap()
     };

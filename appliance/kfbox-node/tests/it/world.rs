@@ -14,7 +14,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::{Value, json};
 use std::{
     fs,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -22,7 +22,6 @@ use std::{
     time::Duration,
 };
 
-pub const SHIM: &str = env!("CARGO_BIN_EXE_kfbox-shim");
 /// Long enough for a loaded machine; nothing waits for it when things go well.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -101,8 +100,7 @@ impl World {
             mtu: 0,
             run_dir: dir.path().join("run"),
         };
-        let mut config =
-            NodeConfig::new(dir.path().join("data"), dir.path().join("run"), &instance, PathBuf::from(SHIM), network);
+        let mut config = NodeConfig::new(dir.path().join("data"), dir.path().join("run"), &instance, network);
         config.log_max_bytes = 1 << 20;
         config.eviction = Self::calm();
         change(&mut config);

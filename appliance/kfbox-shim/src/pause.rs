@@ -1,4 +1,4 @@
-//! `shim pause`: the first process of a pod's shared process namespace. It does nothing but reap, so that the namespace
+//! `kfbox-shim pause`: the first process of a pod's shared process namespace. It does nothing but reap, so that the namespace
 //! lives as long as the pod, and ends with a kill.
 //!
 //! Guarantees: it has no capability, no user of the machine's, an empty root of its own and a program that cannot be
@@ -7,7 +7,10 @@
 #![expect(unsafe_code, reason = "fork and signal dispositions; the process has a single thread")]
 
 use super::{ShimError, fds, records};
-use crate::{cgroup::Hierarchies, shim::records::ProcessRef};
+use crate::{
+    cgroup::Hierarchies,
+    records::{PAUSE as RECORD, PAUSE_NAMESPACE as NAMESPACE, ProcessRef},
+};
 use nix::{
     fcntl::OFlag,
     mount::{MntFlags, MsFlags, mount, umount2},
@@ -31,8 +34,6 @@ use std::{
 
 /// The user that upstream's pause image has.
 const USER: u32 = 65_535;
-pub const RECORD: &str = "pause.json";
-pub const NAMESPACE: &str = "pid";
 const ROOT: &str = "pause-root";
 
 /// Starts the process, keeps its namespace at `DIR/pid` and its number in `DIR/pause.json`.

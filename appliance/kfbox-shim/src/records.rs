@@ -3,7 +3,7 @@
 //! `shim.json` and `config.json` are there before the shim starts; `started.json` appears when the container runs;
 //! `exit.json` when it ended or could not be created. A record either is whole or is not there.
 
-use crate::oci::users::Users;
+use crate::users::Users;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
     fs,
@@ -16,6 +16,9 @@ pub const STARTED: &str = "started.json";
 pub const EXIT: &str = "exit.json";
 pub const LOCK: &str = "lock";
 pub const ATTACH_SOCKET: &str = "attach.sock";
+/// In a pod's folder: the process that keeps its shared process namespace, and the namespace.
+pub const PAUSE: &str = "pause.json";
+pub const PAUSE_NAMESPACE: &str = "pid";
 
 /// What the shim needs to know beside the OCI `config.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -147,6 +150,13 @@ pub fn write<T: Serialize>(path: &Path, value: &T) -> io::Result<fs::File> {
     file.write_all(&text)?;
     fs::rename(&temporary, path)?;
     Ok(file)
+}
+
+/// Where the `number`th older file of a log is.
+pub fn rotated_log(path: &Path, number: u32) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{number}"));
+    name.into()
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! `shim users DIR FIRST HOSTNAME`: a user namespace of a pod's own, and with it the namespaces that must belong to it:
+//! `kfbox-shim users DIR FIRST HOSTNAME`: a user namespace of a pod's own, and with it the namespaces that must belong to it:
 //! network, IPC and host name. Kept at `DIR/user`, `DIR/net`, `DIR/ipc` and `DIR/uts`.
 //!
 //! Guarantee: `DIR/user` appears last, so where it is kept the others are. Assumption: the process has a single thread,
@@ -7,7 +7,7 @@
 #![expect(unsafe_code, reason = "fork; the process has a single thread")]
 
 use super::{ShimError, fds};
-use crate::{oci::users::IDS, sandbox};
+use crate::{kept, users::IDS};
 use nix::{
     fcntl::OFlag,
     sched::{CloneFlags, unshare},
@@ -68,7 +68,7 @@ fn keep(dir: &Path, first: u32, child: Pid, told: &OwnedFd, start: &OwnedFd) -> 
     let _ = write(start, b"g");
     expect(told, ALL_MADE)?;
     for kind in ["net", "ipc", "uts", "user"] {
-        sandbox::keep(Path::new(&format!("/proc/{child}/ns/{kind}")), &dir.join(kind))
+        kept::keep(Path::new(&format!("/proc/{child}/ns/{kind}")), &dir.join(kind))
             .map_err(|error| ShimError::Container(error.to_string()))?;
     }
     Ok(())

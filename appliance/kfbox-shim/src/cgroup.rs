@@ -2,11 +2,19 @@
 //! something in them, and their removal. Creating them and setting limits is libcontainer's part.
 //! Upstream: <https://docs.kernel.org/admin-guide/cgroup-v1/>, <https://docs.kernel.org/admin-guide/cgroup-v2.html>
 
-use crate::pod::resize::Limits;
 use std::{
     fs, io,
     path::{Path, PathBuf},
 };
+
+/// What the kernel is told of a container's limits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    pub cpu_shares: u64,
+    /// Microseconds in each period.
+    pub cpu_quota: Option<(u64, u64)>,
+    pub memory_bytes: Option<u64>,
+}
 
 /// Where the hierarchies are mounted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -131,11 +139,9 @@ impl Hierarchies {
     }
 
     /// Limits the processes and threads below a cgroup that is there already, as far as its hierarchy counts them.
-    pub fn limit_processes(&self, cgroup: &str, limit: i64) {
+    pub fn limit_processes(&self, cgroup: &str, limit: i64) -> io::Result<()> {
         let dir = if self.unified() { self.v2_dir(cgroup) } else { self.v1_dir("pids", cgroup) };
-        if let Some(Err(error)) = dir.map(|dir| fs::write(dir.join("pids.max"), limit.to_string())) {
-            tracing::warn!(cgroup, %error, "the processes of a pod could not be limited as a whole");
-        }
+        dir.map_or(Ok(()), |dir| fs::write(dir.join("pids.max"), limit.to_string()))
     }
 
     pub fn usage(&self, cgroup: &str) -> Option<Usage> {

@@ -13,7 +13,7 @@ use super::{
     },
     stage, timestamp,
 };
-use crate::{cgroup::Hierarchies, oci::users::Users};
+use crate::{cgroup::Hierarchies, users::Users};
 use libcontainer::{
     container::{Container, builder::ContainerBuilder},
     oci_spec::runtime::{LinuxSeccomp, Spec},

@@ -9,7 +9,7 @@ use super::{
     frames::{Channel, ExecRequest, Outcome},
     records::{self, SHIM_CONFIG, ShimConfig},
 };
-use crate::oci::users::Users;
+use crate::users::Users;
 use libcontainer::{
     container::builder::ContainerBuilder,
     oci_spec::runtime::{LinuxNamespaceType, LinuxSeccomp, Spec},

@@ -2,7 +2,7 @@
 //!
 //! Invariant: a full disk or a vanished folder loses log lines but never blocks the container.
 
-use super::timestamp;
+use crate::{records::rotated_log as rotated, timestamp};
 use std::{
     fs::{self, File, OpenOptions},
     io::Write,
@@ -127,13 +127,6 @@ impl Log {
         self.file = OpenOptions::new().create(true).append(true).open(&self.path).ok();
         self.written = 0;
     }
-}
-
-/// Where the `number`th older file of a log is.
-pub fn rotated(path: &Path, number: u32) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(format!(".{number}"));
-    name.into()
 }
 
 #[cfg(test)]

@@ -1,30 +1,11 @@
-//! One single-threaded process a container: it creates the container with libcontainer, keeps its log and its exit
-//! code, and outlives the daemon.
-//!
-//! Guarantees: the log follows the CRI log format; `exit.json` appears atomically and exactly once; the process ends
-//! right after. Assumptions: it is entered before any thread exists, because libcontainer uses raw `clone3` and changes
-//! the working directory.
-//! Upstream: <https://github.com/kubernetes/design-proposals-archive/blob/main/node/kubelet-cri-logging.md>
+//! What the program does with its arguments.
 
-mod attach;
-mod container;
-mod exec;
-mod fds;
-pub mod frames;
-mod log;
-pub mod pause;
-pub mod records;
-mod stage;
-pub mod timestamp;
-mod users;
-
-pub use log::rotated as rotated_log;
-
+use super::{container, exec, namespaces, pause};
 use std::{ffi::OsString, path::PathBuf};
 
-/// Entry of the hidden subcommand: `shim --state-dir DIR` runs one container, `shim exec` runs one more process in a
-/// container, speaking [`frames`] on standard input; `shim pause DIR CGROUP` starts the first process of a pod's shared
-/// process namespace; `shim users DIR FIRST HOSTNAME` makes the namespaces of a pod with a user namespace of its own. Returns
+/// Entry of the program: `--state-dir DIR` runs one container, `exec` runs one more process in a
+/// container, speaking [`crate::frames`] on standard input; `pause DIR CGROUP` starts the first process of a pod's shared
+/// process namespace; `users DIR FIRST HOSTNAME` makes the namespaces of a pod with a user namespace of its own. Returns
 /// the exit status.
 pub fn shim_main(arguments: &[OsString]) -> i32 {
     let outcome = match arguments {
@@ -32,7 +13,7 @@ pub fn shim_main(arguments: &[OsString]) -> i32 {
         [word] if word == "exec" => exec::run(),
         [word, dir, cgroup] if word == "pause" => pause::run(&PathBuf::from(dir), &cgroup.to_string_lossy()),
         [word, dir, first, hostname] if word == "users" => match first.to_string_lossy().parse() {
-            Ok(first) => users::run(&PathBuf::from(dir), first, &hostname.to_string_lossy()),
+            Ok(first) => namespaces::run(&PathBuf::from(dir), first, &hostname.to_string_lossy()),
             Err(_) => Err(ShimError::Usage),
         },
         _ => Err(ShimError::Usage),
@@ -48,7 +29,7 @@ pub fn shim_main(arguments: &[OsString]) -> i32 {
 
 #[derive(Debug, thiserror::Error)]
 pub enum ShimError {
-    #[error("usage: shim --state-dir DIR | shim exec | shim pause DIR CGROUP | shim users DIR FIRST HOSTNAME")]
+    #[error("usage: kfbox-shim --state-dir DIR | exec | pause DIR CGROUP | users DIR FIRST HOSTNAME")]
     Usage,
     #[error("{what} {path}: {source}", path = path.display())]
     File {
@@ -78,7 +59,7 @@ pub enum ShimError {
 }
 
 impl ShimError {
-    fn system(what: &'static str) -> impl FnOnce(nix::Error) -> Self {
+    pub fn system(what: &'static str) -> impl FnOnce(nix::Error) -> Self {
         move |source| Self::System { what, source }
     }
 

@@ -6,7 +6,7 @@
 //! Upstream: <https://docs.kernel.org/filesystems/idmappings.html>
 
 use super::ShimError;
-use crate::oci::users::{STAGE, Staged, Users, rootfs};
+use crate::users::{STAGE, Staged, Users, rootfs};
 use libcontainer::syscall::{
     Syscall, SyscallError,
     linux::{AT_EMPTY_PATH, AT_RECURSIVE, LinuxSyscall, MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_EMPTY_PATH, MountAttr},

@@ -28,6 +28,13 @@ def read_dataset(data: dsl.Input[dsl.Dataset]) -> int:
 
 
 @dsl.component
+def compares(data: dsl.Input[dsl.Dataset], expected: str):
+    with open(data.path) as source:
+        found = source.read()
+    assert found == expected, f"{data.path} holds {found!r}"
+
+
+@dsl.component
 def fails():
     print("about to fail")
     raise SystemExit(3)
@@ -70,6 +77,12 @@ def two_steps(text: str = "hello from the first step"):
     read_dataset(data=made.outputs["data"])
 
 
+@dsl.pipeline(name="imports")
+def imports(uri: str, expected: str):
+    brought = dsl.importer(artifact_uri=uri, artifact_class=dsl.Dataset, reimport=True)
+    compares(data=brought.output, expected=expected)
+
+
 @dsl.pipeline(name="failing")
 def failing():
     fails()
@@ -94,6 +107,7 @@ def describe(run) -> dict:
         "error": run.error.message if run.error else None,
         "tasks": [
             {
+                "id": t.task_id,
                 "name": t.display_name,
                 "state": t.state,
                 "error": t.error.message if t.error else None,
@@ -126,6 +140,11 @@ def main() -> None:
     case = args.case
     if case == "two-steps":
         result = finish(create(two_steps, enable_caching=False))
+    elif case == "two-steps-at":
+        result = finish(create(two_steps, enable_caching=False, pipeline_root=args.argument))
+    elif case == "imports":
+        uri, _, expected = args.argument.partition(" ")
+        result = finish(create(imports, {"uri": uri, "expected": expected}, enable_caching=False))
     elif case == "failing":
         result = finish(create(failing))
     elif case == "missing-image":

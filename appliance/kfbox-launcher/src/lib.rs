@@ -76,8 +76,14 @@ pub(crate) struct Input {
     pub uri: String,
     /// Where the step expects it; none when its address has no place in a container.
     pub path: Option<String>,
-    /// None when it lies outside the box's own store.
+    /// None when the daemon does not fetch it.
     pub files: Option<Vec<InputFile>>,
+    /// Why it does not.
+    #[serde(default)]
+    pub problem: Option<String>,
+    /// The step is not to run without it.
+    #[serde(default)]
+    pub fatal: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -118,7 +124,7 @@ pub fn main() -> ExitCode {
         return ExitCode::from(2);
     };
     match Client::new(&url, token) {
-        Ok(client) => ExitCode::from(run(&client, signals)),
+        Ok(client) => ExitCode::from(run(&client.with_credentials(|variable| std::env::var(variable).ok()), signals)),
         Err(error) => {
             say!("KFBOX_TASK_URL: {error}");
             ExitCode::from(2)

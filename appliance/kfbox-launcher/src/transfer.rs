@@ -2,7 +2,7 @@
 //! own path; an upload follows links to files, never to folders.
 
 use crate::{
-    Failure, Input, Output,
+    Failure, Input, InputFile, Output,
     http::{Client, HttpError, encode},
     say,
 };
@@ -40,15 +40,37 @@ fn is_below(path: &str) -> bool {
 /// Fetches one input artifact.
 pub fn fetch(client: &Client, index: usize, input: &Input) -> Result<(), Failure> {
     let Some(files) = &input.files else {
-        say!(
-            "input {} at {} is not in this box's store and is not fetched; the step gets its address only",
-            input.name,
-            input.uri
-        );
+        let why = input.problem.as_deref().unwrap_or("the daemon does not fetch it");
+        if input.fatal {
+            return Err(Failure::Unfit(format!("input {}: {why}", input.name)));
+        }
+        say!("input {} is not fetched, and the step gets its address only: {why}", input.name);
         return Ok(());
     };
+    if input.uri.starts_with("http://") || input.uri.starts_with("https://") {
+        // The SDK takes the address itself for the path. Where that cannot be a file, the step has its address.
+        if let Err(error) = fetch_files(client, index, input, files) {
+            if input.fatal {
+                return Err(error);
+            }
+            say!("input {} is not fetched, and the step gets its address only: {error}", input.name);
+        }
+        return Ok(());
+    }
+    fetch_files(client, index, input, files)
+}
+
+fn fetch_files(client: &Client, index: usize, input: &Input, files: &[InputFile]) -> Result<(), Failure> {
     let Some(target) = &input.path else { return Ok(()) };
     let target = Path::new(target);
+    // The daemon does not say such a path; what it was told may.
+    if target.components().any(|c| c == Component::ParentDir) {
+        return Err(Failure::Unfit(format!(
+            "input {} would lie at {}, which is refused",
+            input.name,
+            target.display()
+        )));
+    }
     if files.is_empty() {
         // The step that should have made it wrote nothing, which is allowed; reading it then fails with its name.
         say!("input {} at {} is empty: the step before wrote nothing there", input.name, input.uri);

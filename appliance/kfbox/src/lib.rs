@@ -9,6 +9,7 @@ mod daemon;
 mod failure;
 mod lock;
 mod memory;
+mod outbound;
 mod pip;
 mod publish;
 

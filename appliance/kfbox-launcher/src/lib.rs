@@ -195,9 +195,12 @@ fn hold(client: &Client, task: &Task, signals: child::Signals) -> u8 {
 
 /// From inputs to a report. An error here is the platform's or the outputs', not the command's.
 fn attempt(client: &Client, task: &Task, signals: child::Signals) -> Result<(Outcome, Value), Failure> {
+    let mut unfetched = Vec::new();
     for (index, input) in task.inputs.iter().enumerate() {
-        transfer::fetch(client, index, input)?;
+        unfetched.extend(transfer::fetch(client, index, input)?);
     }
+    // A command that fails may have missed them.
+    let unfetched = unfetched.join("; ");
     prepare(&task.outputs)?;
     let outcome = child::run(&task.command, signals).map_err(Failure::file(format!(
         "the command {} cannot be started",
@@ -205,8 +208,10 @@ fn attempt(client: &Client, task: &Task, signals: child::Signals) -> Result<(Out
     )))?;
     let report = match outcome {
         Outcome::Exited(0) => collect(client, &task.outputs)?,
-        Outcome::Exited(code) => json!({"succeeded": false, "exitCode": code}),
-        Outcome::Signaled(signal) => json!({"succeeded": false, "exitCode": 128 + signal, "signal": signal}),
+        Outcome::Exited(code) => json!({"succeeded": false, "exitCode": code, "message": unfetched}),
+        Outcome::Signaled(signal) => {
+            json!({"succeeded": false, "exitCode": 128 + signal, "signal": signal, "message": unfetched})
+        }
     };
     Ok((outcome, report))
 }

@@ -37,15 +37,19 @@ fn is_below(path: &str) -> bool {
     Path::new(path).components().all(|c| matches!(c, Component::Normal(_)))
 }
 
-/// Fetches one input artifact.
-pub fn fetch(client: &Client, index: usize, input: &Input) -> Result<(), Failure> {
+/// Fetches one input artifact. Some are fetched only if they can be: why one is not is returned, and said.
+pub fn fetch(client: &Client, index: usize, input: &Input) -> Result<Option<String>, Failure> {
+    let unfetched = |why: String| {
+        let told = format!("input {} is not fetched, and the step gets its address only: {why}", input.name);
+        say!("{told}");
+        Ok(Some(told))
+    };
     let Some(files) = &input.files else {
         let why = input.problem.as_deref().unwrap_or("the daemon does not fetch it");
         if input.fatal {
             return Err(Failure::Unfit(format!("input {}: {why}", input.name)));
         }
-        say!("input {} is not fetched, and the step gets its address only: {why}", input.name);
-        return Ok(());
+        return unfetched(why.to_owned());
     };
     if input.uri.starts_with("http://") || input.uri.starts_with("https://") {
         // The SDK takes the address itself for the path. Where that cannot be a file, the step has its address.
@@ -53,11 +57,11 @@ pub fn fetch(client: &Client, index: usize, input: &Input) -> Result<(), Failure
             if input.fatal {
                 return Err(error);
             }
-            say!("input {} is not fetched, and the step gets its address only: {error}", input.name);
+            return unfetched(error.to_string());
         }
-        return Ok(());
+        return Ok(None);
     }
-    fetch_files(client, index, input, files)
+    fetch_files(client, index, input, files).map(|()| None)
 }
 
 fn fetch_files(client: &Client, index: usize, input: &Input, files: &[InputFile]) -> Result<(), Failure> {

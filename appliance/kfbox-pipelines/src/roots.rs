@@ -32,7 +32,9 @@ pub fn split_any(uri: &str) -> Option<(&str, &str, &str)> {
         return None;
     }
     let (bucket, key) = rest.split_once('/')?;
-    let clean = !bucket.is_empty()
+    // A bucket may become part of a host's name.
+    let clean = bucket.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && bucket.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
         && !key.is_empty()
         && !uri.contains(['?', '#', '\\', '\0'])
         && key.split('/').all(|part| !matches!(part, "" | "." | ".."));
@@ -133,6 +135,8 @@ mod tests {
             format!("{mine}/x?y"),
             "gs://mlpipeline/v2/artifacts/ann/x".to_owned(),
             "file:///etc/passwd".to_owned(),
+            "s3://a@b.example:80/x".to_owned(),
+            "s3://../x".to_owned(),
         ] {
             assert!(roots.object("ann", &outside).is_none(), "{outside}");
             assert!(!roots.inside("ann", &outside), "{outside}");

@@ -27,11 +27,19 @@ use std::{
 use tokio::{net::TcpStream, time::Sleep};
 use url::{Host, Url};
 
-const CONNECT: Duration = Duration::from_secs(10);
-/// Until the head of an answer, what is sent included. Less than a launcher waits (120 s).
-const ANSWER: Duration = Duration::from_secs(100);
-/// Between two pieces of an answer's body.
-const SILENCE: Duration = Duration::from_secs(60);
+/// How long is waited.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    pub connect: Duration,
+    /// Until the head of an answer, what is sent included.
+    pub answer: Duration,
+    /// Between two pieces of an answer's body.
+    pub silence: Duration,
+}
+
+/// Less than a launcher waits (120 s).
+const PATIENCE: Patience =
+    Patience { connect: Duration::from_secs(10), answer: Duration::from_secs(100), silence: Duration::from_secs(60) };
 const IDLE: Duration = Duration::from_secs(15);
 
 /// Where the daemon may connect to for others.
@@ -145,7 +153,7 @@ impl Guarded {
         let scheme = uri.scheme_str().unwrap_or("http");
         let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_ascii_lowercase();
         let port = uri.port_u16().unwrap_or(if scheme == "https" { 443 } else { 80 });
-        let found = tokio::time::timeout(CONNECT, tokio::net::lookup_host((host.as_str(), port))).await;
+        let found = tokio::time::timeout(PATIENCE.connect, tokio::net::lookup_host((host.as_str(), port))).await;
         let found = found.map_err(|_| format!("the name {host} was not resolved in time"))?;
         let found = found.map_err(|e| format!("the name {host} cannot be resolved: {e}"))?;
         let named = self.0.is_named(scheme, &host, port);
@@ -160,14 +168,15 @@ impl Guarded {
                 continue;
             }
             tried = true;
-            match tokio::time::timeout(CONNECT, TcpStream::connect(address)).await {
+            match tokio::time::timeout(PATIENCE.connect, TcpStream::connect(address)).await {
                 Ok(Ok(stream)) => {
                     stream.set_nodelay(true)?;
                     return Ok(TokioIo::new(stream));
                 }
                 Ok(Err(error)) => last = format!("{host} cannot be reached: {error}").into(),
                 Err(_) => {
-                    last = format!("{host} cannot be reached: nothing answered within {} s", CONNECT.as_secs()).into()
+                    last = format!("{host} cannot be reached: nothing answered within {} s", PATIENCE.connect.as_secs())
+                        .into()
                 }
             }
         }
@@ -216,11 +225,11 @@ pub enum OutboundError {
 }
 
 /// A client within the policy. Cheap to clone; clones share their connections.
-pub struct Outbound<B>(Client<HttpsConnector<Guarded>, B>);
+pub struct Outbound<B>(Client<HttpsConnector<Guarded>, B>, Patience);
 
 impl<B> Clone for Outbound<B> {
     fn clone(&self) -> Self {
-        Self(self.0.clone())
+        Self(self.0.clone(), self.1)
     }
 }
 
@@ -249,18 +258,23 @@ where
             .https_or_http()
             .enable_http1()
             .wrap_connector(Guarded(policy));
-        Ok(Self(
-            Client::builder(TokioExecutor::new()).pool_idle_timeout(IDLE).pool_max_idle_per_host(4).build(connector),
-        ))
+        let mut client = Client::builder(TokioExecutor::new());
+        client.pool_idle_timeout(IDLE).pool_max_idle_per_host(4);
+        Ok(Self(client.build(connector), PATIENCE))
+    }
+
+    #[cfg(test)]
+    pub fn with_patience(self, patience: Patience) -> Self {
+        Self(self.0, patience)
     }
 
     pub async fn send(&self, request: Request<B>) -> Result<Response<Patient>, OutboundError> {
         let host = request.uri().host().unwrap_or("?").to_owned();
-        let answered = tokio::time::timeout(ANSWER, self.0.request(request)).await;
+        let answered = tokio::time::timeout(self.1.answer, self.0.request(request)).await;
         let answered =
-            answered.map_err(|_| OutboundError::Timeout { host: host.clone(), seconds: ANSWER.as_secs() })?;
+            answered.map_err(|_| OutboundError::Timeout { host: host.clone(), seconds: self.1.answer.as_secs() })?;
         match answered {
-            Ok(response) => Ok(response.map(|body| Patient::new(body, host))),
+            Ok(response) => Ok(response.map(|body| Patient::new(body, host, self.1.silence))),
             Err(error) => Err(explained(&error, host)),
         }
     }
@@ -293,12 +307,13 @@ fn explained(error: &hyper_util::client::legacy::Error, host: String) -> Outboun
 pub struct Patient {
     body: Incoming,
     until: Pin<Box<Sleep>>,
+    silence: Duration,
     host: String,
 }
 
 impl Patient {
-    fn new(body: Incoming, host: String) -> Self {
-        Self { body, until: Box::pin(tokio::time::sleep(SILENCE)), host }
+    fn new(body: Incoming, host: String, silence: Duration) -> Self {
+        Self { body, until: Box::pin(tokio::time::sleep(silence)), silence, host }
     }
 }
 
@@ -313,7 +328,7 @@ impl Body for Patient {
         let this = &mut *self;
         match Pin::new(&mut this.body).poll_frame(context) {
             Poll::Ready(Some(Ok(frame))) => {
-                this.until.as_mut().reset(tokio::time::Instant::now() + SILENCE);
+                this.until.as_mut().reset(tokio::time::Instant::now() + this.silence);
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(error))) => {
@@ -323,7 +338,7 @@ impl Body for Patient {
             Poll::Ready(None) => Poll::Ready(None),
             Poll::Pending if this.until.as_mut().poll(context).is_ready() => {
                 let host = this.host.clone();
-                Poll::Ready(Some(Err(OutboundError::Timeout { host, seconds: SILENCE.as_secs() })))
+                Poll::Ready(Some(Err(OutboundError::Timeout { host, seconds: this.silence.as_secs() })))
             }
             Poll::Pending => Poll::Pending,
         }

@@ -61,8 +61,21 @@ impl OutsideArtifacts {
         Ok(Self { client })
     }
 
-    fn s3(&self, store: &S3Store) -> object_store::Result<(Arc<dyn ObjectStore>, String)> {
+    fn s3(&self, store: &S3Store) -> Result<(Arc<dyn ObjectStore>, String), StoreError> {
         let S3Store { bucket, endpoint, region, path_style, max_retries, keys } = store;
+        let name = format!("{}, bucket {bucket}", endpoint.as_deref().unwrap_or("Amazon S3"));
+        // The library takes these for granted.
+        let wrong = |what: &str| StoreError::Outside(format!("{name}: {what}"));
+        if !is_word(region) {
+            return Err(wrong("the region is no name of a region"));
+        }
+        let endpoint = endpoint.as_ref().map(|endpoint| match (path_style, endpoint.split_once("://")) {
+            (false, Some((scheme, host))) => format!("{scheme}://{bucket}.{host}"),
+            _ => endpoint.clone(),
+        });
+        if endpoint.as_ref().is_some_and(|e| e.parse::<Url>().ok().is_none_or(|u| !u.has_host())) {
+            return Err(wrong("the endpoint is no address"));
+        }
         let mut builder = AmazonS3Builder::new()
             .with_bucket_name(bucket)
             .with_region(region)
@@ -71,26 +84,26 @@ impl OutsideArtifacts {
             .with_client_options(ClientOptions::new().with_allow_http(true))
             .with_retry(retries(*max_retries))
             .with_http_connector(Connector(self.client.clone()));
-        let name = endpoint.as_deref().unwrap_or("Amazon S3").to_owned();
         if let Some(endpoint) = endpoint {
-            builder = builder.with_endpoint(match (path_style, endpoint.split_once("://")) {
-                (false, Some((scheme, host))) => format!("{scheme}://{bucket}.{host}"),
-                _ => endpoint.clone(),
-            });
+            builder = builder.with_endpoint(endpoint);
         }
         // Given also when nothing is signed: without, the library would ask the machine's cloud who it is.
         let credential = match keys {
             None => AwsCredential { key_id: String::new(), secret_key: String::new(), token: None },
-            Some(keys) => AwsCredential {
-                key_id: keys.access.clone(),
-                secret_key: keys.secret.reveal().to_owned(),
-                token: keys.session.as_ref().map(|s| s.reveal().to_owned()),
-            },
+            Some(keys) => {
+                let session = keys.session.as_ref().map(|s| s.reveal().to_owned());
+                if !is_word(&keys.access) || session.as_ref().is_some_and(|s| !is_word(s)) {
+                    return Err(wrong("its access key holds what no key holds, such as a space"));
+                }
+                let (key_id, secret_key) = (keys.access.clone(), keys.secret.reveal().to_owned());
+                AwsCredential { key_id, secret_key, token: session }
+            }
         };
         builder = builder
             .with_credentials(Arc::new(StaticCredentialProvider::new(credential)))
             .with_skip_signature(keys.is_none());
-        Ok((Arc::new(builder.build()?), format!("{name}, bucket {bucket}")))
+        let store = builder.build().map_err(|e| wrong(&words(&e)))?;
+        Ok((Arc::new(store), name))
     }
 
     fn gcs(&self, bucket: &str, key: Option<&str>) -> Result<(Arc<dyn ObjectStore>, String), StoreError> {
@@ -115,6 +128,11 @@ impl OutsideArtifacts {
 }
 
 const RETRIES_OF_GCS: u32 = 5;
+
+/// What may be part of a header's value.
+fn is_word(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic())
+}
 
 /// Only keys of service accounts: the other kinds of Google's credentials name files and programs of the machine that
 /// uses them.
@@ -143,9 +161,7 @@ fn retries(most: u32) -> RetryConfig {
 impl OutsideStores for OutsideArtifacts {
     fn open(&self, store: &OutsideStore) -> Result<Arc<dyn ArtifactStore>, StoreError> {
         let (store, name) = match store {
-            OutsideStore::S3(s3) => {
-                self.s3(s3).map_err(|e| StoreError::Outside(format!("bucket {}: {}", s3.bucket, words(&e))))?
-            }
+            OutsideStore::S3(s3) => self.s3(s3)?,
             OutsideStore::Gcs { bucket, key } => self.gcs(bucket, key.as_ref().map(|k| k.reveal()))?,
             OutsideStore::Web { url } => {
                 let url = url.parse().map_err(|_| StoreError::Outside("the address is no URL".into()))?;
@@ -309,8 +325,8 @@ impl ArtifactStore for Opened {
                     Ok(all)
                 }
                 // Who may read a file need not be let to look round.
-                (Some(one), Err(_)) => Ok(vec![one]),
-                (None, Err(error)) => Err(self.failed(error)),
+                (Some(one), Err(object_store::Error::PermissionDenied { .. })) => Ok(vec![one]),
+                (_, Err(error)) => Err(self.failed(error)),
             }
         })
     }
@@ -419,3 +435,6 @@ impl HttpService for Connector {
         Ok(answer.map(|body| HttpResponseBody::new(body.map_err(http_error))))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -78,9 +78,28 @@ def two_steps(text: str = "hello from the first step"):
 
 
 @dsl.pipeline(name="imports")
-def imports(uri: str, expected: str):
+def imports(store: str, in_store: str, web: str, moved: str, on_web: str):
+    for uri, expected in ((store, in_store), (web, on_web), (moved, on_web)):
+        brought = dsl.importer(artifact_uri=uri, artifact_class=dsl.Dataset, reimport=True)
+        compares(data=brought.output, expected=expected)
+
+
+@dsl.pipeline(name="import-one")
+def import_one(uri: str, expected: str = ""):
     brought = dsl.importer(artifact_uri=uri, artifact_class=dsl.Dataset, reimport=True)
     compares(data=brought.output, expected=expected)
+
+
+def two_steps_with_keys(access: str, secret: str):
+    """The environment is part of what is compiled."""
+
+    @dsl.pipeline(name="two-steps-with-keys")
+    def pipeline(text: str = "hello from the first step"):
+        made = write_dataset(text=text)
+        for step in (made, read_dataset(data=made.outputs["data"])):
+            step.set_env_variable("AWS_ACCESS_KEY_ID", access).set_env_variable("AWS_SECRET_ACCESS_KEY", secret)
+
+    return pipeline
 
 
 @dsl.pipeline(name="failing")
@@ -140,11 +159,13 @@ def main() -> None:
     case = args.case
     if case == "two-steps":
         result = finish(create(two_steps, enable_caching=False))
-    elif case == "two-steps-at":
-        result = finish(create(two_steps, enable_caching=False, pipeline_root=args.argument))
+    elif case == "two-steps-with-keys":
+        root, access, secret = args.argument.split(" ")
+        result = finish(create(two_steps_with_keys(access, secret), enable_caching=False, pipeline_root=root))
     elif case == "imports":
-        uri, _, expected = args.argument.partition(" ")
-        result = finish(create(imports, {"uri": uri, "expected": expected}, enable_caching=False))
+        result = finish(create(imports, json.loads(args.argument), enable_caching=False))
+    elif case == "import-one":
+        result = finish(create(import_one, {"uri": args.argument}, enable_caching=False))
     elif case == "failing":
         result = finish(create(failing))
     elif case == "missing-image":

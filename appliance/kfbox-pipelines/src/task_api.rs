@@ -35,7 +35,7 @@ const MAX_REPORT: usize = 16 << 20;
 const MAX_FILES: usize = 100_000;
 /// Less than a launcher waits for an answer.
 const LISTING: Duration = Duration::from_secs(90);
-const GLANCE: Duration = Duration::from_secs(20);
+const GLANCE: Duration = Duration::from_secs(10);
 /// One file of an artifact.
 const MAX_FILE: u64 = 1 << 40;
 

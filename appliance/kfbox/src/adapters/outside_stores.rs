@@ -216,8 +216,8 @@ impl Opened {
             .map_err(|_| StoreError::Outside(format!("{}: {key:?} cannot be the name of an object", self.name)))
     }
 
-    /// As above, of what creates an object: what is missing is the bucket.
-    fn unwritten(&self, error: object_store::Error) -> StoreError {
+    /// As above, of what creates and lists objects: what is missing is the bucket.
+    fn without_bucket(&self, error: object_store::Error) -> StoreError {
         match self.failed(error) {
             StoreError::NotFound => StoreError::Outside(format!("{}: there is no such bucket", self.name)),
             other => other,
@@ -242,10 +242,10 @@ impl Opened {
                 return Err(short(received));
             }
             let payload: PutPayload = all.into_iter().collect();
-            return self.store.put(key, payload).await.map(drop).map_err(|e| self.unwritten(e));
+            return self.store.put(key, payload).await.map(drop).map_err(|e| self.without_bucket(e));
         }
         let part = PART.max(size.div_ceil(MOST_PARTS));
-        let mut upload = self.store.put_multipart(key).await.map_err(|e| self.unwritten(e))?;
+        let mut upload = self.store.put_multipart(key).await.map_err(|e| self.without_bucket(e))?;
         let sent = async {
             let (mut held, mut waiting, mut received) = (Vec::<Bytes>::new(), 0_u64, 0_u64);
             loop {
@@ -326,7 +326,7 @@ impl ArtifactStore for Opened {
                 }
                 // Who may read a file need not be let to look round.
                 (Some(one), Err(object_store::Error::PermissionDenied { .. })) => Ok(vec![one]),
-                (_, Err(error)) => Err(self.failed(error)),
+                (_, Err(error)) => Err(self.without_bucket(error)),
             }
         })
     }

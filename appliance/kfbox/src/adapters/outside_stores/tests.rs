@@ -115,6 +115,7 @@ async fn objects_go_to_s3_and_back_whole_or_not_at_all() {
     }
     let elsewhere = outside.open(&elsewhere).unwrap();
     assert!(told(elsewhere.put("lab", "x", 1, body(vec!["x".into()])).await).contains("no such bucket"));
+    assert!(told(elsewhere.list("lab", "x").await).contains("no such bucket"));
     tasks.stop();
 }
 

@@ -179,13 +179,17 @@ struct Opened {
     name: String,
 }
 
-/// What went wrong, in the words of who knows: of an answer in XML the code and message, of others a piece.
-fn words(error: &dyn std::error::Error) -> String {
+fn innermost<'a>(error: &'a (dyn std::error::Error + 'static)) -> &'a (dyn std::error::Error + 'static) {
     let mut cause = error;
     while let Some(next) = cause.source() {
         cause = next;
     }
-    let said = cause.to_string();
+    cause
+}
+
+/// What went wrong, in the words of who knows: of an answer in XML the code and message, of others a piece.
+fn words(error: &(dyn std::error::Error + 'static)) -> String {
+    let said = innermost(error).to_string();
     let tag = |name: &str| {
         let (_, rest) = said.split_once(&format!("<{name}>"))?;
         rest.split_once(&format!("</{name}>")).map(|(text, _)| text)
@@ -197,12 +201,19 @@ fn words(error: &dyn std::error::Error) -> String {
     told.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_WORDS).collect()
 }
 
+/// The library keeps the status of a refused listing to itself.
+fn is_denied(error: &object_store::Error) -> bool {
+    use object_store::Error as E;
+    matches!(error, E::PermissionDenied { .. } | E::Unauthenticated { .. })
+        || ["401", "403"].iter().any(|status| innermost(error).to_string().contains(&format!("status code: {status}")))
+}
+
 impl Opened {
     fn failed(&self, error: object_store::Error) -> StoreError {
         use object_store::Error as E;
         match error {
             E::NotFound { .. } => StoreError::NotFound,
-            E::PermissionDenied { .. } | E::Unauthenticated { .. } => StoreError::Outside(format!(
+            error if is_denied(&error) => StoreError::Outside(format!(
                 "{} refuses the access: {}; look at its credentials and what they may do",
                 self.name,
                 words(&error)
@@ -325,7 +336,7 @@ impl ArtifactStore for Opened {
                     Ok(all)
                 }
                 // Who may read a file need not be let to look round.
-                (Some(one), Err(object_store::Error::PermissionDenied { .. })) => Ok(vec![one]),
+                (Some(one), Err(error)) if is_denied(&error) => Ok(vec![one]),
                 (_, Err(error)) => Err(self.without_bucket(error)),
             }
         })

@@ -115,7 +115,7 @@ async fn objects_go_to_s3_and_back_whole_or_not_at_all() {
     }
     let elsewhere = outside.open(&elsewhere).unwrap();
     assert!(told(elsewhere.put("lab", "x", 1, body(vec!["x".into()])).await).contains("no such bucket"));
-    assert!(told(elsewhere.list("lab", "x").await).contains("no such bucket"));
+    assert!(told(elsewhere.list("lab", "x").await).contains("NoSuchBucket"));
     tasks.stop();
 }
 
@@ -184,7 +184,14 @@ fn google(held: Held) -> Router {
             }
         }
     }
-    async fn list(State(held): State<Held>, Query(asked): Query<BTreeMap<String, String>>) -> String {
+    async fn list(
+        State(held): State<Held>,
+        Path(bucket): Path<String>,
+        Query(asked): Query<BTreeMap<String, String>>,
+    ) -> Response {
+        if bucket == "shut" {
+            return StatusCode::FORBIDDEN.into_response();
+        }
         let prefix = asked.get("prefix").cloned().unwrap_or_default();
         let held = held.lock().unwrap();
         let found = held.iter().filter(|(k, _)| k.starts_with(&prefix)).map(|(k, v)| {
@@ -193,7 +200,7 @@ fn google(held: Held) -> Router {
                 v.len()
             )
         });
-        format!("<ListBucketResult>{}</ListBucketResult>", found.collect::<String>())
+        format!("<ListBucketResult>{}</ListBucketResult>", found.collect::<String>()).into_response()
     }
     Router::new().route("/{bucket}", get(list)).route("/{bucket}/{*key}", get(one).put(one)).with_state(held)
 }
@@ -217,6 +224,11 @@ async fn objects_go_to_google_and_back() {
         assert!(matches!(content(&*store, "run/other").await, Err(StoreError::NotFound)));
         assert_eq!(held.lock().unwrap().len(), 1);
         outside.open(&of(None)).unwrap();
+        // What may be read and not looked round in.
+        let shut = OutsideStore::Gcs { bucket: "shut".into(), key: Some(Hidden::new(key.to_string())) };
+        let shut = outside.open(&shut).unwrap();
+        assert_eq!(keys_of(&*shut, "run/data/x").await, ["run/data/x"]);
+        assert!(told(shut.list("shut", "run").await).contains("refuses the access"));
         for (key, says) in [
             ("{", "no service account's key in JSON"),
             (r#"{"type": "external_account"}"#, "of the type external_account"),

@@ -28,6 +28,13 @@ def read_dataset(data: dsl.Input[dsl.Dataset]) -> int:
 
 
 @dsl.component
+def compares(data: dsl.Input[dsl.Dataset], expected: str):
+    with open(data.path) as source:
+        found = source.read()
+    assert found == expected, f"{data.path} holds {found!r}"
+
+
+@dsl.component
 def fails():
     print("about to fail")
     raise SystemExit(3)
@@ -70,6 +77,31 @@ def two_steps(text: str = "hello from the first step"):
     read_dataset(data=made.outputs["data"])
 
 
+@dsl.pipeline(name="imports")
+def imports(store: str, in_store: str, web: str, moved: str, on_web: str):
+    for uri, expected in ((store, in_store), (web, on_web), (moved, on_web)):
+        brought = dsl.importer(artifact_uri=uri, artifact_class=dsl.Dataset, reimport=True)
+        compares(data=brought.output, expected=expected)
+
+
+@dsl.pipeline(name="import-one")
+def import_one(uri: str, expected: str = ""):
+    brought = dsl.importer(artifact_uri=uri, artifact_class=dsl.Dataset, reimport=True)
+    compares(data=brought.output, expected=expected)
+
+
+def two_steps_with_keys(access: str, secret: str):
+    """The environment is part of what is compiled."""
+
+    @dsl.pipeline(name="two-steps-with-keys")
+    def pipeline(text: str = "hello from the first step"):
+        made = write_dataset(text=text)
+        for step in (made, read_dataset(data=made.outputs["data"])):
+            step.set_env_variable("AWS_ACCESS_KEY_ID", access).set_env_variable("AWS_SECRET_ACCESS_KEY", secret)
+
+    return pipeline
+
+
 @dsl.pipeline(name="failing")
 def failing():
     fails()
@@ -94,6 +126,7 @@ def describe(run) -> dict:
         "error": run.error.message if run.error else None,
         "tasks": [
             {
+                "id": t.task_id,
                 "name": t.display_name,
                 "state": t.state,
                 "error": t.error.message if t.error else None,
@@ -126,6 +159,13 @@ def main() -> None:
     case = args.case
     if case == "two-steps":
         result = finish(create(two_steps, enable_caching=False))
+    elif case == "two-steps-with-keys":
+        root, access, secret = args.argument.split(" ")
+        result = finish(create(two_steps_with_keys(access, secret), enable_caching=False, pipeline_root=root))
+    elif case == "imports":
+        result = finish(create(imports, json.loads(args.argument), enable_caching=False))
+    elif case == "import-one":
+        result = finish(create(import_one, {"uri": args.argument}, enable_caching=False))
     elif case == "failing":
         result = finish(create(failing))
     elif case == "missing-image":

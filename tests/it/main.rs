@@ -11,6 +11,7 @@ mod kube_rs;
 mod kubectl;
 mod kubernetes;
 mod layering;
+mod outside_stores;
 mod own_users;
 mod people;
 mod pipeline_clients;

@@ -56,7 +56,16 @@ pub struct Client {
     host: String,
     base: String,
     token: String,
+    /// One more line of each request's head, or nothing.
+    credentials: String,
 }
+
+/// What the step's environment has for a store that the namespace opens `fromEnv`: the daemon uses it for this step's
+/// artifacts alone, and keeps it no longer than a request.
+const CREDENTIALS: [(&str, &str); 3] =
+    [("access", "AWS_ACCESS_KEY_ID"), ("secret", "AWS_SECRET_ACCESS_KEY"), ("session", "AWS_SESSION_TOKEN")];
+/// More is no key, and no header.
+const MAX_CREDENTIAL: usize = 4096;
 
 impl Client {
     pub fn new(url: &str, token: String) -> Result<Self, HttpError> {
@@ -68,7 +77,18 @@ impl Client {
             return Err(bad());
         }
         let host = if host.contains(':') { host.to_owned() } else { format!("{host}:80") };
-        Ok(Self { host, base: format!("/{}", path.trim_end_matches('/')), token })
+        Ok(Self { host, base: format!("/{}", path.trim_end_matches('/')), token, credentials: String::new() })
+    }
+
+    /// Shows the daemon what `variable` gives of the environment's credentials.
+    pub fn with_credentials(mut self, variable: impl Fn(&str) -> Option<String>) -> Self {
+        let found =
+            CREDENTIALS.map(|(name, of)| (name, variable(of).filter(|v| !v.is_empty() && v.len() <= MAX_CREDENTIAL)));
+        if matches!(&found, [(_, Some(_)), (_, Some(_)), _]) {
+            let pairs = found.iter().filter_map(|(name, value)| Some(format!("{name}={}", encode(value.as_ref()?))));
+            self.credentials = format!("X-Kfbox-S3: {}\r\n", pairs.collect::<Vec<_>>().join("&"));
+        }
+        self
     }
 
     pub fn get_json(&self, path: &str) -> Result<Value, HttpError> {
@@ -165,8 +185,8 @@ impl Client {
         let size = body.as_ref().map_or(0, |(size, _)| *size);
         let kind = if method == "POST" { "application/json" } else { "application/octet-stream" };
         let mut head = format!(
-            "{method} {}{path} HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer {}\r\nConnection: close\r\n",
-            self.base, self.host, self.token
+            "{method} {}{path} HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer {}\r\n{}Connection: close\r\n",
+            self.base, self.host, self.token, self.credentials
         );
         if body.is_some() {
             head.push_str(&format!("Content-Type: {kind}\r\nContent-Length: {size}\r\n"));

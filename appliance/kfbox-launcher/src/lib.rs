@@ -76,8 +76,14 @@ pub(crate) struct Input {
     pub uri: String,
     /// Where the step expects it; none when its address has no place in a container.
     pub path: Option<String>,
-    /// None when it lies outside the box's own store.
+    /// None when the daemon does not fetch it.
     pub files: Option<Vec<InputFile>>,
+    /// Why it does not.
+    #[serde(default)]
+    pub problem: Option<String>,
+    /// The step is not to run without it.
+    #[serde(default)]
+    pub fatal: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -118,7 +124,7 @@ pub fn main() -> ExitCode {
         return ExitCode::from(2);
     };
     match Client::new(&url, token) {
-        Ok(client) => ExitCode::from(run(&client, signals)),
+        Ok(client) => ExitCode::from(run(&client.with_credentials(|variable| std::env::var(variable).ok()), signals)),
         Err(error) => {
             say!("KFBOX_TASK_URL: {error}");
             ExitCode::from(2)
@@ -189,9 +195,12 @@ fn hold(client: &Client, task: &Task, signals: child::Signals) -> u8 {
 
 /// From inputs to a report. An error here is the platform's or the outputs', not the command's.
 fn attempt(client: &Client, task: &Task, signals: child::Signals) -> Result<(Outcome, Value), Failure> {
+    let mut unfetched = Vec::new();
     for (index, input) in task.inputs.iter().enumerate() {
-        transfer::fetch(client, index, input)?;
+        unfetched.extend(transfer::fetch(client, index, input)?);
     }
+    // A command that fails may have missed them.
+    let unfetched = unfetched.join("; ");
     prepare(&task.outputs)?;
     let outcome = child::run(&task.command, signals).map_err(Failure::file(format!(
         "the command {} cannot be started",
@@ -199,8 +208,10 @@ fn attempt(client: &Client, task: &Task, signals: child::Signals) -> Result<(Out
     )))?;
     let report = match outcome {
         Outcome::Exited(0) => collect(client, &task.outputs)?,
-        Outcome::Exited(code) => json!({"succeeded": false, "exitCode": code}),
-        Outcome::Signaled(signal) => json!({"succeeded": false, "exitCode": 128 + signal, "signal": signal}),
+        Outcome::Exited(code) => json!({"succeeded": false, "exitCode": code, "message": unfetched}),
+        Outcome::Signaled(signal) => {
+            json!({"succeeded": false, "exitCode": 128 + signal, "signal": signal, "message": unfetched})
+        }
     };
     Ok((outcome, report))
 }

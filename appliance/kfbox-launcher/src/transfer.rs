@@ -2,7 +2,7 @@
 //! own path; an upload follows links to files, never to folders.
 
 use crate::{
-    Failure, Input, Output,
+    Failure, Input, InputFile, Output,
     http::{Client, HttpError, encode},
     say,
 };
@@ -37,18 +37,44 @@ fn is_below(path: &str) -> bool {
     Path::new(path).components().all(|c| matches!(c, Component::Normal(_)))
 }
 
-/// Fetches one input artifact.
-pub fn fetch(client: &Client, index: usize, input: &Input) -> Result<(), Failure> {
-    let Some(files) = &input.files else {
-        say!(
-            "input {} at {} is not in this box's store and is not fetched; the step gets its address only",
-            input.name,
-            input.uri
-        );
-        return Ok(());
+/// Fetches one input artifact. Some are fetched only if they can be: why one is not is returned, and said.
+pub fn fetch(client: &Client, index: usize, input: &Input) -> Result<Option<String>, Failure> {
+    let unfetched = |why: String| {
+        let told = format!("input {} is not fetched, and the step gets its address only: {why}", input.name);
+        say!("{told}");
+        Ok(Some(told))
     };
+    let Some(files) = &input.files else {
+        let why = input.problem.as_deref().unwrap_or("the daemon does not fetch it");
+        if input.fatal {
+            return Err(Failure::Unfit(format!("input {}: {why}", input.name)));
+        }
+        return unfetched(why.to_owned());
+    };
+    if input.uri.starts_with("http://") || input.uri.starts_with("https://") {
+        // The SDK takes the address itself for the path. Where that cannot be a file, the step has its address.
+        if let Err(error) = fetch_files(client, index, input, files) {
+            if input.fatal {
+                return Err(error);
+            }
+            return unfetched(error.to_string());
+        }
+        return Ok(None);
+    }
+    fetch_files(client, index, input, files).map(|()| None)
+}
+
+fn fetch_files(client: &Client, index: usize, input: &Input, files: &[InputFile]) -> Result<(), Failure> {
     let Some(target) = &input.path else { return Ok(()) };
     let target = Path::new(target);
+    // The daemon does not say such a path; what it was told may.
+    if target.components().any(|c| c == Component::ParentDir) {
+        return Err(Failure::Unfit(format!(
+            "input {} would lie at {}, which is refused",
+            input.name,
+            target.display()
+        )));
+    }
     if files.is_empty() {
         // The step that should have made it wrote nothing, which is allowed; reading it then fails with its name.
         say!("input {} at {} is empty: the step before wrote nothing there", input.name, input.uri);

@@ -82,7 +82,7 @@ async fn begin(
     headers: HeaderMap,
 ) -> ApiResult<Response> {
     let Some(assignment) = assignment(&app, &names, &headers).await? else { return Ok(task_api::over()) };
-    let mut told = task_api::told(&app, &assignment).await?;
+    let mut told = task_api::told(&app, &assignment, task_api::environment(&headers)).await?;
     told["debug"] = json!(true);
     Ok(Json(told).into_response())
 }
@@ -94,7 +94,7 @@ async fn download(
     args: Args,
 ) -> ApiResult<Response> {
     match assignment(&app, &names, &headers).await? {
-        Some(assignment) => task_api::input(&app, &assignment, &names, &args).await,
+        Some(assignment) => task_api::input(&app, &assignment, &names, &args, task_api::environment(&headers)).await,
         None => Ok(task_api::over()),
     }
 }

@@ -6,6 +6,7 @@ mod debug;
 mod engine;
 mod error;
 mod namespaces;
+mod outside;
 mod ports;
 mod resources;
 mod rest;
@@ -22,9 +23,9 @@ mod view;
 
 pub use error::{ApiError, ApiResult, Code};
 pub use ports::{
-    ArtifactStore, ByteStream, ExecutionKind, ExecutionState, KubeLogs, Lineage, LineageArtifact, LineageContexts,
-    LineageExecution, LineageResult, LineageRun, LogRange, Namespaces, ObjectInfo, PackageError, PackageSource, People,
-    StepLogs, StoreError,
+    ArtifactStore, ByteStream, ExecutionKind, ExecutionState, Hidden, KubeLogs, Lineage, LineageArtifact,
+    LineageContexts, LineageExecution, LineageResult, LineageRun, LogRange, Namespaces, ObjectInfo, OutsideStore,
+    OutsideStores, PackageError, PackageSource, People, S3Keys, S3Store, StepLogs, StoreError,
 };
 pub use resources::Admission;
 pub use retention::Retention;
@@ -92,6 +93,7 @@ pub struct Deps {
     pub namespaces: Arc<dyn Namespaces>,
     pub people: Arc<dyn People>,
     pub artifacts: Arc<dyn ArtifactStore>,
+    pub outside: Arc<dyn OutsideStores>,
     pub lineage: Arc<dyn Lineage>,
     pub logs: Arc<dyn StepLogs>,
     pub packages: Arc<dyn PackageSource>,

@@ -25,6 +25,9 @@ pub enum StoreError {
     Full,
     #[error("the object store failed: {0}")]
     Failed(#[source] BoxError),
+    /// A store outside the box cannot be used, in words for who owns the step, without secrets.
+    #[error("{0}")]
+    Outside(String),
 }
 
 /// Objects by bucket and key. Callers have checked that the namespace may use the key; the store need not.
@@ -39,10 +42,74 @@ pub trait ArtifactStore: Send + Sync + 'static {
     ) -> BoxFuture<'a, Result<(), StoreError>>;
     /// The object's size and content.
     fn get<'a>(&'a self, bucket: &'a str, key: &'a str) -> BoxFuture<'a, Result<(u64, ByteStream), StoreError>>;
-    /// All objects whose key starts with `prefix`, sorted by key.
+    /// All objects whose key starts with `prefix`, sorted by key. A store outside the box gives the object of that key
+    /// and those in the folder of that name, and not more of them than a step may have.
     fn list<'a>(&'a self, bucket: &'a str, prefix: &'a str) -> BoxFuture<'a, Result<Vec<ObjectInfo>, StoreError>>;
     /// Deleting what is not there succeeds.
     fn delete<'a>(&'a self, bucket: &'a str, key: &'a str) -> BoxFuture<'a, Result<(), StoreError>>;
+}
+
+/// Text that no log and no message shows.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Hidden(String);
+
+impl Hidden {
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Hidden {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("(hidden)")
+    }
+}
+
+/// A store outside the box, with what opens it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OutsideStore {
+    S3(S3Store),
+    /// `key`: a service account's, as JSON. Without one, what is public is read.
+    Gcs {
+        bucket: String,
+        key: Option<Hidden>,
+    },
+    /// One file at an address of the web, its query included.
+    Web {
+        url: String,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct S3Store {
+    pub bucket: String,
+    /// With its scheme. `None`: Amazon's, of the region.
+    pub endpoint: Option<String>,
+    pub region: String,
+    /// The bucket is the first part of the path, not of the host's name.
+    pub path_style: bool,
+    pub max_retries: u32,
+    /// Without keys, requests are not signed: what is public is read.
+    pub keys: Option<S3Keys>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct S3Keys {
+    pub access: String,
+    pub secret: Hidden,
+    /// Of keys that hold for a while.
+    pub session: Option<Hidden>,
+}
+
+/// Stores outside the box. Guarantees: which addresses are connected to is decided by the implementation for each
+/// connection, by the address and not by the name; every wait has an end; no identity of the daemon's or of its machine
+/// is shown to anybody.
+pub trait OutsideStores: Send + Sync + 'static {
+    fn open(&self, store: &OutsideStore) -> Result<std::sync::Arc<dyn ArtifactStore>, StoreError>;
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -1,6 +1,7 @@
 //! What is kept, and for how long. Off unless the settings say otherwise: runs by age and by number within their
 //! experiment, logs by age. A deleted run takes with it what only it owned: its rows, pods, logs, cached results, and
-//! the artifacts in its folder that no other run uses. Invariants: a run that goes on is never deleted; an artifact that a
+//! the artifacts in its folder of the box's own store that no other run uses; what lies in another store is its owner's, and
+//! is never deleted (upstream deletes no artifacts at all). Invariants: a run that goes on is never deleted; an artifact that a
 //! run uses is not deleted; what a crash leaves is taken up at the next start.
 
 use crate::{

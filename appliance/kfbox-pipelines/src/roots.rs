@@ -1,5 +1,6 @@
-//! Where artifacts live, and the fence around each namespace. Invariant: a key outside the namespace's own root is
-//! never read nor written for a step, whatever a pipeline, a parameter or a step says.
+//! Where artifacts live in the box's own store, and the fence around each namespace. Invariant: a key outside the
+//! namespace's own root is never read nor written for a step, whatever a pipeline, a parameter or a step says. What lies
+//! in another store is the matter of `outside`.
 
 /// The scheme, bucket and prefix of the default pipeline root, `{namespace}` standing for the namespace; upstream's is
 /// `minio://mlpipeline/v2/artifacts`.
@@ -19,17 +20,30 @@ pub struct Location {
 #[error("the pipeline root {0} should look like minio://BUCKET/PREFIX/{{namespace}}")]
 pub struct RootError(String);
 
+/// Scheme, bucket and key of an address in the box's own store.
 fn split(uri: &str) -> Option<(&str, &str, &str)> {
+    split_any(uri).filter(|(scheme, ..)| matches!(*scheme, "minio" | "s3"))
+}
+
+/// Scheme, bucket and key of an address in an object store.
+pub fn split_any(uri: &str) -> Option<(&str, &str, &str)> {
     let (scheme, rest) = uri.split_once("://")?;
-    if !matches!(scheme, "minio" | "s3") {
+    if !matches!(scheme, "minio" | "s3" | "gs") {
         return None;
     }
     let (bucket, key) = rest.split_once('/')?;
-    let clean = !bucket.is_empty()
+    // A bucket may become part of a host's name.
+    let clean = bucket.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && bucket.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
         && !key.is_empty()
         && !uri.contains(['?', '#', '\\', '\0'])
         && key.split('/').all(|part| !matches!(part, "" | "." | ".."));
     clean.then_some((scheme, bucket, key))
+}
+
+/// A pipeline root without the query that says where its store is.
+pub fn bare(root: &str) -> &str {
+    root.split_once('?').map_or(root, |(bare, _)| bare)
 }
 
 /// A name as one part of a key and of a path: letters, digits, `.`, `_` and `-`.
@@ -49,27 +63,17 @@ impl Roots {
         Ok(Self { template: template.to_owned() })
     }
 
-    fn namespace(&self, namespace: &str) -> String {
+    /// Where the namespace keeps its artifacts when nobody says otherwise.
+    pub fn namespace(&self, namespace: &str) -> String {
         self.template.replace("{namespace}", namespace)
     }
 
-    /// The root of one run, under the root asked for or the default one.
-    pub fn for_run(&self, namespace: &str, asked: &str, pipeline: &str, run_id: &str) -> Result<String, String> {
-        let own = self.namespace(namespace);
-        let asked = asked.trim_end_matches('/');
-        let base = if asked.is_empty() {
-            own
-        } else if self.inside(namespace, asked) {
-            asked.to_owned()
-        } else {
-            return Err(format!(
-                "the pipeline root {asked} is not within {own}, where namespace {namespace} keeps its artifacts"
-            ));
-        };
-        Ok(format!("{base}/{}/{run_id}", part(pipeline)))
+    /// The bucket that all namespaces share.
+    pub fn is_own_bucket(&self, bucket: &str) -> bool {
+        split(&self.template.replace("{namespace}", "n")).is_some_and(|(_, own, _)| own == bucket)
     }
 
-    fn inside(&self, namespace: &str, uri: &str) -> bool {
+    pub fn inside(&self, namespace: &str, uri: &str) -> bool {
         let own = self.namespace(namespace);
         match (split(uri), split(&own)) {
             (Some((_, bucket, key)), Some((_, own_bucket, own_key))) => {
@@ -87,8 +91,15 @@ impl Roots {
     }
 }
 
+/// The root of one run below the root chosen for it, whose query stays at the end (`GenerateOutputURI` upstream).
+pub fn for_run(chosen: &str, pipeline: &str, run_id: &str) -> String {
+    let (base, query) = chosen.split_at(bare(chosen).len());
+    format!("{}/{}/{run_id}{query}", base.trim_end_matches('/'), part(pipeline))
+}
+
 /// Where kfp's runtime expects an artifact in the container (`LocalPathForURI` in
-/// `backend/src/v2/component/launcher_v2.go` upstream).
+/// `backend/src/v2/component/launcher_v2.go` upstream). The SDK takes a web address for the path itself: below the folder
+/// in which the step starts.
 pub fn local_path(uri: &str) -> Option<String> {
     if let Some(rest) = uri.strip_prefix("oci://") {
         return Some(format!("/oci/{}/models", rest.replace('/', "_")));
@@ -98,7 +109,11 @@ pub fn local_path(uri: &str) -> Option<String> {
             return Some(format!("{mount}{rest}"));
         }
     }
-    None
+    is_web(uri).then(|| uri.to_owned())
+}
+
+pub fn is_web(uri: &str) -> bool {
+    uri.starts_with("http://") || uri.starts_with("https://")
 }
 
 #[cfg(test)]
@@ -120,12 +135,21 @@ mod tests {
             format!("{mine}/x?y"),
             "gs://mlpipeline/v2/artifacts/ann/x".to_owned(),
             "file:///etc/passwd".to_owned(),
+            "s3://a@b.example:80/x".to_owned(),
+            "s3://../x".to_owned(),
         ] {
             assert!(roots.object("ann", &outside).is_none(), "{outside}");
-            assert!(roots.for_run("ann", &outside, "p", "r").is_err(), "{outside}");
+            assert!(!roots.inside("ann", &outside), "{outside}");
         }
-        assert_eq!(roots.for_run("ann", "", "a/b ..", "r").unwrap(), format!("{mine}/a-b-../r"));
-        assert_eq!(roots.for_run("ann", &format!("{mine}/mine/"), "p", "r").unwrap(), format!("{mine}/mine/p/r"));
+        assert_eq!(roots.namespace("ann"), mine);
+        assert!(roots.is_own_bucket("mlpipeline") && !roots.is_own_bucket("other"));
         assert!(Roots::parse("minio://mlpipeline/all").is_err());
+    }
+
+    #[test]
+    fn a_runs_root_keeps_the_query_at_its_end() {
+        assert_eq!(for_run("minio://b/a/", "a/b ..", "r"), "minio://b/a/a-b-../r");
+        assert_eq!(for_run("s3://b/a?region=x", "p", "r"), "s3://b/a/p/r?region=x");
+        assert_eq!(bare("s3://b/a/p/r?region=x"), "s3://b/a/p/r");
     }
 }

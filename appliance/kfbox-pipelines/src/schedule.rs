@@ -2,6 +2,7 @@
 //! owner's rights are asked anew each time, and an owner whose account is disabled or gone starts nothing. A firing that
 //! is refused is over: it is not made up for when the owner is back. The refusal is in the recurring run's `error`.
 
+mod macros;
 mod trigger;
 
 pub(crate) use trigger::Trigger;
@@ -207,6 +208,10 @@ async fn fire(inner: &Inner, row: &RecurringRow, at: i64, index: i64) -> ApiResu
     };
     body["experiment_id"] = json!(row.experiment_id);
     let mut run = rest::new_run(inner, &owner, &body, &row.experiment_id).await?;
+    let macros = macros::Macros { scheduled: at, now: run.created_at, index, run_id: &run.id };
+    if let Some(parameters) = run.runtime_config.get_mut("parameters") {
+        macros.replace(parameters);
+    }
     row.id.clone_into(&mut run.recurring_run_id);
     run.scheduled_at = at;
     rest::submit(inner, run).await

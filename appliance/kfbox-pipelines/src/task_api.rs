@@ -13,7 +13,8 @@ use crate::{
     Inner,
     engine::{Assignment, Report, Request},
     error::{ApiError, ApiResult, Code},
-    ports::StoreError,
+    outside::{Found, Unlocated},
+    ports::{ArtifactStore, Hidden, S3Keys, StoreError},
     roots::Location,
 };
 use axum::{
@@ -26,12 +27,15 @@ use axum::{
 use futures::{StreamExt, TryStreamExt};
 use http::{HeaderMap, StatusCode, header, request::Parts};
 use serde_json::{Value, json};
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 /// A report holds parameter values; artifacts travel as files.
 const MAX_REPORT: usize = 16 << 20;
 /// Files listed for one input artifact.
 const MAX_FILES: usize = 100_000;
+/// Less than a launcher waits for an answer.
+const LISTING: Duration = Duration::from_secs(90);
+const GLANCE: Duration = Duration::from_secs(10);
 /// One file of an artifact.
 const MAX_FILE: u64 = 1 << 40;
 
@@ -51,6 +55,7 @@ struct Attempt {
     run: String,
     task: String,
     attempt: u32,
+    keys: Option<S3Keys>,
 }
 
 impl FromRequestParts<Arc<Inner>> for Attempt {
@@ -67,12 +72,23 @@ impl FromRequestParts<Arc<Inner>> for Attempt {
         let given = bearer(&parts.headers).ok_or_else(denied)?;
         let expected = inner.engine.token(&run, &task, attempt);
         let good: bool = subtle::ConstantTimeEq::ct_eq(given.as_bytes(), expected.as_bytes()).into();
-        if good { Ok(Self { run, task, attempt }) } else { Err(denied()) }
+        if good { Ok(Self { run, task, attempt, keys: environment(&parts.headers) }) } else { Err(denied()) }
     }
 }
 
 pub(crate) fn bearer(headers: &HeaderMap) -> Option<&str> {
     headers.get(header::AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")
+}
+
+/// What the launcher shows of its environment: `access=…&secret=…&session=…`.
+pub(crate) fn environment(headers: &HeaderMap) -> Option<S3Keys> {
+    let mut found = BTreeMap::new();
+    for pair in headers.get("x-kfbox-s3")?.to_str().ok()?.split('&') {
+        let (name, value) = pair.split_once('=')?;
+        found.insert(name, percent_encoding::percent_decode_str(value).decode_utf8().ok()?.into_owned());
+    }
+    let session = found.remove("session").map(Hidden::new);
+    Some(S3Keys { access: found.remove("access")?, secret: Hidden::new(found.remove("secret")?), session })
 }
 
 /// 410: the launcher stops, it does not try again.
@@ -91,19 +107,28 @@ impl Attempt {
 async fn begin(State(app): App, attempt: Attempt) -> ApiResult<Response> {
     let make = |answer| Request::Begin { task: attempt.task.clone(), attempt: attempt.attempt, answer };
     let Some(assignment) = app.engine.request(&attempt.run, make).await.flatten() else { return Ok(over()) };
-    Ok(Json(told(&app, &assignment).await?).into_response())
+    Ok(Json(told(&app, &assignment, attempt.keys).await?).into_response())
 }
 
 /// An assignment as the launcher reads it.
-pub(crate) async fn told(app: &Inner, assignment: &Assignment) -> ApiResult<Value> {
+pub(crate) async fn told(app: &Inner, assignment: &Assignment, keys: Option<S3Keys>) -> ApiResult<Value> {
     let mut inputs = Vec::new();
     for input in &assignment.inputs {
-        let files = match app.roots.object(&assignment.namespace, &input.uri) {
-            None => None,
-            Some(at) => Some(files(app, &at).await?),
+        // Without a listing the artifact is not fetched; the step may still read its URI.
+        let (namespace, root) = (&assignment.namespace, &assignment.pipeline_root);
+        let (files, problem, fatal) = match app.locate_for(namespace, &input.uri, root, keys.clone()).await {
+            Ok(found) => match listed(&found).await {
+                Ok(files) => (Some(files), None, false),
+                Err(error) if error.code == Code::FailedPrecondition => (None, Some(error.message), found.meant),
+                Err(error) => return Err(error),
+            },
+            Err(Unlocated::Elsewhere(why) | Unlocated::Fenced(why)) => (None, Some(why), false),
+            Err(Unlocated::Unusable(why)) => (None, Some(why), true),
         };
-        // Without a listing the artifact lies elsewhere; the step may still read its URI.
-        inputs.push(json!({"name": input.name, "uri": input.uri, "path": input.path, "files": files}));
+        inputs.push(json!({
+            "name": input.name, "uri": input.uri, "path": input.path, "files": files,
+            "problem": problem, "fatal": problem.is_some() && (fatal || input.must),
+        }));
     }
     let outputs: Vec<Value> =
         assignment.output_artifacts.iter().map(|a| json!({"name": a.name, "uri": a.uri, "path": a.path})).collect();
@@ -120,9 +145,18 @@ pub(crate) async fn told(app: &Inner, assignment: &Assignment) -> ApiResult<Valu
     }))
 }
 
+/// [`files`], for a launcher that does not wait for ever. What nobody said how to open is asked only briefly: the step may
+/// not need it.
+async fn listed(found: &Found) -> ApiResult<Vec<Value>> {
+    let patience = if found.meant { LISTING } else { GLANCE };
+    let slow =
+        || ApiError::new(Code::FailedPrecondition, format!("its store did not answer for {} s", patience.as_secs()));
+    tokio::time::timeout(patience, files(&*found.store, &found.at)).await.unwrap_or_else(|_| Err(slow()))
+}
+
 /// The files of an artifact, relative to it: one with an empty path when it is a single file.
-async fn files(app: &Inner, at: &Location) -> ApiResult<Vec<Value>> {
-    let found = app.deps.artifacts.list(&at.bucket, &at.key).await.map_err(store_failed)?;
+async fn files(store: &dyn ArtifactStore, at: &Location) -> ApiResult<Vec<Value>> {
+    let found = store.list(&at.bucket, &at.key).await.map_err(store_failed)?;
     let prefix = format!("{}/", at.key);
     let relative =
         |key: &str| if key == at.key { Some(String::new()) } else { key.strip_prefix(&prefix).map(str::to_owned) };
@@ -150,6 +184,8 @@ fn store_failed(error: StoreError) -> ApiError {
         StoreError::NotFound => ApiError::new(Code::NotFound, "no such file in the artifact"),
         StoreError::Full => ApiError::new(Code::Unavailable, "the disk that holds the artifacts is full"),
         StoreError::Failed(cause) => ApiError::internal("the artifact store", cause),
+        // Tried again already; trying longer would only keep the step.
+        StoreError::Outside(why) => ApiError::new(Code::FailedPrecondition, why),
     }
 }
 
@@ -170,7 +206,7 @@ async fn download(
     args: crate::rest::Args,
 ) -> ApiResult<Response> {
     let Some(assignment) = attempt.scope(&app).await else { return Ok(over()) };
-    input(&app, &assignment, &names, &args).await
+    input(&app, &assignment, &names, &args, attempt.keys).await
 }
 
 /// A file of the n-th input artifact.
@@ -179,12 +215,13 @@ pub(crate) async fn input(
     assignment: &Assignment,
     names: &BTreeMap<String, String>,
     args: &crate::rest::Args,
+    keys: Option<S3Keys>,
 ) -> ApiResult<Response> {
     let input = names.get("n").and_then(|n| n.parse::<usize>().ok()).and_then(|n| assignment.inputs.get(n));
-    let at = input.and_then(|i| app.roots.object(&assignment.namespace, &i.uri));
-    let at = at.ok_or_else(|| ApiError::new(Code::NotFound, "the task has no such input artifact"))?;
-    let at = join(at, args.get("path").unwrap_or_default())?;
-    let (size, body) = app.deps.artifacts.get(&at.bucket, &at.key).await.map_err(store_failed)?;
+    let input = input.ok_or_else(|| ApiError::new(Code::NotFound, "the task has no such input artifact"))?;
+    let found = app.locate_for(&assignment.namespace, &input.uri, &assignment.pipeline_root, keys).await?;
+    let at = join(found.at, args.get("path").unwrap_or_default())?;
+    let (size, body) = found.store.get(&at.bucket, &at.key).await.map_err(store_failed)?;
     Response::builder()
         .header(header::CONTENT_TYPE, "application/octet-stream")
         .header(header::CONTENT_LENGTH, size)
@@ -209,16 +246,21 @@ async fn upload(
     if !uri.starts_with(&own) {
         return Err(ApiError::new(Code::PermissionDenied, format!("{uri} is not below the task's own root {own}")));
     }
-    let at = app.roots.object(&assignment.namespace, uri);
-    let at =
-        at.ok_or_else(|| ApiError::new(Code::PermissionDenied, format!("{uri} is outside the namespace's artifacts")))?;
-    let at = join(at, args.get("path").unwrap_or_default())?;
+    // What follows a query would not be below the root.
+    if uri.contains(['?', '#']) {
+        return Err(ApiError::invalid(format!("{uri} is no address of an artifact")));
+    }
+    let found = app.locate_for(&assignment.namespace, uri, &assignment.pipeline_root, attempt.keys).await?;
+    if !found.writable {
+        return Err(ApiError::new(Code::PermissionDenied, format!("{uri} is read only")));
+    }
+    let at = join(found.at, args.get("path").unwrap_or_default())?;
     let size = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
     let size = size
         .filter(|s| *s <= MAX_FILE)
         .ok_or_else(|| ApiError::invalid("the upload needs a Content-Length of at most 1 TiB"))?;
     let stream = body.into_data_stream().map_err(Into::into).boxed();
-    app.deps.artifacts.put(&at.bucket, &at.key, size, stream).await.map_err(|error| match error {
+    found.store.put(&at.bucket, &at.key, size, stream).await.map_err(|error| match error {
         // Told apart from a passing failure: the launcher fails the step with it.
         StoreError::Full => ApiError::new(Code::FailedPrecondition, "the disk that holds the artifacts is full"),
         other => store_failed(other),

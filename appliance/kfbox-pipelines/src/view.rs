@@ -284,8 +284,9 @@ impl Pipelines {
         let (row, task) = self.inner.node_task(user, "readArtifact", run_id, task_id).await?;
         let not_found = || ApiError::not_found("artifact", output);
         let artifact = task.outputs.artifacts.get(output).and_then(|l| l.get(index)).ok_or_else(not_found)?;
-        let at = self.inner.roots.object(&row.namespace, &artifact.uri).ok_or_else(not_found)?;
-        self.inner.deps.artifacts.get(&at.bucket, &at.key).await.map_err(|_| not_found())
+        let found = self.inner.locate(&row.namespace, &artifact.uri, &row.pipeline_root).await?;
+        let content = found.store.get(&found.at.bucket, &found.at.key).await;
+        content.map_err(|e| crate::rest::unread(e, not_found()))
     }
 
     /// Asks a run to stop, as `:terminate` does.

@@ -210,6 +210,11 @@ pub struct Packages {
 pub struct Pipelines {
     /// Where packages named by URL may come from: addresses below these. The defaults are upstream's.
     pub package_urls: Vec<String>,
+    /// Stores of artifacts inside the machine or the cluster that the daemon may connect to for everybody's steps:
+    /// addresses such as `http://10.0.0.5:9000`. Others it connects to only outside.
+    pub artifact_endpoints: Vec<String>,
+    /// Certificates to trust for stores of artifacts beside the system's, in PEM.
+    pub artifact_ca_bundle: Option<PathBuf>,
     /// Runs that ended more days ago than this are deleted. 0: none.
     pub keep_runs_days: u32,
     /// Of each experiment's ended runs, only the newest so many are kept. 0: all.
@@ -234,6 +239,8 @@ impl Default for Pipelines {
         let hosts = ["storage.googleapis.com", "s3.amazonaws.com", "github.com", "raw.githubusercontent.com"];
         Self {
             package_urls: hosts.iter().map(|host| format!("https://{host}/")).collect(),
+            artifact_endpoints: Vec::new(),
+            artifact_ca_bundle: None,
             keep_runs_days: 0,
             keep_runs: 0,
             keep_logs_days: 0,

@@ -9,5 +9,6 @@ mod daemon;
 mod failure;
 mod lock;
 mod memory;
+mod outbound;
 mod pip;
 mod publish;

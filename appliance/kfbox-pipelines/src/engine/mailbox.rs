@@ -43,6 +43,8 @@ pub(crate) struct Assignment {
     pub output_artifacts: Vec<OutputArtifact>,
     /// Outputs may be uploaded below this.
     pub output_root: String,
+    /// The run's, with the query that says where its store is.
+    pub pipeline_root: String,
 }
 
 #[derive(Debug, Clone)]
@@ -50,6 +52,8 @@ pub(crate) struct InputFile {
     pub name: String,
     pub uri: String,
     pub path: Option<String>,
+    /// That it is fetched is all that the step is for.
+    pub must: bool,
 }
 
 #[derive(Debug, Clone)]

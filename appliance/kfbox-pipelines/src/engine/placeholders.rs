@@ -165,7 +165,7 @@ pub fn artifact_path(artifact: &Artifact) -> Option<String> {
     }
     let local = crate::roots::local_path(&artifact.uri)?;
     if artifact.lies_in_workspace() {
-        return Some(format!("{}/.artifacts{local}", super::pod::WORKSPACE));
+        return Some(format!("{}/.artifacts/{}", super::pod::WORKSPACE, local.trim_start_matches('/')));
     }
     Some(local)
 }

@@ -15,8 +15,9 @@ use super::{
 };
 use crate::{
     Core,
+    outside::Unlocated,
     ports::{ExecutionKind, ExecutionState, LineageArtifact, LineageExecution, LineageResult, LineageRun},
-    roots::{local_path, part},
+    roots::{bare, is_web, local_path, part},
     spec::{
         Body, Pipeline,
         ir::{ContainerSpec, ParameterType},
@@ -31,6 +32,9 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 /// Metadata of an artifact that lies in the run's workspace, as upstream marks it.
 pub(super) const IN_WORKSPACE: &str = "_kfp_workspace";
+
+/// A store that takes longer to say whether a cached result is still there is not waited for: the step runs.
+const CACHE_LOOK: Duration = Duration::from_secs(30);
 
 /// What a future came to.
 pub(crate) enum Done {
@@ -102,7 +106,7 @@ pub(super) struct Context {
 
 /// Where a step's outputs go: `ROOT/TASK/ID-ATTEMPT`.
 pub(super) fn output_root(run: &RunState, task: &Task) -> String {
-    format!("{}/{}/{}-{}", run.pipeline_root, part(&task.name), task.id, task.attempt)
+    format!("{}/{}/{}-{}", bare(&run.pipeline_root), part(&task.name), task.id, task.attempt)
 }
 
 /// What an attempt is given and must give.
@@ -345,12 +349,9 @@ impl Context {
             }
         };
         for artifact in entry.outputs.artifacts.values().flatten() {
-            if let Some(at) = self.core.roots.object(&self.run.namespace, &artifact.uri) {
-                let found = self.core.deps.artifacts.list(&at.bucket, &at.key).await.unwrap_or_default();
-                if !found.iter().any(|o| o.key == at.key || o.key.starts_with(&format!("{}/", at.key))) {
-                    drop(self.core.store.forget_cached(&self.run.namespace, fingerprint).await);
-                    return None;
-                }
+            if self.is_there(&artifact.uri).await == Some(false) {
+                drop(self.core.store.forget_cached(&self.run.namespace, fingerprint).await);
+                return None;
             }
         }
         let execution =
@@ -364,6 +365,23 @@ impl Context {
             cached_from: Some(entry.task_id),
             execution,
         })
+    }
+
+    /// Whether anything lies at an artifact's address; `None` when the daemon does not look there.
+    async fn is_there(&self, uri: &str) -> Option<bool> {
+        if is_web(uri) {
+            return None;
+        }
+        let found = match self.core.locate(&self.run.namespace, uri, &self.run.pipeline_root).await {
+            Ok(found) => found,
+            Err(Unlocated::Elsewhere(_) | Unlocated::Fenced(_)) => return None,
+            Err(Unlocated::Unusable(_)) => return Some(false),
+        };
+        let at = &found.at;
+        let listed = tokio::time::timeout(CACHE_LOOK, found.store.list(&at.bucket, &at.key)).await;
+        let below = format!("{}/", at.key);
+        let here = |o: &crate::ports::ObjectInfo| o.key == at.key || o.key.starts_with(&below);
+        Some(matches!(listed, Ok(Ok(objects)) if objects.iter().any(here)))
     }
 
     /// Creates the pod; a pod of that name is this very attempt's.

@@ -3,8 +3,8 @@
 
 use super::{App, Caller};
 use crate::{
-    error::{ApiError, ApiResult},
-    ports::ByteStream,
+    error::{ApiError, ApiResult, Code},
+    ports::{ByteStream, StoreError},
 };
 use axum::{body::Body, extract::Path, response::Response};
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -24,13 +24,21 @@ pub(super) async fn read(
     let task = app.store.tasks(&id).await?.into_iter().find(|t| t.id == node || t.pod_name.as_deref() == Some(&node));
     let task = task.ok_or_else(|| ApiError::not_found("node", &node))?;
     let artifact = task.outputs.artifacts.get(name).and_then(|list| list.first()).ok_or_else(not_found)?;
-    let at = app.roots.object(&row.namespace, &artifact.uri).ok_or_else(not_found)?;
-    let (_, content) = app.deps.artifacts.get(&at.bucket, &at.key).await.map_err(|_| not_found())?;
+    let found = app.locate(&row.namespace, &artifact.uri, &row.pipeline_root).await?;
+    let (_, content) = found.store.get(&found.at.bucket, &found.at.key).await.map_err(|e| unread(e, not_found()))?;
     Response::builder()
         .header(http::header::CONTENT_TYPE, "application/json")
         .header(http::header::CACHE_CONTROL, "no-cache, private")
         .body(Body::from_stream(encoded(content)))
         .map_err(|e| ApiError::internal("answering with an artifact", e))
+}
+
+/// Another store's refusal is told; of the box's own, what is not there is not there.
+pub(crate) fn unread(error: StoreError, not_found: ApiError) -> ApiError {
+    match error {
+        StoreError::Outside(why) => ApiError::new(Code::FailedPrecondition, why),
+        _ => not_found,
+    }
 }
 
 /// Three bytes are four letters: what is left of a chunk waits for the next.

@@ -29,6 +29,7 @@ use kfbox_base::{Decision, ResourceAttributes, UserInfo};
 use serde_json::{Map, Value, json};
 use std::{borrow::Cow, sync::Arc};
 
+pub(crate) use artifacts::unread;
 pub(crate) use pipelines::parsed;
 pub(crate) use runs::{new_run, submit};
 

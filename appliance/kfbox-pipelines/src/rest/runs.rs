@@ -145,7 +145,8 @@ pub(crate) async fn new_run(app: &Inner, user: &UserInfo, body: &Value, experime
     let id = uuid::Uuid::new_v4().to_string();
     let asked = text_field(&config, "pipeline_root")?;
     let asked = if asked.is_empty() { source.pipeline.spec.default_pipeline_root.clone() } else { asked };
-    let root = app.roots.for_run(&of.namespace, &asked, source.pipeline.name(), &id).map_err(ApiError::invalid)?;
+    let chosen = app.choose_root(&of.namespace, &asked).await?;
+    let root = crate::roots::for_run(&chosen, source.pipeline.name(), &id);
     let now = time::now();
     Ok(RunRow {
         id,

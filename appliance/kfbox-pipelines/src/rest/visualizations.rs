@@ -7,6 +7,8 @@ use super::{App, Caller, GROUP, is_label, json_body, text_field};
 use crate::{
     Inner,
     error::{ApiError, ApiResult, Code},
+    outside::Found,
+    ports::StoreError,
 };
 use axum::{Json, body::Body, extract::Path};
 use futures::StreamExt;
@@ -62,25 +64,27 @@ pub(super) async fn create(
 }
 
 async fn rows(app: &Inner, namespace: &str, source: &str) -> ApiResult<Vec<Vec<Vec<String>>>> {
-    let outside =
-        || ApiError::invalid(format!("the source {source} is not where namespace {namespace} keeps its artifacts"));
     let many = source.strip_suffix('*');
-    let at = app.roots.object(namespace, many.unwrap_or(source).trim_end_matches('/')).ok_or_else(outside)?;
-    let failed = |e| ApiError::internal("reading the visualization's source", e);
+    let found = app.locate(namespace, many.unwrap_or(source).trim_end_matches('/'), "").await;
+    let Found { store, at, .. } = found.map_err(|e| ApiError::invalid(format!("the source: {e}")))?;
+    let failed = |e| match e {
+        StoreError::Outside(why) => ApiError::new(Code::FailedPrecondition, why),
+        e => ApiError::internal("reading the visualization's source", e),
+    };
     let keys = match many {
         None => vec![at.key],
         Some(_) => {
-            let found = app.deps.artifacts.list(&at.bucket, &at.key).await.map_err(failed)?;
+            let found = store.list(&at.bucket, &at.key).await.map_err(failed)?;
             found.into_iter().map(|o| o.key).take(MAX_FILES).collect()
         }
     };
     let (mut files, mut size) = (Vec::new(), 0);
     for key in keys {
         let absent = |e| match e {
-            crate::ports::StoreError::NotFound => ApiError::not_found("the visualization's source", source),
+            StoreError::NotFound => ApiError::not_found("the visualization's source", source),
             other => failed(other),
         };
-        let (_, mut content) = app.deps.artifacts.get(&at.bucket, &key).await.map_err(absent)?;
+        let (_, mut content) = store.get(&at.bucket, &key).await.map_err(absent)?;
         let mut bytes = Vec::new();
         while let Some(chunk) = content.next().await {
             bytes.extend_from_slice(&chunk.map_err(|e| ApiError::internal("reading the visualization's source", e))?);

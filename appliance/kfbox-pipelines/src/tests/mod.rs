@@ -1,6 +1,7 @@
 //! Through REST, engine and task API together, on a cluster in memory.
 
 mod lists;
+mod outside;
 mod recurring;
 mod resources;
 mod retention;

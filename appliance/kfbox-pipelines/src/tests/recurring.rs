@@ -65,6 +65,26 @@ async fn a_cron_schedule_catches_up_hour_by_hour_and_survives_a_kill() {
 }
 
 #[tokio::test]
+async fn macros_in_parameters_stand_for_the_firing() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::new(good);
+    let (p, _tasks) = world.daemon(folder.path()).await;
+    let hour = time::now() / HOUR * HOUR;
+    let trigger = json!({"cron_schedule": {
+        "cron": "0 0 * * * *", "start_time": time::format(hour - 1), "end_time": time::format(hour + 1),
+    }});
+    let text = "[[Index]] [[RunUUID]] [[ScheduledTime.2006-01-02T15:04:05.000Z07:00]] [[1],[2]]";
+    let id = create(&p, recurring(&trigger, &json!({"runtime_config": {"parameters": {"text": text}}}))).await;
+    firings(&p, &id, 1).await;
+    let runs = ok(&p, "ann", "GET", "/apis/v2beta1/runs?namespace=ann", Value::Null).await;
+    let run = &runs["runs"][0];
+    let expected = format!("1 {} {} [[1],[2]]", run["run_id"].as_str().unwrap(), time::format(hour));
+    assert_eq!(run["runtime_config"]["parameters"]["text"], expected, "{run}");
+    let kept = ok(&p, "ann", "GET", &format!("/apis/v2beta1/recurringruns/{id}"), Value::Null).await;
+    assert_eq!(kept["runtime_config"]["parameters"]["text"], text, "the schedule keeps its words");
+}
+
+#[tokio::test]
 async fn a_schedule_that_cannot_be_used_is_refused_and_says_why() {
     let folder = tempfile::tempdir().unwrap();
     let world = World::new(good);

@@ -9,6 +9,7 @@ pub mod kubelet;
 pub mod lineage;
 pub mod metadata_access;
 pub mod namespaces;
+pub mod outside_stores;
 pub mod people;
 pub mod pipeline_packages;
 pub mod pod_identity;

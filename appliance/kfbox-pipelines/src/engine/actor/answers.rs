@@ -77,6 +77,7 @@ pub(in crate::engine) fn assignment(pipeline: &Pipeline, run: &RunState, task: &
             name: name.to_owned(),
             uri: a.uri.clone(),
             path: placeholders::artifact_path(a),
+            must: imports,
         };
         // What lies in the workspace already is not fetched again; the importer's pod is what puts it there.
         list.iter().filter(|a| imports || !a.lies_in_workspace()).map(file).collect()
@@ -94,6 +95,7 @@ pub(in crate::engine) fn assignment(pipeline: &Pipeline, run: &RunState, task: &
             .filter_map(|(name, a)| Some(OutputArtifact { path: placeholders::artifact_path(&a)?, name, uri: a.uri }))
             .collect(),
         output_root: steps::output_root(run, task),
+        pipeline_root: run.pipeline_root.clone(),
     }
 }
 

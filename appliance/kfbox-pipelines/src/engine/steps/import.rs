@@ -63,12 +63,16 @@ impl Context {
         let Some((name, artifact)) = imported(&self.pipeline, importer, &self.run, &self.task) else {
             return self.refused(TaskError::step("the importer has no URI"));
         };
+        // As upstream: images are mounted into pods, and only models are mounted.
+        if artifact.uri.starts_with("oci://") && artifact.schema_title != "system.Model" {
+            return self.refused(TaskError::step(format!(
+                "{} is an image, which only an artifact of the type system.Model can be, and this one is {}",
+                artifact.uri, artifact.schema_title
+            )));
+        }
         if importer.download_to_workspace {
-            if self.core.roots.object(&self.run.namespace, &artifact.uri).is_none() {
-                return self.refused(TaskError::step(format!(
-                    "{} is not in this box's store and cannot be fetched into the workspace",
-                    artifact.uri
-                )));
+            if let Err(why) = self.core.locate(&self.run.namespace, &artifact.uri, &self.run.pipeline_root).await {
+                return self.refused(TaskError::step(format!("it cannot be fetched into the workspace: {why}")));
             }
             if let Err(error) = self.workspace().await {
                 return self.refused(error);

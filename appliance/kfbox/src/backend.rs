@@ -26,6 +26,7 @@ pub struct DaemonBackend {
     pub node: Arc<Node>,
     pub kubernetes_url: String,
     pub objects_url: String,
+    pub objects_url_for_pods: String,
     pub user: String,
 }
 
@@ -33,12 +34,18 @@ fn failed(error: impl std::fmt::Display, next: &str) -> ErrorBody {
     ErrorBody { error: error.to_string(), next: next.into() }
 }
 
-/// What a namespace's credential reaches: all that is its own in the shared bucket, nothing of its neighbours.
+/// What a namespace's credential reaches: all that is its own in the shared bucket, nothing of its neighbours; and the bucket
+/// of its own name, which it may make, for programs that know of buckets only.
 pub fn grants_of(namespace: &str) -> Vec<Grant> {
-    vec![
+    let mut grants = vec![
         Grant::write(BUCKET, &format!("v2/artifacts/{namespace}/")),
         Grant::write(BUCKET, &format!("private-artifacts/{namespace}/")),
-    ]
+    ];
+    // Nobody but the daemon makes another bucket: the shared one is the only name that is taken.
+    if namespace != BUCKET {
+        grants.push(Grant::write(namespace, ""));
+    }
+    grants
 }
 
 impl Backend for DaemonBackend {
@@ -53,11 +60,13 @@ impl Backend for DaemonBackend {
             let credential = credential.map_err(|e| failed(e, "`kfbox logs` shows more"))?;
             Ok(S3Credentials {
                 endpoint: self.objects_url.clone(),
+                endpoint_for_pods: self.objects_url_for_pods.clone(),
                 region: REGION.into(),
                 access_key: credential.access_key,
                 secret_key: credential.secret_key,
                 bucket: BUCKET.into(),
                 prefix: format!("v2/artifacts/{namespace}/"),
+                own_bucket: (namespace != BUCKET).then_some(namespace),
             })
         })
     }

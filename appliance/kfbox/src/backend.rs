@@ -41,11 +41,14 @@ pub fn grants_of(namespace: &str) -> Vec<Grant> {
         Grant::write(BUCKET, &format!("v2/artifacts/{namespace}/")),
         Grant::write(BUCKET, &format!("private-artifacts/{namespace}/")),
     ];
-    // Nobody but the daemon makes another bucket: the shared one is the only name that is taken.
-    if namespace != BUCKET {
-        grants.push(Grant::write(namespace, ""));
-    }
+    grants.extend(own_bucket(namespace).map(|bucket| Grant::write(bucket, "")));
     grants
+}
+
+/// Nobody but the daemon makes other buckets than these, so that the shared one is the only name that is taken. Names of
+/// namespaces are names of buckets, but for the shortest.
+fn own_bucket(namespace: &str) -> Option<&str> {
+    (namespace != BUCKET && namespace.len() >= 3).then_some(namespace)
 }
 
 impl Backend for DaemonBackend {
@@ -66,7 +69,7 @@ impl Backend for DaemonBackend {
                 secret_key: credential.secret_key,
                 bucket: BUCKET.into(),
                 prefix: format!("v2/artifacts/{namespace}/"),
-                own_bucket: (namespace != BUCKET).then_some(namespace),
+                own_bucket: own_bucket(&namespace).map(str::to_owned),
             })
         })
     }
@@ -149,4 +152,20 @@ fn reporter(progress: mpsc::Sender<Progress>) -> OnProgress {
         };
         let _ = progress.try_send(line);
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_namespace_has_its_own_bucket_and_never_the_shared_one() {
+        assert!(grants_of("ann").contains(&Grant::write("ann", "")));
+        for odd in [BUCKET, "ab"] {
+            assert!(
+                grants_of(odd).iter().all(|g| g.bucket == BUCKET && g.prefix.contains(&format!("/{odd}/"))),
+                "{odd}"
+            );
+        }
+    }
 }

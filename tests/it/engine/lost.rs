@@ -34,12 +34,12 @@ impl Silence {
         let address = crate::isolation::bridge(b)?;
         let table = format!("kfit-silence-{}", std::process::id());
         let rules = format!(
-            "table inet {table} {{ chain input {{ type filter hook input priority -10; \
-             ip daddr {address} tcp dport 8887 reject with tcp reset; }} }}"
+            "table inet {table} {{\n chain input {{\n  type filter hook input priority -10;\n  \
+             ip daddr {address} tcp dport 8887 reject with tcp reset\n }}\n}}\n"
         );
-        let silence = Self(table);
+        // As one transaction: what fails leaves nothing behind.
         run_with_input(Command::new("nft").args(["-f", "-"]), &rules)?.ok()?;
-        Ok(silence)
+        Ok(Self(table))
     }
 }
 

@@ -44,6 +44,18 @@ def works(client: kfp.Client, namespace: str) -> bool:
     return True
 
 
+def found_by_paging(client: kfp.Client, name: str) -> bool:
+    """Whether a pipeline is there, as Kale looks: page by page, until there is no token."""
+    token, pages = "", 0
+    while token is not None and pages < 1000:
+        page = client.list_pipelines(page_token=token, page_size=50)
+        if any(pipeline.display_name == name for pipeline in page.pipelines or []):
+            return True
+        token, pages = page.next_page_token, pages + 1
+    assert token is None, f"a last page has the token {token!r}"
+    return False
+
+
 def auth(args) -> dict:
     """Each authentication type, and what becomes of wrong credentials. Secrets come by the environment."""
     elyra = elyras_authentication(args.tools)
@@ -87,6 +99,7 @@ def auth(args) -> dict:
     }.items():
         client = kale.get_kfp_client(host=endpoint, auth_type=kind, auth_config=where, namespace=args.namespace)
         seen["kale"][kind] = works(client, args.namespace)
+    assert not found_by_paging(client, "no pipeline has this name")
     return seen
 
 

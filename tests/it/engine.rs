@@ -1,8 +1,10 @@
 //! The pipeline engine in real containers: upstream's samples, all that a task can ask of Kubernetes, what it refuses, and
 //! that it goes on after `kill -9` as if nothing had been.
 
+mod compilers;
 mod debug;
 mod killed;
+mod lost;
 mod platform;
 mod refused;
 mod samples;

@@ -65,7 +65,7 @@ fn probe(b: &TestBox, pod: Option<(&str, &str)>, plan: &Value) -> anyhow::Result
 }
 
 /// The pods' gateway, which is the node's own address to them.
-fn bridge(b: &TestBox) -> anyhow::Result<String> {
+pub fn bridge(b: &TestBox) -> anyhow::Result<String> {
     let get = ["get", "endpointslices", "-n", "kubeflow", "-l", "kubernetes.io/service-name=minio-service", "-o"];
     Ok(b.kubectl(&[&get[..], &["jsonpath={.items[0].endpoints[0].addresses[0]}"]].concat())?.ok()?.stdout)
 }

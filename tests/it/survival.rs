@@ -5,7 +5,7 @@ use kfbox_tests::{TestBox, wait_until};
 use serde_json::Value;
 use std::time::Duration;
 
-fn pods_of_run(b: &TestBox, run_id: &str) -> anyhow::Result<Vec<Value>> {
+pub fn pods_of_run(b: &TestBox, run_id: &str) -> anyhow::Result<Vec<Value>> {
     let selector = format!("pipeline/runid={run_id}");
     let output = b.kubectl(&["get", "pods", "-A", "-l", &selector, "-o", "json"])?.ok()?;
     let list: Value = serde_json::from_str(&output.stdout)?;

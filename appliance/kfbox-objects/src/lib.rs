@@ -266,6 +266,17 @@ impl Objects {
         }
     }
 
+    /// A bucket with all that is in it; returns how many objects went. One that is not there is no error.
+    pub async fn remove_bucket(&self, bucket: &str) -> Result<usize, Error> {
+        match self.store.bucket(bucket).await {
+            Err(Error::NoSuchBucket(_)) => return Ok(0),
+            found => drop(found?),
+        }
+        let count = self.purge(bucket, "").await?;
+        self.store.delete_bucket(bucket).await?;
+        Ok(count)
+    }
+
     /// A URL that reads one object without a credential for at most [`MAX_EXPIRY`]. `endpoint` is where the reader
     /// reaches this store, such as `http://127.0.0.1:9000`.
     pub fn presign_get(&self, bucket: &str, key: &str, expiry: Duration, endpoint: &str) -> Result<String, Error> {

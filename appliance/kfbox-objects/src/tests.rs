@@ -548,4 +548,13 @@ async fn a_purge_leaves_no_version_no_upload_and_no_file_and_nothing_beside_is_t
     assert_eq!(f.objects.purge("box", "team/").await.unwrap(), 0, "again finds nothing");
     assert_eq!(f.files().len(), 1);
     assert!(f.objects.head("box", "teammates/a").await.is_ok());
+
+    store.create_upload("box", "team/c", Default::default(), vec![], None).await.unwrap();
+    assert_eq!(f.objects.remove_bucket("box").await.unwrap(), 1);
+    assert!(f.files().is_empty());
+    assert!(matches!(
+        f.objects.head("box", "teammates/a").await,
+        Err(Error::NoSuchBucket(_) | Error::NoSuchKey { .. })
+    ));
+    assert_eq!(f.objects.remove_bucket("box").await.unwrap(), 0, "again finds nothing");
 }

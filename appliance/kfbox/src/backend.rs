@@ -26,6 +26,7 @@ pub struct DaemonBackend {
     pub node: Arc<Node>,
     pub kubernetes_url: String,
     pub objects_url: String,
+    pub objects_url_for_pods: String,
     pub user: String,
 }
 
@@ -33,12 +34,21 @@ fn failed(error: impl std::fmt::Display, next: &str) -> ErrorBody {
     ErrorBody { error: error.to_string(), next: next.into() }
 }
 
-/// What a namespace's credential reaches: all that is its own in the shared bucket, nothing of its neighbours.
+/// What a namespace's credential reaches: all that is its own in the shared bucket, nothing of its neighbours; and the bucket
+/// of its own name, which it may make, for programs that know of buckets only.
 pub fn grants_of(namespace: &str) -> Vec<Grant> {
-    vec![
+    let mut grants = vec![
         Grant::write(BUCKET, &format!("v2/artifacts/{namespace}/")),
         Grant::write(BUCKET, &format!("private-artifacts/{namespace}/")),
-    ]
+    ];
+    grants.extend(own_bucket(namespace).map(|bucket| Grant::write(bucket, "")));
+    grants
+}
+
+/// Nobody but the daemon makes other buckets than these, so that the shared one is the only name that is taken. Names of
+/// namespaces are names of buckets, but for the shortest.
+fn own_bucket(namespace: &str) -> Option<&str> {
+    (namespace != BUCKET && namespace.len() >= 3).then_some(namespace)
 }
 
 impl Backend for DaemonBackend {
@@ -53,11 +63,13 @@ impl Backend for DaemonBackend {
             let credential = credential.map_err(|e| failed(e, "`kfbox logs` shows more"))?;
             Ok(S3Credentials {
                 endpoint: self.objects_url.clone(),
+                endpoint_for_pods: self.objects_url_for_pods.clone(),
                 region: REGION.into(),
                 access_key: credential.access_key,
                 secret_key: credential.secret_key,
                 bucket: BUCKET.into(),
                 prefix: format!("v2/artifacts/{namespace}/"),
+                own_bucket: own_bucket(&namespace).map(str::to_owned),
             })
         })
     }
@@ -140,4 +152,20 @@ fn reporter(progress: mpsc::Sender<Progress>) -> OnProgress {
         };
         let _ = progress.try_send(line);
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_namespace_has_its_own_bucket_and_never_the_shared_one() {
+        assert!(grants_of("ann").contains(&Grant::write("ann", "")));
+        for odd in [BUCKET, "ab"] {
+            assert!(
+                grants_of(odd).iter().all(|g| g.bucket == BUCKET && g.prefix.contains(&format!("/{odd}/"))),
+                "{odd}"
+            );
+        }
+    }
 }

@@ -408,6 +408,7 @@ async fn start(config: &Config, tasks: &Tasks, announce: bool) -> anyhow::Result
             Published { name: "ml-pipeline", port_name: "http", port: 8888, target: port::PIPELINES },
             Published { name: "minio-service", port_name: "http", port: 9000, target: port::OBJECTS },
             Published { name: "metadata-grpc-service", port_name: "grpc-api", port: 8080, target: port::METADATA },
+            Published { name: PACKAGES_SERVICE, port_name: "http", port: 80, target: port::PACKAGES },
             Published { name: REGISTRY_SERVICE, port_name: "https", port: 443, target: port::REGISTRY },
         ],
     )
@@ -420,6 +421,7 @@ async fn start(config: &Config, tasks: &Tasks, announce: bool) -> anyhow::Result
         node: node.clone(),
         kubernetes_url,
         objects_url,
+        objects_url_for_pods: format!("http://{bridge}:{}", port::OBJECTS),
         user: config.user.clone(),
     }));
     platform_ready.ready();
@@ -511,6 +513,8 @@ fn serve_router(name: &'static str, listener: TcpListener, router: axum::Router,
     });
 }
 
+/// The package index's name in `kubeflow`, for tools that write an index into what they compile.
+const PACKAGES_SERVICE: &str = "python-packages";
 pub const REGION: &str = "us-east-1";
 /// The bucket of upstream's default pipeline root.
 pub const BUCKET: &str = "mlpipeline";

@@ -19,6 +19,15 @@ fn a_namespace_inherits_nothing_from_one_of_its_name() -> anyhow::Result<()> {
         probe(&b, None, &json!({"bases": base, "markers": [], "s3": credentials, "doors": doors}))
     };
     assert_eq!(tried(&credentials, &["PUT", "GET"])?, ["200", "200"]);
+    let bucket = |credentials: &Value, methods: &[(&str, &str)]| {
+        let door = |(method, key): &(&str, &str)| {
+            let body = if key.is_empty() { "" } else { word.as_str() };
+            json!({"kind": "s3", "method": method, "path": format!("/{}{key}", person.namespace), "body": body})
+        };
+        let doors: Vec<Value> = methods.iter().map(door).collect();
+        probe(&b, None, &json!({"bases": base, "markers": [], "s3": credentials, "doors": doors}))
+    };
+    assert_eq!(bucket(&credentials, &[("PUT", ""), ("PUT", "/x"), ("GET", "/x")])?, ["200", "200", "200"]);
 
     // Deleted with a run that goes on.
     let again = json!({"display_name": "again", "experiment_id": has.experiment,
@@ -57,6 +66,11 @@ fn a_namespace_inherits_nothing_from_one_of_its_name() -> anyhow::Result<()> {
     let anew = person.credentials()?;
     assert_ne!(anew["accessKey"], credentials["accessKey"]);
     assert_eq!(tried(&anew, &["GET"])?, ["404"], "the old object is gone");
+    assert_eq!(
+        bucket(&anew, &[("GET", "/x"), ("PUT", ""), ("GET", "/x")])?,
+        ["404", "200", "404"],
+        "and the old bucket"
+    );
     let script = "import boto3, json, sys
 c = json.loads(sys.argv[1])
 s3 = boto3.client('s3', endpoint_url=c['endpoint'], region_name=c['region'],

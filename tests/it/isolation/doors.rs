@@ -329,6 +329,17 @@ fn objects(p: &Possessions) -> Vec<Door> {
             OBJECT_NEVER,
         ),
         door("bucket: delete", "DELETE", "/mlpipeline".into(), Value::Null, OBJECT_NEVER),
+        // The bucket of a namespace's own name; the owner comes before the others, and again last.
+        door(
+            "own bucket: create",
+            "PUT",
+            format!("/{ns}"),
+            Value::Null,
+            ["403", "200", "403", "403", "403", "403", "409"],
+        ),
+        door("own bucket: put", "PUT", format!("/{ns}/{}", p.word), json!({"body": p.word}), put),
+        door("own bucket: get", "GET", format!("/{ns}/{}", p.word), Value::Null, OBJECT),
+        door("own bucket: list", "GET", format!("/{ns}?list-type=2"), Value::Null, OBJECT),
     ]
 }
 

@@ -49,8 +49,9 @@ pub(super) async fn load(core: &Core, row: &RunRow) -> ApiResult<RunState> {
     let tasks: IndexMap<String, Task> =
         core.store.tasks(&row.id).await?.into_iter().map(|t| (t.id.clone(), t)).collect();
     let given = row.runtime_config.get("parameters").or_else(|| row.runtime_config.get("Parameters"));
-    let given = given.and_then(Value::as_object).cloned().unwrap_or_default();
-    let parameters = match Pipeline::parse(row.spec.clone()) {
+    let mut given = given.and_then(Value::as_object).cloned().unwrap_or_default();
+    given.values_mut().for_each(|value| spec::name_run(value, &row.id));
+    let parameters = match Pipeline::of_run(row.spec.clone(), &row.id) {
         Ok(pipeline) => spec::check_parameters(&pipeline, &given).unwrap_or(given),
         Err(_) => given,
     };
@@ -116,7 +117,7 @@ pub(super) async fn drive(
         return Ok(());
     }
     let mut run = load(&core, &row).await?;
-    let pipeline = match Pipeline::parse(row.spec) {
+    let pipeline = match Pipeline::of_run(row.spec, id) {
         Ok(pipeline) => Arc::new(pipeline),
         Err(error) => {
             // Only after a downgrade: it was valid when it was stored.

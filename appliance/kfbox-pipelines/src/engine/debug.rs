@@ -41,7 +41,7 @@ impl Engine {
             return refused("it has had no container");
         }
         let pipeline =
-            Pipeline::parse(row.spec.clone()).map_err(|e| ApiError::invalid(format!("its pipeline: {e}")))?;
+            Pipeline::of_run(row.spec.clone(), &row.id).map_err(|e| ApiError::invalid(format!("its pipeline: {e}")))?;
         let Some(Body::Container(container)) = pipeline.component(&task.component).and_then(|c| pipeline.body(c))
         else {
             return refused("its executor is not in the pipeline any more");
@@ -99,7 +99,7 @@ impl Engine {
         if pod.is_none_or(|p| p.metadata.deletion_timestamp.is_some()) {
             return Ok(None);
         }
-        let Ok(pipeline) = Pipeline::parse(row.spec) else { return Ok(None) };
+        let Ok(pipeline) = Pipeline::of_run(row.spec, run_id) else { return Ok(None) };
         Ok(Some(actor::assignment(&pipeline, &run, task)))
     }
 

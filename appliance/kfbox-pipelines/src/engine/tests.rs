@@ -365,3 +365,22 @@ fn pod_names_are_valid_and_differ_by_task_and_attempt() {
         assert!(!names[..n].contains(name), "{name}");
     }
 }
+
+#[test]
+fn the_runs_id_stands_where_compilers_for_argo_ask_for_it() {
+    let container = json!({"image": "i", "command": ["echo", "{{workflow.uid}}", "{{workflow.name}}"],
+        "env": [{"name": "ELYRA_RUN_NAME", "value": "run {{workflow.uid}}"}]});
+    let pipeline_spec = json!({
+        "pipelineInfo": {"name": "p"}, "schemaVersion": "2.1.0",
+        "components": {"comp-a": {"executorLabel": "exec-a"}},
+        "deploymentSpec": {"executors": {"exec-a": {"container": container}}},
+        "root": {"dag": {"tasks": {"a": {"componentRef": {"name": "comp-a"}, "taskInfo": {"name": "a"}}}}},
+    });
+    let documents = spec::Documents { pipeline_spec, platform_spec: None };
+    let pipeline = Pipeline::of_run(documents.clone(), "r-1").unwrap();
+    let Some(spec::Body::Container(container)) = pipeline.body(pipeline.component("comp-a").unwrap()) else { panic!() };
+    assert_eq!(container.command, ["echo", "r-1", "{{workflow.name}}"]);
+    assert_eq!(container.env[0].value, "run r-1");
+    // What is stored, and given back to who asks for it, stays as it was uploaded.
+    assert_eq!(Pipeline::parse(documents.clone()).unwrap().documents, documents);
+}

@@ -9,7 +9,7 @@ use crate::{
 };
 use axum::{Json, body::Body, extract::Path, response::Response};
 use kfbox_base::UserInfo;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 const RESOURCE: &str = "experiments";
 
@@ -61,7 +61,7 @@ pub(super) async fn create(app: App, Caller(user): Caller, body: Body) -> ApiRes
 pub(super) async fn list(app: App, Caller(user): Caller, args: Args) -> ApiResult<Json<Value>> {
     let page = app.list_experiments(&user, &args.text("namespace"), &args.listing()?).await?;
     let rows: Vec<Value> = page.rows.iter().map(render::experiment).collect();
-    Ok(Json(json!({"experiments": rows, "total_size": page.total, "next_page_token": page.next_page_token})))
+    Ok(page.shown("experiments", rows))
 }
 
 pub(super) async fn get(app: App, Caller(user): Caller, Path(id): Path<String>) -> ApiResult<Json<Value>> {

@@ -278,7 +278,7 @@ pub(super) async fn create_with_version(app: App, Caller(user): Caller, body: Bo
 pub(super) async fn list(app: App, Caller(user): Caller, args: Args) -> ApiResult<Json<Value>> {
     let page = app.list_pipelines(&user, &args.text("namespace"), &args.listing()?).await?;
     let rows: Vec<Value> = page.rows.iter().map(render::pipeline).collect();
-    Ok(Json(json!({"pipelines": rows, "total_size": page.total, "next_page_token": page.next_page_token})))
+    Ok(page.shown("pipelines", rows))
 }
 
 pub(super) async fn get(app: App, Caller(user): Caller, Path(id): Path<String>) -> ApiResult<Json<Value>> {
@@ -334,7 +334,7 @@ pub(super) async fn list_versions(
 ) -> ApiResult<Json<Value>> {
     let page = app.list_versions(&user, &id, &args.listing()?).await?;
     let rows: Vec<Value> = page.rows.iter().map(render::version).collect();
-    Ok(Json(json!({"pipeline_versions": rows, "total_size": page.total, "next_page_token": page.next_page_token})))
+    Ok(page.shown("pipeline_versions", rows))
 }
 
 pub(super) async fn create_version(

@@ -138,7 +138,7 @@ pub(super) async fn list(app: App, Caller(user): Caller, args: Args) -> ApiResul
     };
     let page = app.list_recurring(scope, &args.listing()?).await?;
     let rows: Vec<Value> = page.rows.iter().map(shown).collect();
-    Ok(Json(json!({"recurringRuns": rows, "total_size": page.total, "next_page_token": page.next_page_token})))
+    Ok(page.shown("recurringRuns", rows))
 }
 
 pub(super) async fn get(app: App, Caller(user): Caller, Path(id): Path<String>) -> ApiResult<Json<Value>> {

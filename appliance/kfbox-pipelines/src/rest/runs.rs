@@ -199,7 +199,7 @@ pub(super) async fn list(app: App, Caller(user): Caller, args: Args) -> ApiResul
     let listing = listing::Listing::new(&listing::RUNS, &args.listing()?, scope, app.store.key.as_slice())?;
     let page = app.store.runs(listing).await?;
     let rows: Vec<Value> = page.rows.iter().map(|r| render::run(r, None)).collect();
-    Ok(Json(json!({"runs": rows, "total_size": page.total, "next_page_token": page.next_page_token})))
+    Ok(page.shown("runs", rows))
 }
 
 pub(super) async fn get(app: App, Caller(user): Caller, Path(id): Path<String>) -> ApiResult<Json<Value>> {

@@ -1,6 +1,7 @@
 //! `VisualizationService`: a picture of what a run left, as one HTML page without scripts. Tables and ROC curves are
 //! drawn here from CSV in the caller's own namespace; TFDV, TFMA and CUSTOM run Python of TensorFlow's or of the caller's
-//! (`backend/src/apiserver/visualization` upstream), which belongs into a step, and are refused with that advice.
+//! (`backend/src/apiserver/visualization` upstream: in a pod of their namespace, with all of TensorFlow in its image). They are
+//! not offered, since a step does the same with the caller's own image: the answer says how.
 //! Invariants: what comes out is escaped; nothing outside the namespace's root is read.
 
 use super::{App, Caller, GROUP, is_label, json_body, text_field};
@@ -50,10 +51,11 @@ pub(super) async fn create(
         "ROC_CURVE" => roc(&rows(&app, &namespace, &source).await?, &arguments)?,
         other => {
             return Err(ApiError::new(
-                Code::FailedPrecondition,
+                Code::Unimplemented,
                 format!(
-                    "{other} visualizations run Python, which kfbox does in steps only: write the page as a \
-                     dsl.HTML artifact of a step instead"
+                    "{other} visualizations run Python, which kfbox does in a namespace's own pods only: {}, and \
+                     write the page to an output of type dsl.HTML, which the run's page shows",
+                    instead_of(other)
                 ),
             ));
         }
@@ -61,6 +63,18 @@ pub(super) async fn create(
     body["type"] = json!(kind);
     body["html"] = json!(html);
     Ok(Json(body))
+}
+
+/// How a step makes the page that upstream's visualization server would have made.
+fn instead_of(kind: &str) -> &'static str {
+    match kind {
+        "TFDV" => {
+            "in a step, install tensorflow-data-validation, call \
+             tensorflow_data_validation.utils.display_util.get_statistics_html"
+        }
+        "TFMA" => "in a step, install tensorflow-model-analysis, load the result and draw it",
+        _ => "put the code into a step",
+    }
 }
 
 async fn rows(app: &Inner, namespace: &str, source: &str) -> ApiResult<Vec<Vec<Vec<String>>>> {

@@ -35,7 +35,30 @@ pub enum Body<'a> {
 /// The component name that stands for the pipeline itself; compiled components are called `comp-…`.
 pub const ROOT: &str = "root";
 
+/// What compilers for Argo write for the run's id. Upstream replaces it in all of a run's workflow before it starts
+/// (`RunWorkflow` in `backend/src/apiserver/template/v2_template.go`), and Elyra still writes it.
+const RUN_ID: &str = "{{workflow.uid}}";
+
+/// Puts the run's id where its pipeline or its arguments ask for it.
+pub(crate) fn name_run(value: &mut Value, run_id: &str) {
+    match value {
+        Value::String(text) if text.contains(RUN_ID) => *text = text.replace(RUN_ID, run_id),
+        Value::Array(items) => items.iter_mut().for_each(|item| name_run(item, run_id)),
+        Value::Object(map) => map.values_mut().for_each(|item| name_run(item, run_id)),
+        _ => {}
+    }
+}
+
 impl Pipeline {
+    /// The pipeline as one run has it.
+    pub fn of_run(mut documents: Documents, run_id: &str) -> Result<Self, SpecError> {
+        name_run(&mut documents.pipeline_spec, run_id);
+        if let Some(platform) = &mut documents.platform_spec {
+            name_run(platform, run_id);
+        }
+        Self::parse(documents)
+    }
+
     pub fn parse(documents: Documents) -> Result<Self, SpecError> {
         validate::parse(documents)
     }

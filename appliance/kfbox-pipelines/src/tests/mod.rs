@@ -398,7 +398,7 @@ async fn lists_page_sort_and_filter_and_refuse_made_up_tokens() {
         seen.extend(
             page["experiments"].as_array().unwrap().iter().map(|e| e["display_name"].as_str().unwrap().to_owned()),
         );
-        token = page["next_page_token"].as_str().unwrap().to_owned();
+        token = page["next_page_token"].as_str().unwrap_or_default().to_owned();
         if token.is_empty() {
             break;
         }

@@ -177,3 +177,21 @@ async fn a_job_is_a_recurring_run() {
     assert_eq!(call(&p, "ann", "GET", &format!("/apis/v2beta1/recurringruns/{id}"), Value::Null).await.0, 404);
     world.kill(&tasks).await;
 }
+
+#[tokio::test]
+async fn pictures_that_are_drawn_by_python_are_refused_with_what_to_do_instead() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::new(good);
+    let (p, tasks) = world.daemon(folder.path()).await;
+    let path = "/apis/v1beta1/visualizations/ann";
+    for (kind, advice) in [("TFDV", "get_statistics_html"), ("TFMA", "tensorflow-model-analysis"), ("CUSTOM", "a step")]
+    {
+        let body =
+            json!({"type": kind, "source": "minio://mlpipeline/v2/artifacts/ann/x", "arguments": "{\"code\": []}"});
+        let (status, answer) = call(&p, "ann", "POST", path, body.clone()).await;
+        let said = answer["message"].as_str().unwrap_or_default();
+        assert!(status == 501 && said.contains(advice) && said.contains("dsl.HTML"), "{kind}: {status} {answer}");
+        assert_eq!(call(&p, "bob", "POST", path, body).await.0, 403, "rights come first");
+    }
+    world.kill(&tasks).await;
+}

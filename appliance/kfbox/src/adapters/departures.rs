@@ -4,7 +4,7 @@
 //! Guarantee: a profile's namespace has a finalizer, so that it is gone only after all that is; a daemon that was killed in
 //! between goes on. Other namespaces, which users cannot make, are cleared away after them.
 
-use crate::{backend::grants_of, daemon::BUCKET};
+use crate::backend::grants_of;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Namespace;
 use kfbox_api::names::label;
@@ -166,7 +166,10 @@ impl Stores {
         let forgotten = self.pipelines.forget_namespace(namespace).await?;
         let mut objects = 0;
         for grant in grants_of(namespace) {
-            objects += self.objects.purge(BUCKET, &grant.prefix).await?;
+            objects += match grant.prefix.as_str() {
+                "" => self.objects.remove_bucket(&grant.bucket).await?,
+                prefix => self.objects.purge(&grant.bucket, prefix).await?,
+            };
         }
         let metadata = self.metadata.store().forget_namespace(namespace).await?;
         let kfbox_pipelines::Forgotten { runs, recurring_runs, pipelines, experiments } = forgotten;

@@ -115,12 +115,16 @@ pub struct TokenResponse {
 #[serde(rename_all = "camelCase")]
 pub struct S3Credentials {
     pub endpoint: String,
+    /// An address that is good on this machine and in its pods alike.
+    pub endpoint_for_pods: String,
     pub region: String,
     pub access_key: String,
     pub secret_key: String,
     pub bucket: String,
-    /// The part of the bucket that is the namespace's own; nothing else may be listed, read or written.
+    /// The part of the bucket that is the namespace's own; nothing else in it may be listed, read or written.
     pub prefix: String,
+    /// A bucket that it may make, for itself alone.
+    pub own_bucket: Option<String>,
 }
 
 /// `POST /v1/stop`.

@@ -6,7 +6,7 @@ use crate::{
     rest::{App, Args, Caller, json_body},
 };
 use axum::{Json, body::Body, extract::Path};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 pub(super) async fn create(app: App, Caller(user): Caller, body: Body) -> ApiResult<Json<Value>> {
     let body = json_body(body).await?;
@@ -21,7 +21,7 @@ pub(super) async fn list(app: App, Caller(user): Caller, args: Args) -> ApiResul
     };
     let page = app.list_experiments(&user, &namespace, &args.listing()?).await?;
     let rows: Vec<Value> = page.rows.iter().map(render::experiment).collect();
-    Ok(Json(json!({"experiments": rows, "total_size": page.total, "next_page_token": page.next_page_token})))
+    Ok(page.shown("experiments", rows))
 }
 
 pub(super) async fn get(app: App, Caller(user): Caller, Path(id): Path<String>) -> ApiResult<Json<Value>> {

@@ -29,7 +29,7 @@ pub(super) async fn create(app: App, Caller(user): Caller, body: Body) -> ApiRes
 pub(super) async fn list(app: App, Caller(user): Caller, args: Args) -> ApiResult<Json<Value>> {
     let page = app.list_recurring(scope(&app, &user, recurring::RESOURCE, &args).await?, &args.listing()?).await?;
     let rows: Vec<Value> = page.rows.iter().map(render::job).collect();
-    Ok(Json(json!({"jobs": rows, "total_size": page.total, "next_page_token": page.next_page_token})))
+    Ok(page.shown("jobs", rows))
 }
 
 pub(super) async fn get(app: App, Caller(user): Caller, Path(id): Path<String>) -> ApiResult<Json<Value>> {

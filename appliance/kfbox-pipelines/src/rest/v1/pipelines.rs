@@ -52,7 +52,7 @@ pub(super) async fn list(app: App, Caller(user): Caller, args: Args) -> ApiResul
     for row in &page.rows {
         rows.push(shown(&app, row).await?);
     }
-    Ok(Json(json!({"pipelines": rows, "total_size": page.total, "next_page_token": page.next_page_token})))
+    Ok(page.shown("pipelines", rows))
 }
 
 pub(super) async fn get(app: App, Caller(user): Caller, Path(id): Path<String>) -> ApiResult<Json<Value>> {
@@ -113,7 +113,7 @@ pub(super) async fn list_versions(app: App, Caller(user): Caller, args: Args) ->
     };
     let page = app.list_versions(&user, require(&id, "resource_key.id, the pipeline's,")?, &args.listing()?).await?;
     let rows: Vec<Value> = page.rows.iter().map(render::version).collect();
-    Ok(Json(json!({"versions": rows, "total_size": page.total, "next_page_token": page.next_page_token})))
+    Ok(page.shown("versions", rows))
 }
 
 pub(super) async fn create_version(app: App, Caller(user): Caller, body: Body) -> ApiResult<Json<Value>> {

@@ -42,7 +42,7 @@ pub(super) async fn list(app: App, Caller(user): Caller, args: Args) -> ApiResul
         render::run(row, &reported)
     });
     let rows: Vec<Value> = rows.collect();
-    Ok(Json(json!({"runs": rows, "total_size": page.total, "next_page_token": page.next_page_token})))
+    Ok(page.shown("runs", rows))
 }
 
 pub(super) async fn get(app: App, Caller(user): Caller, Path(id): Path<String>) -> ApiResult<Json<Value>> {

@@ -5,12 +5,14 @@
 //! `scripts/test` starts one box that tests share (`KFBOX_TEST_BOX` names its data directory); without it, a test that
 //! asks for the shared box gets one of its own.
 
+mod acme;
 mod clients;
 mod conversation;
 pub mod slapd;
 mod slot;
 mod space;
 
+pub use acme::AcmeServer;
 pub use clients::{Output, Python, cache_dir, run, run_with_input};
 pub use conversation::Conversation;
 pub use space::Space;

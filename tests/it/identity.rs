@@ -1,8 +1,10 @@
 //! Signing in with unmodified clients: Authlib and the kfp SDK at the OpenID Connect provider, kubectl with a
 //! credential plugin, curl and Python over TLS.
 
+use crate::isolation::people::{ask, spec};
 use anyhow::Context;
-use kfbox_tests::{Output, Python, Running, TestBox, cache_dir, program, run, run_with_input, slapd, wait_until};
+use kfbox_tests::{AcmeServer, Output, Python, Running, TestBox, cache_dir, program, run, run_with_input, slapd, wait_until};
+use serde_json::{Value, json};
 use std::{
     fs::File,
     path::{Path, PathBuf},
@@ -320,15 +322,54 @@ fn somebody_signs_in_through_another_box_and_finds_a_namespace() -> anyhow::Resu
     Ok(())
 }
 
+/// Somebody who is taken out of the directory while their schedule runs: its next firing finds out, though nobody signs in.
+fn gone_from_the_directory(b: &TestBox, directory: &mut slapd::Slapd) -> anyhow::Result<()> {
+    const ANN: &str = "ann@corp.example";
+    const NAMESPACE: &str = "kubeflow-ann-corp-example";
+    let token = |who: &str| Ok::<_, anyhow::Error>(b.kfbox_ok(&["token", "--user", who])?.trim().to_owned());
+    let (anns, admins) = (token(ANN)?, token(&b.user)?);
+    let url = |path: &str| Ok::<_, anyhow::Error>(format!("{}/pipeline/apis/v2beta1/{path}", b.url()?));
+    let post = |path: &str, body: Value| -> anyhow::Result<Value> {
+        let (status, text) = ask(&url(path)?, &anns, "POST", Some(&body))?;
+        anyhow::ensure!(status == 200, "{path}: {status} {text}");
+        Ok(serde_json::from_str(&text)?)
+    };
+    let experiment = post("experiments", json!({"display_name": "often", "namespace": NAMESPACE}))?;
+    let since = run(Command::new("date").args(["-u", "-d", "-30 min", "+%FT%TZ"]))?.ok()?.stdout;
+    let made = post(
+        "recurringruns",
+        json!({"display_name": "often", "experiment_id": experiment["experiment_id"], "pipeline_spec": spec("often"),
+            "trigger": {"periodic_schedule": {"interval_second": "2", "start_time": since.trim()}}, "mode": "ENABLE",
+            "max_concurrency": "10"}),
+    )?;
+    let runs = || -> anyhow::Result<usize> {
+        let (status, text) = ask(&url(&format!("runs?page_size=200&namespace={NAMESPACE}"))?, &admins, "GET", None)?;
+        anyhow::ensure!(status == 200, "{text}");
+        Ok(serde_json::from_str::<Value>(&text)?["runs"].as_array().map_or(0, Vec::len))
+    };
+    wait_until(Duration::from_secs(60), "the first run", || Ok((runs()? > 0).then_some(())))?;
+    directory.change(slapd::WITHOUT_ANN)?;
+    let told = wait_until(Duration::from_secs(60), "the schedule's refusal", || {
+        let path = format!("recurringruns/{}", made["recurring_run_id"].as_str().unwrap_or_default());
+        let (_, text) = ask(&url(&path)?, &admins, "GET", None)?;
+        Ok(Some(text).filter(|text| text.contains("directory")))
+    })?;
+    let before = runs()?;
+    assert!(b.kfbox_ok(&["user", "list"])?.contains("gone from directory"), "{told}");
+    assert_eq!(ask(&url("runs")?, &anns, "GET", None)?.0, 401);
+    assert_eq!(runs()?, before);
+    Ok(())
+}
+
 #[test]
 fn somebody_of_a_directory_signs_in_as_kubeflows_documentation_has_it() -> anyhow::Result<()> {
     const SECRET: &str = "what-notebook-and-box-share";
-    let directory = slapd::Slapd::start(None)?;
+    let mut directory = slapd::Slapd::start(None)?;
     let config = format!(
         "[gateway]\npassword_connector = \"ldap\"\n\
          [[gateway.clients]]\nid = \"notebook\"\nsecret = \"{SECRET}\"\nplatform = true\n\
          [[gateway.connectors]]\ntype = \"ldap\"\nid = \"ldap\"\nname = \"Corp\"\nhost = \"127.0.0.1:{}\"\n\
-         insecureNoSSL = true\nbindDN = \"{}\"\nbindPW = \"{}\"\n\
+         insecureNoSSL = true\nbindDN = \"{}\"\nbindPW = \"{}\"\nrecheckSeconds = 1\n\
          [gateway.connectors.userSearch]\nbaseDN = \"ou=people,{suffix}\"\nusername = \"uid\"\nnameAttr = \"cn\"\n\
          [gateway.connectors.groupSearch]\nbaseDN = \"ou=groups,{suffix}\"\nnameAttr = \"cn\"\n\
          userMatchers = [{{ userAttr = \"DN\", groupAttr = \"member\" }}]\n",
@@ -348,6 +389,7 @@ fn somebody_of_a_directory_signs_in_as_kubeflows_documentation_has_it() -> anyho
     run(&mut python)?.ok()?;
     let log = std::fs::read_to_string(own.b.data_dir().join("kfbox.log"))?;
     assert!(!log.contains(slapd::PASSWORD) && !log.contains(slapd::SEARCH_PASSWORD), "passwords are not logged");
+    gone_from_the_directory(&own.b, &mut directory)?;
     // What is wrong in the configuration is told before anything starts.
     let file = own.path("wrong.toml");
     std::fs::write(&file, config.replace("insecureNoSSL = true", "insecureSkipVerify = true"))?;

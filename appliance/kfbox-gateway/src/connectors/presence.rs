@@ -3,7 +3,7 @@
 //! Guarantees: who was removed there, or is in no group any more that may come, is out at the first use after the
 //! connector's `recheck_seconds`; so are their tokens and what was scheduled in their name. Groups are brought up to date
 //! on the way. One question at a time for one person, and none for who does nothing. A directory that is away costs
-//! nobody their session: it is asked again a minute later.
+//! nobody their session, only its time limit once a minute: then it is asked again.
 //! Assumption: only a directory can be asked this. Another OpenID Connect provider tells of people when they sign in.
 
 use super::{Refusal, ldap};

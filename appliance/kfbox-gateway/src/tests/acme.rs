@@ -97,6 +97,13 @@ async fn ordered(door: &Door) -> AcmeStatus {
     until("a certificate", door, || async { Some(door.status()).filter(|s| s.until.is_some() && s.failures == 0) }).await
 }
 
+/// Files are looked at when somebody connects, once a second.
+async fn served(door: &Door, server: &AcmeServer) -> CertificateDer<'static> {
+    let trusted = || async { door.connect(&server.authority(), NAME, b"http/1.1").await.ok() };
+    drop(until("the certificate in use", door, trusted).await);
+    door.shown(server, NAME).await
+}
+
 async fn failed(door: &Door, times: u32) -> AcmeStatus {
     until("a failure", door, || async { Some(door.status()).filter(|s| s.failures >= times) }).await
 }
@@ -215,11 +222,17 @@ async fn an_order_that_was_cut_off_goes_on_and_a_server_that_forgot_us_is_told_a
     let at_the_end = || async { (server.seen("/finalize") > 0).then_some(()) };
     until("the request", &door, at_the_end).await;
     door.close().await;
-    server.release().unwrap();
     let door = open(&server, folder.path(), config(&server)).await;
+    // Nor is it lost when it cannot be written.
+    let place = folder.path().join("acme/certificate.pem");
+    std::fs::create_dir(&place).unwrap();
+    server.release().unwrap();
+    let status = failed(&door, 1).await;
+    assert!(status.error.contains(place.to_str().unwrap()) && status.until.is_none(), "{}", status.error);
+    std::fs::remove_dir(&place).unwrap();
     ordered(&door).await;
     assert_eq!((server.seen("/neworders"), server.seen("/newaccount")), (1, 1), "the same order went on");
-    let first = door.shown(&server, NAME).await;
+    let first = served(&door, &server).await;
     door.close().await;
 
     // The server would like its certificates renewed: it is asked at the start, long before two thirds of the life.
@@ -235,6 +248,6 @@ async fn an_order_that_was_cut_off_goes_on_and_a_server_that_forgot_us_is_told_a
     std::fs::write(folder.path().join("acme/certificate.pem"), "-----BEGIN CERTIFICATE-----\nnonsense").unwrap();
     let door = open(&server, folder.path(), config(&server)).await;
     ordered(&door).await;
-    door.shown(&server, NAME).await;
+    served(&door, &server).await;
     door.close().await;
 }

@@ -252,6 +252,33 @@ async fn a_directory_that_is_away_or_slow_locks_nobody_out_and_costs_no_sign_in(
     assert_eq!(w.try_ldap("ann", ANNS).await.status, StatusCode::SERVICE_UNAVAILABLE);
 }
 
+#[test]
+fn no_name_but_the_exact_one_finds_an_entry() {
+    use proptest::prelude::*;
+    let slapd = Slapd::start(None).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let w = runtime.block_on(world_of(connector(slapd.port, |_| {})));
+    let directory = w.gateway.directory("corp").unwrap();
+    let find = |login: &str| {
+        runtime.block_on(async {
+            let mut talk = directory.talk().await.unwrap();
+            directory.find(&mut talk, login).await
+        })
+    };
+    assert!(find("ann").unwrap().is_some());
+    // Few: each is a conversation.
+    let few = ProptestConfig { cases: 80, ..ProptestConfig::default() };
+    let filters = "(ann|\\*|twin1)?[()|&!=*\\\\~<>:,+\"#a-z0-9 ]{0,20}";
+    proptest!(few, |(login in prop_oneof![super::fuzz::hostile(), filters])| {
+        // Whatever it is, the directory understands the question.
+        let entry = find(&login).unwrap_or_else(|error| panic!("{login:?}: {error}"));
+        if let Some(entry) = entry.filter(|_| login.is_ascii()) {
+            let name = login.split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase();
+            prop_assert_eq!(&entry.attrs["uid"][0], &name);
+        }
+    });
+}
+
 impl World {
     async fn who(&self, proof: (&str, &str)) -> Value {
         let answer = self.get("/oauth2/userinfo", &[proof]).await;

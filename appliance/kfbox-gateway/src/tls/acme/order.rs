@@ -20,8 +20,9 @@ pub(super) async fn obtain(acme: &Acme, client: &Client) -> Result<Leaf, AcmeErr
     let (mut order, pending) = begin(acme, &account).await?;
     let outcome = carry_out(acme, &mut order, &pending).await;
     match &outcome {
-        // The same order can go on.
+        // The same order can go on, also when only the disk had no room for what came of it.
         Err(AcmeError::Server(error)) if !refused(error) => {}
+        Err(AcmeError::File { .. }) => {}
         _ => acme.files.forget_order(),
     }
     outcome

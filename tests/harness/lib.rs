@@ -72,7 +72,12 @@ impl TestBox {
         let slot = Slot::take()?;
         let dir = tempfile::Builder::new().prefix("kfbox-it-").tempdir()?;
         let data_dir = dir.path().join("data");
-        Ok(Self { data_dir, owned: Some(Owned { slot, gateway: "127.0.0.1:0".into(), _dir: dir }), user: "user@example.com".into(), password: None })
+        Ok(Self {
+            data_dir,
+            owned: Some(Owned { slot, gateway: "127.0.0.1:0".into(), _dir: dir }),
+            user: "user@example.com".into(),
+            password: None,
+        })
     }
 
     /// `kfbox up` with this box's settings and `more`; returns what it printed.

@@ -3,7 +3,9 @@
 
 use crate::isolation::people::{ask, spec};
 use anyhow::Context;
-use kfbox_tests::{AcmeServer, Output, Python, Running, TestBox, cache_dir, program, run, run_with_input, slapd, wait_until};
+use kfbox_tests::{
+    AcmeServer, Output, Python, Running, TestBox, cache_dir, program, run, run_with_input, slapd, wait_until,
+};
 use serde_json::{Value, json};
 use std::{
     fs::File,
@@ -337,7 +339,10 @@ fn a_box_has_its_certificate_from_an_acme_server_also_when_it_is_killed_on_the_w
         assert_eq!(found.ok().map(|m| m.permissions().mode() & 0o777), (name == "certificate.pem").then_some(0o600));
     }
     let status = b.kfbox_ok(&["status"])?;
-    assert!(status.contains(&format!("certificate of {}", kfbox_tests::ACME_NAME)) && status.contains("until"), "{status}");
+    assert!(
+        status.contains(&format!("certificate of {}", kfbox_tests::ACME_NAME)) && status.contains("until"),
+        "{status}"
+    );
     // Plain HTTP is led to https.
     let plain = format!("http://{}/runs", server.address);
     let led = run(Command::new("curl").args(["-s", "-o", "/dev/null", "-w", "%{redirect_url}", &plain]))?.ok()?;
@@ -423,7 +428,7 @@ fn gone_from_the_directory(b: &TestBox, directory: &mut slapd::Slapd) -> anyhow:
     let made = post(
         "recurringruns",
         json!({"display_name": "often", "experiment_id": experiment["experiment_id"], "pipeline_spec": spec("often"),
-            "trigger": {"periodic_schedule": {"interval_second": "2", "start_time": since.trim()}}, "mode": "ENABLE",
+            "trigger": {"periodic_schedule": {"interval_second": "10", "start_time": since.trim()}}, "mode": "ENABLE",
             "max_concurrency": "10"}),
     )?;
     let runs = || -> anyhow::Result<usize> {

@@ -304,7 +304,8 @@ fn ways(p: &Possessions, stranger: &str) -> Vec<Door> {
     let get = |name, path: String, wanted| door(name, "GET", path, Value::Null, wanted);
     let ns = &p.namespace;
     let mut disguised = web("gateway", "GET", format!("/door/{ns}/"), Value::Null);
-    disguised["headers"] = json!({"kubeflow-userid": format!("{}@example.com", p.word), "X-Forwarded-Host": "localhost"});
+    disguised["headers"] =
+        json!({"kubeflow-userid": format!("{}@example.com", p.word), "X-Forwarded-Host": "localhost"});
     let upgrade = json!({"kind": "websocket", "base": "gateway", "path": format!("/door/{ns}/")});
     // The Service's own answer to what it does not do: so far only those come who may.
     let reached = ["401", "501", "404", "501", "404", "404", "501"];

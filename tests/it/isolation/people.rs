@@ -227,9 +227,11 @@ impl Possessions {
         let task = tasks.iter().find(|t| t["display_name"] == "say").context("the run has no such task")?;
 
         b.kubectl(&[&["wait", "--for=condition=Ready", "pod/door", "--timeout=60s"], &n[..]].concat())?.ok()?;
-        for (path, wanted) in
-            [(format!("door/{namespace}/"), 200), (format!("leaf/{namespace}"), 200), (format!("door/{namespace}/closed/"), 403)]
-        {
+        for (path, wanted) in [
+            (format!("door/{namespace}/"), 200),
+            (format!("leaf/{namespace}"), 200),
+            (format!("door/{namespace}/closed/"), 403),
+        ] {
             let url = format!("{}/{path}", b.url()?);
             wait_until(Duration::from_secs(30), "the ways to the Service", || {
                 Ok((ask(&url, &owner.token, "GET", None)?.0 == wanted).then_some(()))

@@ -72,7 +72,8 @@ impl Gateway {
         match ldap::still(self, directory, user).await {
             Ok(Some(_)) => {}
             Err(Refusal::Unavailable(..)) => wait = wait.min(AGAIN),
-            Ok(None) | Err(Refusal::Refused(_) | Refusal::Store(StoreError::UserExists(_) | StoreError::Invalid(_))) => {
+            Ok(None)
+            | Err(Refusal::Refused(_) | Refusal::Store(StoreError::UserExists(_) | StoreError::Invalid(_))) => {
                 self.departed(user).await;
             }
             Err(Refusal::Store(error)) => {

@@ -197,9 +197,7 @@ impl Store {
                 return Err(StoreError::UserExists(email));
             }
             Some(user) if user.disabled => return Err(StoreError::Invalid(format!("{email} is disabled"))),
-            Some(user)
-                if user.groups == groups && user.name == name && user.username == username && !user.departed =>
-            {
+            Some(user) if user.groups == groups && user.name == name && user.username == username && !user.departed => {
                 return Ok(user);
             }
             Some(user) => User { groups, name, username, departed: false, ..user },

@@ -94,7 +94,8 @@ async fn until<T, F: Future<Output = Option<T>>>(what: &str, door: &Door, mut lo
 }
 
 async fn ordered(door: &Door) -> AcmeStatus {
-    until("a certificate", door, || async { Some(door.status()).filter(|s| s.until.is_some() && s.failures == 0) }).await
+    until("a certificate", door, || async { Some(door.status()).filter(|s| s.until.is_some() && s.failures == 0) })
+        .await
 }
 
 /// Files are looked at when somebody connects, once a second.
@@ -142,7 +143,8 @@ async fn a_certificate_is_ordered_served_and_renewed_while_connections_stand() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_name_is_shown_over_plain_http_too_and_an_external_account_is_bound() {
-    let keys = json!({"kid-1": "dGhpcy1pcy1hLXZlcnktbG9uZy1obWFjLXRvLW1ha2Utc3VyZS10aGF0LWl0cy1tb3JlLXRoYW4tMjU2LWJpdHM"});
+    let keys =
+        json!({"kid-1": "dGhpcy1pcy1hLXZlcnktbG9uZy1obWFjLXRvLW1ha2Utc3VyZS10aGF0LWl0cy1tb3JlLXRoYW4tMjU2LWJpdHM"});
     let server = AcmeServer::start(&json!({}), Some(&keys)).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let http = AcmeConfig { challenge: AcmeChallenge::Http, ..config(&server) };
@@ -154,7 +156,9 @@ async fn a_name_is_shown_over_plain_http_too_and_an_external_account_is_bound() 
 
     let file = folder.path().join("hmac");
     std::fs::write(&file, format!("{}\n", keys["kid-1"].as_str().unwrap())).unwrap();
-    let door = open(&server, folder.path(), AcmeConfig { external: Some(("kid-1".into(), file.clone())), ..http.clone() }).await;
+    let door =
+        open(&server, folder.path(), AcmeConfig { external: Some(("kid-1".into(), file.clone())), ..http.clone() })
+            .await;
     ordered(&door).await;
     // Everybody else on that port is led to https, challenges that are over included.
     for path in ["/runs?x=1", "/.well-known/acme-challenge/over"] {
@@ -237,7 +241,7 @@ async fn an_order_that_was_cut_off_goes_on_and_a_server_that_forgot_us_is_told_a
 
     // The server would like its certificates renewed: it is asked at the start, long before two thirds of the life.
     let database = kfbox_db::rusqlite::Connection::open(server.file("acme.db")).unwrap();
-    database.execute("DELETE FROM account", []).unwrap();
+    database.execute("UPDATE account SET name = 'another', jwk = 'another'", []).unwrap();
     let door = open(&server, folder.path(), config(&server)).await;
     // And it was set up anew meanwhile: the account that it does not know is replaced.
     until("the renewal", &door, || async { (door.shown(&server, NAME).await != first).then_some(()) }).await;

@@ -156,9 +156,7 @@ pub(crate) struct Acme {
 
 impl Acme {
     pub fn open(config: AcmeConfig, pki: &std::path::Path) -> Result<Self, TlsError> {
-        let read = |path: &PathBuf| {
-            std::fs::read(path).map_err(|source| TlsError::File { path: path.clone(), source })
-        };
+        let read = |path: &PathBuf| std::fs::read(path).map_err(|source| TlsError::File { path: path.clone(), source });
         let unusable = |path: &PathBuf, why: String| TlsError::Unusable { path: path.clone(), why };
         let external = match &config.external {
             Some((id, path)) => {
@@ -308,9 +306,8 @@ fn back_off(first: Duration, failures: u32, chance: f64) -> Duration {
 
 /// A moment of the window that a server suggests (RFC 9773 section 4.2).
 fn window(answer: &serde_json::Value, chance: f64) -> Option<DateTime<Utc>> {
-    let at = |which: &str| {
-        DateTime::parse_from_rfc3339(answer["suggestedWindow"][which].as_str()?).ok().map(|t| t.to_utc())
-    };
+    let at =
+        |which: &str| DateTime::parse_from_rfc3339(answer["suggestedWindow"][which].as_str()?).ok().map(|t| t.to_utc());
     let (start, end) = (at("start")?, at("end")?);
     let length = (end - start).num_seconds();
     (length >= 0).then(|| start + Span::seconds((length as f64 * chance) as i64))
@@ -346,7 +343,9 @@ mod tests {
     #[test]
     fn each_failure_waits_longer_and_never_too_long() {
         let first = Duration::from_secs(60);
-        for (failures, seconds) in [(1, 60), (2, 120), (3, 240), (8, 7680), (9, 15360), (10, 21600), (4_000_000_000, 21600)] {
+        for (failures, seconds) in
+            [(1, 60), (2, 120), (3, 240), (8, 7680), (9, 15360), (10, 21600), (4_000_000_000, 21600)]
+        {
             assert_eq!(back_off(first, failures, 0.5), Duration::from_secs(seconds), "{failures}");
         }
         assert_eq!(back_off(first, 1, 0.0), Duration::from_secs(45));

@@ -30,7 +30,11 @@ fn test_fields(names: &'static [&'static str]) -> impl Strategy<Value = Value> {
 fn rule() -> impl Strategy<Value = Value> {
     let source = test_fields(&["principals", "notPrincipals", "namespaces", "notNamespaces"]);
     let operation = test_fields(&["methods", "notMethods", "paths", "notPaths"]);
-    let key = prop::sample::select(vec!["request.headers[kubeflow-userid]", "request.headers[kubeflow-groups]", "source.namespace"]);
+    let key = prop::sample::select(vec![
+        "request.headers[kubeflow-userid]",
+        "request.headers[kubeflow-groups]",
+        "source.namespace",
+    ]);
     let condition = (key, test_fields(&["values", "notValues"])).prop_map(|(key, mut fields)| {
         fields["key"] = key.into();
         fields

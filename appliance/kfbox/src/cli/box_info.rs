@@ -62,11 +62,15 @@ fn tell(certificate: &AcmeStatus) -> String {
     if let Some(next) = &certificate.next {
         let again = if certificate.failures > 0 { "tried again" } else { "renewed" };
         let when = if *next <= Utc::now() { "now".to_owned() } else { format!("at {}", at(next)) };
-        text += &format!(", {} {when}", if certificate.until.is_none() && certificate.failures == 0 { "ordered" } else { again });
+        text += &format!(
+            ", {} {when}",
+            if certificate.until.is_none() && certificate.failures == 0 { "ordered" } else { again }
+        );
     }
     text.push('\n');
     if certificate.failures > 0 {
-        text += &format!("  failed {}x: {}\n  next: {}\n", certificate.failures, certificate.error, certificate.next_step);
+        text +=
+            &format!("  failed {}x: {}\n  next: {}\n", certificate.failures, certificate.error, certificate.next_step);
     }
     text
 }

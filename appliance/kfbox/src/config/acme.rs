@@ -75,7 +75,9 @@ impl Acme {
         let outside = external_url.and_then(|url| url.strip_prefix("https://"));
         let outside = outside.and_then(|rest| rest.split('/').next()).map(host_of);
         if let Some(host) = outside.filter(|host| !names.iter().any(|n| n.eq_ignore_ascii_case(host))) {
-            return say(format!("the host of gateway.external_url, {host}, is not among `names`: browsers would refuse"));
+            return say(format!(
+                "the host of gateway.external_url, {host}, is not among `names`: browsers would refuse"
+            ));
         }
         if let Some(bad) = self.contact.iter().find(|c| !is_address(c)) {
             return say(format!("acme.contact: {bad:?} must be an e-mail address"));
@@ -111,9 +113,8 @@ fn is_name(name: &str) -> bool {
         return address.to_string() == name;
     }
     let fine = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    let label = |l: &str| {
-        !l.is_empty() && l.len() <= 63 && l.chars().all(fine) && !l.starts_with('-') && !l.ends_with('-')
-    };
+    let label =
+        |l: &str| !l.is_empty() && l.len() <= 63 && l.chars().all(fine) && !l.starts_with('-') && !l.ends_with('-');
     name.len() <= 253 && name.split('.').all(label)
 }
 
@@ -128,7 +129,8 @@ mod tests {
     use kfbox_gateway::TlsSource;
     use std::path::Path;
 
-    const FINE: &str = "[tls]\nmode = \"acme\"\nnames = [\"lab.example\", \"10.0.0.7\"]\n[tls.acme]\nterms_agreed = true\n";
+    const FINE: &str =
+        "[tls]\nmode = \"acme\"\nnames = [\"lab.example\", \"10.0.0.7\"]\n[tls.acme]\nterms_agreed = true\n";
 
     fn parse(text: &str) -> Result<Gateway, String> {
         let gateway: Gateway = toml::from_str(text).map_err(|e| e.to_string())?;

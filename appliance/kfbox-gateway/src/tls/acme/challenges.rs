@@ -6,11 +6,7 @@
 use parking_lot::RwLock;
 use rcgen::{CertificateParams, CustomExtension, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls::{crypto::aws_lc_rs::default_provider, pki_types::PrivateKeyDer, sign::CertifiedKey};
-use std::{
-    collections::HashMap,
-    net::IpAddr,
-    sync::Arc,
-};
+use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
 /// The protocol of RFC 8737: who asks for it gets the challenge's certificate, and no other protocol after it.
 pub(crate) const ALPN: &[u8] = b"acme-tls/1";

@@ -249,7 +249,8 @@ mod tests {
         let (fewer, fewer_key) = made(&["lab.example"], |_| {});
         let (more, more_key) = made(&["lab.example", "127.0.0.9", "bank.example"], |_| {});
         let (old, old_key) = made(&["lab.example", "127.0.0.9"], |p| p.not_after = rcgen::date_time_ymd(2020, 1, 1));
-        let (early, early_key) = made(&["lab.example", "127.0.0.9"], |p| p.not_before = rcgen::date_time_ymd(2090, 1, 1));
+        let (early, early_key) =
+            made(&["lab.example", "127.0.0.9"], |p| p.not_before = rcgen::date_time_ymd(2090, 1, 1));
         let many = chain.repeat(LONGEST_CHAIN + 1);
         for (chain, key, said) in [
             (&other, &key, "does not fit"),

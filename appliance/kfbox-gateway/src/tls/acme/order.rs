@@ -3,7 +3,12 @@
 //! Guarantees: an order is on disk before its challenges begin, so that a daemon that is killed goes on with the same
 //! order instead of making others, which servers count; every wait has an end; nothing of a failed order is served.
 
-use super::{Acme, AcmeChallenge, AcmeError, challenges::Offer, client::Client, files::{Leaf, Pending}};
+use super::{
+    Acme, AcmeChallenge, AcmeError,
+    challenges::Offer,
+    client::Client,
+    files::{Leaf, Pending},
+};
 use instant_acme::{
     Account, AuthorizationStatus, ChallengeStatus, ChallengeType, Error, ExternalAccountKey, Identifier, NewAccount,
     NewOrder, Order, OrderStatus, RetryPolicy,
@@ -12,7 +17,8 @@ use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA25
 use std::time::Duration;
 
 /// How long a server may take to look at the challenges, and then to sign.
-const PATIENCE: RetryPolicy = RetryPolicy::new().initial_delay(Duration::from_millis(250)).timeout(Duration::from_secs(90));
+const PATIENCE: RetryPolicy =
+    RetryPolicy::new().initial_delay(Duration::from_millis(250)).timeout(Duration::from_secs(90));
 
 /// A certificate from the server, in its place on the disk.
 pub(super) async fn obtain(acme: &Acme, client: &Client) -> Result<Leaf, AcmeError> {

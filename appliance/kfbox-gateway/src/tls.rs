@@ -42,6 +42,7 @@ const NAMES: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
 
 /// Where the certificate comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "one of them, read once from a file")]
 pub enum TlsSource {
     /// An authority kept in this folder; `names` are host names and addresses besides this machine's own.
     SelfSigned { folder: PathBuf, names: Vec<String> },

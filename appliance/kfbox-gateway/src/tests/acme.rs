@@ -2,9 +2,9 @@
 
 use super::*;
 use crate::{AcmeChallenge, AcmeConfig, AcmeStatus, web};
-use acme::{AcmeServer, NAME};
 use rustls::pki_types::{CertificateDer, ServerName};
 use serde_json::json;
+use server::{AcmeServer, NAME};
 use std::{future::Future, net::SocketAddr, path::Path};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -13,7 +13,7 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 #[path = "../../../../tests/harness/acme.rs"]
-mod acme;
+mod server;
 
 /// A gateway at the server's address, with a data directory that outlives it.
 struct Door {

@@ -86,7 +86,13 @@ async fn begin(acme: &Acme, account: &Account) -> Result<(Order, Pending), AcmeE
 }
 
 fn unknown_account(error: &Error) -> bool {
-    matches!(error, Error::Api(p) if p.r#type.as_deref() == Some("urn:ietf:params:acme:error:accountDoesNotExist"))
+    is_problem(error, "accountDoesNotExist")
+}
+
+/// By its name in RFC 8555 section 6.7.
+fn is_problem(error: &Error, name: &str) -> bool {
+    let Error::Api(problem) = error else { return false };
+    problem.r#type.as_deref().and_then(|t| t.strip_prefix("urn:ietf:params:acme:error:")) == Some(name)
 }
 
 /// A server that was set up anew does not know us any more; the next attempt registers again.
@@ -119,7 +125,11 @@ async fn carry_out(acme: &Acme, order: &mut Order, pending: &Pending) -> Result<
         // Names belong into the alternative names alone.
         params.distinguished_name = DistinguishedName::new();
         let request = params.serialize_request(&key).map_err(AcmeError::Request)?;
-        order.finalize_csr(request.der()).await?;
+        match order.finalize_csr(request.der()).await {
+            // The same request from before this daemon was killed is being carried out; its key is the same, too.
+            Err(error) if is_problem(&error, "orderNotReady") => {}
+            done => done?,
+        }
     }
     let chain = order.poll_certificate(&PATIENCE).await?;
     acme.files.keep(&chain, &pending.key_pem, &pending.names)

@@ -5,12 +5,14 @@
 //! `scripts/test` starts one box that tests share (`KFBOX_TEST_BOX` names its data directory); without it, a test that
 //! asks for the shared box gets one of its own.
 
+mod acme;
 mod clients;
 mod conversation;
 pub mod slapd;
 mod slot;
 mod space;
 
+pub use acme::{AcmeServer, NAME as ACME_NAME};
 pub use clients::{Output, Python, cache_dir, run, run_with_input};
 pub use conversation::Conversation;
 pub use space::Space;
@@ -34,6 +36,8 @@ pub struct TestBox {
 
 struct Owned {
     slot: Slot,
+    /// Where the gateway listens.
+    gateway: String,
     _dir: tempfile::TempDir,
 }
 
@@ -68,7 +72,12 @@ impl TestBox {
         let slot = Slot::take()?;
         let dir = tempfile::Builder::new().prefix("kfbox-it-").tempdir()?;
         let data_dir = dir.path().join("data");
-        Ok(Self { data_dir, owned: Some(Owned { slot, _dir: dir }), user: "user@example.com".into(), password: None })
+        Ok(Self {
+            data_dir,
+            owned: Some(Owned { slot, gateway: "127.0.0.1:0".into(), _dir: dir }),
+            user: "user@example.com".into(),
+            password: None,
+        })
     }
 
     /// `kfbox up` with this box's settings and `more`; returns what it printed.
@@ -90,7 +99,7 @@ impl TestBox {
         let flag = |name: &str, value: String| [format!("--{name}"), value];
         [
             flag("instance", format!("kfit{n}")),
-            flag("address", "127.0.0.1:0".into()),
+            flag("address", owned.gateway.clone()),
             flag("kubernetes-address", "127.0.0.1:0".into()),
             flag("objects-address", "127.0.0.1:0".into()),
             flag("metadata-address", "127.0.0.1:0".into()),
@@ -99,6 +108,13 @@ impl TestBox {
             flag("service-cidr", format!("10.{}.0.0/24", 200 + n)),
         ]
         .concat()
+    }
+
+    /// Where the gateway shall listen from the next start on, when any port will not do.
+    pub fn listen_at(&mut self, address: &str) {
+        if let Some(owned) = &mut self.owned {
+            address.clone_into(&mut owned.gateway);
+        }
     }
 
     pub fn data_dir(&self) -> &Path {

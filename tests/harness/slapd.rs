@@ -18,7 +18,7 @@ pub const ADMIN_PASSWORD: &str = "of the administrator";
 
 /// Ann is in three groups in different ways, one of a name with a meaning to Kubernetes; the twins share a name; who has
 /// no address cannot be a user.
-const PEOPLE: &str = "\
+pub const PEOPLE: &str = "\
 dn: dc=corp,dc=example
 objectClass: dcObject
 objectClass: organization
@@ -92,6 +92,9 @@ objectClass: groupOfNames
 cn: others
 member: uid=twin1,ou=people,dc=corp,dc=example
 ";
+
+/// Takes Ann out of it.
+pub const WITHOUT_ANN: &str = "dn: uid=ann,ou=people,dc=corp,dc=example\nchangetype: delete\n";
 
 /// A running directory.
 pub struct Slapd {
@@ -178,6 +181,18 @@ impl Slapd {
             child.kill().ok();
             child.wait().ok();
         }
+    }
+
+    /// Changes entries (LDIF) while it is away for a moment.
+    pub fn change(&mut self, ldif: &str) -> std::io::Result<()> {
+        let (config, changes) = (self.folder.path().join("slapd.conf"), self.folder.path().join("changes.ldif"));
+        fs::write(&changes, ldif)?;
+        self.stop();
+        let done = Command::new("/usr/sbin/slapmodify").arg("-f").arg(config).arg("-l").arg(changes).output()?;
+        if !done.status.success() {
+            return Err(std::io::Error::other(String::from_utf8_lossy(&done.stderr).into_owned()));
+        }
+        self.resume()
     }
 
     pub fn folder(&self) -> &Path {

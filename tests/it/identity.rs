@@ -1,8 +1,12 @@
 //! Signing in with unmodified clients: Authlib and the kfp SDK at the OpenID Connect provider, kubectl with a
 //! credential plugin, curl and Python over TLS.
 
+use crate::isolation::people::{ask, spec};
 use anyhow::Context;
-use kfbox_tests::{Output, Python, Running, TestBox, cache_dir, program, run, run_with_input, slapd, wait_until};
+use kfbox_tests::{
+    AcmeServer, Output, Python, Running, TestBox, cache_dir, program, run, run_with_input, slapd, wait_until,
+};
+use serde_json::{Value, json};
 use std::{
     fs::File,
     path::{Path, PathBuf},
@@ -286,6 +290,93 @@ fn a_certificate_of_ones_own_is_read_again_without_dropping_a_connection() -> an
 }
 
 #[test]
+fn a_box_has_its_certificate_from_an_acme_server_also_when_it_is_killed_on_the_way() -> anyhow::Result<()> {
+    let mut server = AcmeServer::start(&json!({"life": 18}), None)?;
+    server.watch()?;
+    server.hold()?;
+    let dir = tempfile::Builder::new().prefix("kfbox-it-acme-").tempdir()?;
+    let (file, ca) = (dir.path().join("config.toml"), server.authority());
+    let config = format!(
+        "[gateway.tls]\nmode = \"acme\"\nnames = [\"{}\", \"{}\"]\n[gateway.tls.acme]\nterms_agreed = true\n\
+         directory = \"{}\"\nca_bundle = \"{}\"\ncontact = [\"ops@lab.example\"]\nhttp_address = \"{}:80\"\n",
+        kfbox_tests::ACME_NAME,
+        server.address,
+        server.directory,
+        text(&ca)?,
+        server.address
+    );
+    std::fs::write(&file, &config)?;
+    let mut b = TestBox::prepare()?;
+    b.listen_at(&format!("{}:443", server.address));
+    let up = ["--config", text(&file)?];
+    b.up(&up)?;
+    let resolve = format!("{}:443:{}", kfbox_tests::ACME_NAME, server.address);
+    let url = format!("https://{}", kfbox_tests::ACME_NAME);
+    assert_eq!(b.url()?, url);
+    let page = format!("{url}/healthz");
+    // Whoever trusts this authority: the certificate's serial number.
+    let trusted = |authority: &Path| -> anyhow::Result<Option<String>> {
+        let mut curl = Command::new("curl");
+        curl.args(["-sS", "-m", "20", "-o", "/dev/null", "-w", "%{http_code} %{certs}", "--resolve", &resolve]);
+        let output = run(curl.args(["--cacert", text(authority)?, &page]))?;
+        let serial = output.stdout.lines().find(|l| l.starts_with("Serial Number")).map(str::to_owned);
+        Ok(serial.filter(|_| output.stdout.starts_with("200 ")))
+    };
+    // Until the server's is there, it is one of the box's own.
+    let own = dir.path().join("own.crt");
+    std::fs::write(&own, b.kfbox_ok(&["trust", "--print"])?)?;
+    assert!(trusted(&own)?.is_some() && trusted(&ca)?.is_none());
+    assert!(b.kfbox_ok(&["status"])?.contains("none yet"));
+    wait_until(Duration::from_secs(30), "the request", || Ok((server.seen("/finalize") > 0).then_some(())))?;
+    b.kill_daemon()?;
+    server.release()?;
+    b.up(&up)?;
+    let first = wait_until(Duration::from_secs(60), "the certificate", || trusted(&ca))?;
+    assert_eq!((server.seen("/neworders"), server.seen("/newaccount")), (1, 1), "the same order went on");
+    for name in ["certificate.pem", "order.json"] {
+        use std::os::unix::fs::PermissionsExt as _;
+        let found = std::fs::metadata(b.data_dir().join("pki/acme").join(name));
+        assert_eq!(found.ok().map(|m| m.permissions().mode() & 0o777), (name == "certificate.pem").then_some(0o600));
+    }
+    let status = b.kfbox_ok(&["status"])?;
+    assert!(
+        status.contains(&format!("certificate of {}", kfbox_tests::ACME_NAME)) && status.contains("until"),
+        "{status}"
+    );
+    // Plain HTTP is led to https.
+    let plain = format!("http://{}/runs", server.address);
+    let led = run(Command::new("curl").args(["-s", "-o", "/dev/null", "-w", "%{redirect_url}", &plain]))?.ok()?;
+    assert_eq!(led.stdout, format!("{url}/runs"));
+    // After two thirds of its eighteen seconds there is another, in the same process.
+    let pid = b.pid()?;
+    let second = wait_until(Duration::from_secs(60), "the renewal", || Ok(trusted(&ca)?.filter(|s| *s != first)))?;
+    assert_ne!(first, second);
+    assert_eq!(b.pid()?, pid);
+    // A server that is gone is told of, with what to do.
+    server.stop();
+    let status = wait_until(Duration::from_secs(60), "the trouble", || {
+        Ok(Some(b.kfbox_ok(&["status"])?).filter(|text| text.contains("failed")))
+    })?;
+    assert!(status.contains("cannot be reached") && status.contains("next: "), "{status}");
+    let mut args: Vec<String> = vec!["doctor".into()];
+    args.extend(b.settings());
+    args.extend(up.map(String::from));
+    let told = b.kfbox(&args)?.stdout;
+    assert!(told.contains("certificate by ACME") && told.contains("fix: "), "{told}");
+    let log = std::fs::read_to_string(b.data_dir().join("kfbox.log"))?;
+    assert!(log.contains("no certificate from the ACME server") && !log.contains("PRIVATE KEY"), "{log}");
+    // What nobody agreed to is not ordered.
+    std::fs::write(&file, config.replace("terms_agreed = true", ""))?;
+    b.kfbox_ok(&["down"])?;
+    let mut args: Vec<String> = vec!["up".into()];
+    args.extend(b.settings());
+    args.extend(up.map(String::from));
+    let output = b.kfbox(&args)?;
+    assert!(output.code == Some(8) && output.stderr.contains("terms_agreed"), "{output:?}");
+    Ok(())
+}
+
+#[test]
 fn somebody_signs_in_through_another_box_and_finds_a_namespace() -> anyhow::Result<()> {
     const URL: &str = "http://box.example";
     let client = format!(
@@ -320,15 +411,54 @@ fn somebody_signs_in_through_another_box_and_finds_a_namespace() -> anyhow::Resu
     Ok(())
 }
 
+/// Somebody who is taken out of the directory while their schedule runs: its next firing finds out, though nobody signs in.
+fn gone_from_the_directory(b: &TestBox, directory: &mut slapd::Slapd) -> anyhow::Result<()> {
+    const ANN: &str = "ann@corp.example";
+    const NAMESPACE: &str = "kubeflow-ann-corp-example";
+    let token = |who: &str| Ok::<_, anyhow::Error>(b.kfbox_ok(&["token", "--user", who])?.trim().to_owned());
+    let (anns, admins) = (token(ANN)?, token(&b.user)?);
+    let url = |path: &str| Ok::<_, anyhow::Error>(format!("{}/pipeline/apis/v2beta1/{path}", b.url()?));
+    let post = |path: &str, body: Value| -> anyhow::Result<Value> {
+        let (status, text) = ask(&url(path)?, &anns, "POST", Some(&body))?;
+        anyhow::ensure!(status == 200, "{path}: {status} {text}");
+        Ok(serde_json::from_str(&text)?)
+    };
+    let experiment = post("experiments", json!({"display_name": "often", "namespace": NAMESPACE}))?;
+    let since = run(Command::new("date").args(["-u", "-d", "-30 min", "+%FT%TZ"]))?.ok()?.stdout;
+    let made = post(
+        "recurringruns",
+        json!({"display_name": "often", "experiment_id": experiment["experiment_id"], "pipeline_spec": spec("often"),
+            "trigger": {"periodic_schedule": {"interval_second": "10", "start_time": since.trim()}}, "mode": "ENABLE",
+            "max_concurrency": "10"}),
+    )?;
+    let runs = || -> anyhow::Result<usize> {
+        let (status, text) = ask(&url(&format!("runs?page_size=200&namespace={NAMESPACE}"))?, &admins, "GET", None)?;
+        anyhow::ensure!(status == 200, "{text}");
+        Ok(serde_json::from_str::<Value>(&text)?["runs"].as_array().map_or(0, Vec::len))
+    };
+    wait_until(Duration::from_secs(60), "the first run", || Ok((runs()? > 0).then_some(())))?;
+    directory.change(slapd::WITHOUT_ANN)?;
+    let told = wait_until(Duration::from_secs(60), "the schedule's refusal", || {
+        let path = format!("recurringruns/{}", made["recurring_run_id"].as_str().unwrap_or_default());
+        let (_, text) = ask(&url(&path)?, &admins, "GET", None)?;
+        Ok(Some(text).filter(|text| text.contains("directory")))
+    })?;
+    let before = runs()?;
+    assert!(b.kfbox_ok(&["user", "list"])?.contains("gone from directory"), "{told}");
+    assert_eq!(ask(&url("runs")?, &anns, "GET", None)?.0, 401);
+    assert_eq!(runs()?, before);
+    Ok(())
+}
+
 #[test]
 fn somebody_of_a_directory_signs_in_as_kubeflows_documentation_has_it() -> anyhow::Result<()> {
     const SECRET: &str = "what-notebook-and-box-share";
-    let directory = slapd::Slapd::start(None)?;
+    let mut directory = slapd::Slapd::start(None)?;
     let config = format!(
         "[gateway]\npassword_connector = \"ldap\"\n\
          [[gateway.clients]]\nid = \"notebook\"\nsecret = \"{SECRET}\"\nplatform = true\n\
          [[gateway.connectors]]\ntype = \"ldap\"\nid = \"ldap\"\nname = \"Corp\"\nhost = \"127.0.0.1:{}\"\n\
-         insecureNoSSL = true\nbindDN = \"{}\"\nbindPW = \"{}\"\n\
+         insecureNoSSL = true\nbindDN = \"{}\"\nbindPW = \"{}\"\nrecheckSeconds = 1\n\
          [gateway.connectors.userSearch]\nbaseDN = \"ou=people,{suffix}\"\nusername = \"uid\"\nnameAttr = \"cn\"\n\
          [gateway.connectors.groupSearch]\nbaseDN = \"ou=groups,{suffix}\"\nnameAttr = \"cn\"\n\
          userMatchers = [{{ userAttr = \"DN\", groupAttr = \"member\" }}]\n",
@@ -348,6 +478,7 @@ fn somebody_of_a_directory_signs_in_as_kubeflows_documentation_has_it() -> anyho
     run(&mut python)?.ok()?;
     let log = std::fs::read_to_string(own.b.data_dir().join("kfbox.log"))?;
     assert!(!log.contains(slapd::PASSWORD) && !log.contains(slapd::SEARCH_PASSWORD), "passwords are not logged");
+    gone_from_the_directory(&own.b, &mut directory)?;
     // What is wrong in the configuration is told before anything starts.
     let file = own.path("wrong.toml");
     std::fs::write(&file, config.replace("insecureNoSSL = true", "insecureSkipVerify = true"))?;

@@ -85,6 +85,13 @@ fn everybody_gets_through_their_own_doors_and_no_other() -> anyhow::Result<()> {
     let n = ["-n", &stranger.namespace];
     b.kubectl_with_input(&[&["apply", "-f", "-"], &n[..]].concat(), &outside.to_string())?.ok()?;
     b.kubectl(&[&["wait", "--for=condition=Ready", "pod/outside", "--timeout=60s"], &n[..]].concat())?.ok()?;
+    let service = format!("door.{}.svc.cluster.local", owner.namespace);
+    for claim in [
+        people::way("steal", &format!("/steal/{}/", stranger.namespace), &service),
+        people::way("mine", &format!("/mine/{}/", owner.namespace), "door"),
+    ] {
+        b.kubectl_with_input(&[&["apply", "-f", "-"], &n[..]].concat(), &claim.to_string())?.ok()?;
+    }
 
     let here = json!({
         "gateway": b.url()?,

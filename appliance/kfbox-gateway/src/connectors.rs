@@ -9,6 +9,7 @@
 pub(crate) mod directory;
 pub(crate) mod ldap;
 pub(crate) mod oidc;
+pub(crate) mod presence;
 
 use crate::{
     Gateway, LOCAL, guard,
@@ -173,10 +174,7 @@ pub(crate) async fn admit(
     groups: &Groups,
     identity: &Identity,
 ) -> Result<User, Refusal> {
-    let Some(groups) = groups.of(&identity.groups) else {
-        return Err(Refusal::Refused("You are not in a group that may sign in here.".into()));
-    };
-    let user = gateway.inner.store.federated_user(connector, identity, groups).await?;
+    let user = bring_up_to_date(gateway, connector, groups, identity).await?;
     if let Some(newcomers) = &gateway.inner.deps.newcomers
         && let Err(error) = newcomers.arrived(&user.email).await
     {
@@ -185,6 +183,19 @@ pub(crate) async fn admit(
     }
     tracing::info!(target: "audit", user = %user.email, connector, "signed in through a connector");
     Ok(user)
+}
+
+/// The same without a sign-in.
+pub(crate) async fn bring_up_to_date(
+    gateway: &Gateway,
+    connector: &str,
+    groups: &Groups,
+    identity: &Identity,
+) -> Result<User, Refusal> {
+    let Some(groups) = groups.of(&identity.groups) else {
+        return Err(Refusal::Refused("You are not in a group that may sign in here.".into()));
+    };
+    Ok(gateway.inner.store.federated_user(connector, identity, groups).await?)
 }
 
 #[cfg(test)]

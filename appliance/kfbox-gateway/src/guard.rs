@@ -5,9 +5,9 @@
 //! through [`authenticate`]. No header, query or user agent opens a route: the decision reads the path alone.
 
 use crate::{
-    Gateway, paths,
+    Gateway, LOCAL, paths,
     serve::OverTls,
-    store::{SecretHash, hash_secret, keys::MAX_JWT, tokens::Scope},
+    store::{SecretHash, hash_secret, keys::MAX_JWT, sessions::Session, tokens::Scope, users::User},
 };
 use axum::{
     Json,
@@ -229,8 +229,20 @@ pub(crate) async fn identify(gateway: &Gateway, headers: &HeaderMap) -> Result<O
         let Some(token) = bearer(value) else { return Ok(None) };
         return Ok(identify_bearer(gateway, token).await?.map(|user| (user, Proof::Bearer)));
     }
-    let session = session_secrets(headers).find_map(|secret| gateway.inner.store.session(&secret));
-    Ok(session.map(|(_, user)| (user.info(), Proof::Cookie)))
+    Ok(session(gateway, headers).await.map(|(_, user)| (user.info(), Proof::Cookie)))
+}
+
+/// The session of a browser, and its user as they are now.
+pub(crate) async fn session(gateway: &Gateway, headers: &HeaderMap) -> Option<(Session, User)> {
+    let (session, user) = session_secrets(headers).find_map(|secret| gateway.inner.store.session(&secret))?;
+    if user.connector == LOCAL {
+        return Some((session, user));
+    }
+    if !gateway.still_let_in(&user.email).await {
+        return None;
+    }
+    // The directory may have said other groups.
+    gateway.inner.store.active_user(&user.email).map(|user| (session, user))
 }
 
 fn bearer(value: &HeaderValue) -> Option<&str> {
@@ -240,7 +252,7 @@ fn bearer(value: &HeaderValue) -> Option<&str> {
 
 async fn identify_bearer(gateway: &Gateway, token: &str) -> Result<Option<UserInfo>, BoxError> {
     if let Some(user) = gateway.verify_for(token, Scope::Platform) {
-        return Ok(Some(user));
+        return Ok(gateway.as_they_are(user).await);
     }
     // Only what looks like a JWT is worth a question to the cluster.
     if token.len() > MAX_JWT || token.split('.').count() != 3 {

@@ -33,13 +33,17 @@ pub use store::{
     users::{GeneratedPassword, UserView},
 };
 
-pub use tls::{Tls, TlsError, TlsSource, authority_file};
+pub use tls::{
+    Tls, TlsError, TlsSource,
+    acme::{AcmeChallenge, AcmeConfig, AcmeStatus},
+    authority_file,
+};
 
 use axum::{Router, middleware};
 use connectors::{directory::Directory, oidc::Upstream};
 use kfbox_base::{Readiness, Tasks, UserInfo};
 use std::{path::PathBuf, sync::Arc, time::Duration};
-use store::Store;
+use store::{Store, users::User};
 use tokio::net::TcpListener;
 use url::Url;
 
@@ -130,6 +134,7 @@ struct Inner {
     upstreams: Vec<Upstream>,
     directories: Vec<Directory>,
     under_way: connectors::oidc::UnderWay,
+    presence: connectors::presence::Presence,
 }
 
 impl Gateway {
@@ -184,6 +189,7 @@ impl Gateway {
                 upstreams,
                 directories,
                 under_way: connectors::oidc::UnderWay::default(),
+                presence: connectors::presence::Presence::default(),
             }),
         })
     }
@@ -219,9 +225,18 @@ impl Gateway {
         router: Router,
         tasks: &Tasks,
     ) -> Result<(), TlsError> {
-        let entrance = serve::Entrance::Tls(tls.server()?.into(), self.inner.config.external_url.as_str().into());
+        let entrance = serve::Entrance::Tls(tls.server()?.into(), self.lead(tls.challenges()));
         serve::serve(name, listener, entrance, router, tasks);
         Ok(())
+    }
+
+    /// Leads who comes by plain HTTP to https, and answers an ACME server's challenges.
+    pub fn serve_redirect(&self, name: &str, listener: TcpListener, tls: &Tls, tasks: &Tasks) {
+        serve::serve(name, listener, serve::Entrance::Redirect(self.lead(tls.challenges())), Router::new(), tasks);
+    }
+
+    fn lead(&self, challenges: Option<Arc<tls::acme::challenges::Challenges>>) -> serve::Lead {
+        serve::Lead { url: self.inner.config.external_url.as_str().into(), challenges }
     }
 
     /// The same over TLS with another certificate than the gateway's: for a listener that is known by another name.
@@ -233,7 +248,7 @@ impl Gateway {
         router: Router,
         tasks: &Tasks,
     ) {
-        let entrance = serve::Entrance::Tls(tls.into(), self.inner.config.external_url.as_str().into());
+        let entrance = serve::Entrance::Tls(tls.into(), self.lead(None));
         serve::serve(name, listener, entrance, router, tasks);
     }
 
@@ -307,12 +322,25 @@ impl Gateway {
     }
 
     pub async fn set_disabled(&self, email: &str, disabled: bool) -> Result<(), StoreError> {
-        self.inner.store.set_disabled(email, disabled).await
+        self.inner.store.set_disabled(email, disabled).await?;
+        self.inner.presence.forget(&email.to_lowercase());
+        Ok(())
     }
 
-    /// False for who is not known here.
+    /// Also of who is gone from their directory, once that was noticed. False for who is not known here.
     pub fn is_disabled(&self, email: &str) -> bool {
-        self.inner.store.users.read().get(email).is_some_and(|u| u.disabled)
+        self.inner.store.users.read().get(email).is_some_and(User::is_out)
+    }
+
+    /// [`Self::verify_bearer`], and the directory still has them, if they are of one.
+    pub async fn verify_bearer_now(&self, token: &str) -> Option<UserInfo> {
+        let user = self.verify_bearer(token)?;
+        self.as_they_are(user).await
+    }
+
+    /// Somebody who has proved who they are, with today's groups. `None`: they are let in no more.
+    pub(crate) async fn as_they_are(&self, user: UserInfo) -> Option<UserInfo> {
+        self.still_let_in(&user.username).await.then(|| self.active_user(&user.username).unwrap_or(user))
     }
 
     pub async fn remove_user(&self, email: &str) -> Result<(), StoreError> {

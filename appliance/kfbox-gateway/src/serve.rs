@@ -1,7 +1,9 @@
 //! Accepting connections, plain or over TLS. Guarantees: a connection that sends no complete request header (or finishes
 //! no handshake) in time is closed; at shutdown requests in progress get a few seconds, and the task ends whatever
-//! clients do; plain HTTP on a TLS port is told so, and is answered with nothing else.
+//! clients do; plain HTTP on a TLS port is told so, and is answered with nothing else but an ACME server's challenge; who
+//! came for such a challenge in TLS is told nothing after the handshake (RFC 8737 section 3).
 
+use crate::tls::acme::challenges::{self, Challenges};
 use axum::{Router, body::Body, extract::ConnectInfo};
 use http::{HeaderValue, Method, Response, StatusCode, Uri, header};
 use hyper::{
@@ -12,7 +14,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use kfbox_base::{BoxError, Tasks};
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
     sync::Semaphore,
 };
@@ -42,8 +44,17 @@ pub(crate) struct OverTls;
 #[derive(Clone)]
 pub(crate) enum Entrance {
     Plain,
-    /// With the address that plain requests are sent to.
-    Tls(TlsAcceptor, Arc<str>),
+    Tls(TlsAcceptor, Lead),
+    /// Plain, for those who come by `http://` to what is reached by https.
+    Redirect(Lead),
+}
+
+/// What plain requests get where https is spoken.
+#[derive(Clone)]
+pub(crate) struct Lead {
+    /// Where they are sent.
+    pub url: Arc<str>,
+    pub challenges: Option<Arc<Challenges>>,
 }
 
 pub(crate) fn serve(name: &str, listener: TcpListener, entrance: Entrance, router: Router, tasks: &Tasks) {
@@ -78,9 +89,15 @@ async fn enter(stream: TcpStream, peer: SocketAddr, entrance: Entrance, router: 
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY");
     }
-    let (acceptor, url) = match entrance {
+    let (acceptor, lead) = match entrance {
         Entrance::Plain => return first_version(stream, peer, false, router, shutdown).await,
-        Entrance::Tls(acceptor, url) => (acceptor, url),
+        Entrance::Redirect(lead) => {
+            return tokio::select! {
+                () = shutdown.cancelled() => {}
+                () = tell_plain(stream, lead) => {}
+            };
+        }
+        Entrance::Tls(acceptor, lead) => (acceptor, lead),
     };
     let handshake = async {
         let mut first = [0_u8];
@@ -98,9 +115,13 @@ async fn enter(stream: TcpStream, peer: SocketAddr, entrance: Entrance, router: 
         Ok(Some(Ok(Ok(stream)))) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => {
             second_version(stream, peer, router, shutdown).await;
         }
+        Ok(Some(Ok(Ok(mut stream)))) if stream.get_ref().1.alpn_protocol() == Some(challenges::ALPN) => {
+            tracing::info!(%peer, "an ACME server looked at a challenge");
+            drop(tokio::time::timeout(GRACE, stream.shutdown()).await);
+        }
         Ok(Some(Ok(Ok(stream)))) => first_version(stream, peer, true, router, shutdown).await,
         Ok(Some(Ok(Err(error)))) => tracing::debug!(%error, %peer, "TLS handshake"),
-        Ok(Some(Err(plain))) => tell_plain(plain, &url).await,
+        Ok(Some(Err(plain))) => tell_plain(plain, lead).await,
         Ok(None) | Err(_) => {}
     }
 }
@@ -187,15 +208,20 @@ fn service(
 }
 
 /// Somebody typed `http://`: a page is led to the gateway's own https address, everything else is told.
-async fn tell_plain(stream: TcpStream, url: &str) {
+async fn tell_plain(stream: TcpStream, lead: Lead) {
     let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
         let path = request.uri().path_and_query().map_or("/", |p| p.as_str());
-        let to = format!("{}{}", url.trim_end_matches('/'), if path.starts_with('/') { path } else { "/" });
+        let to = format!("{}{}", lead.url.trim_end_matches('/'), if path.starts_with('/') { path } else { "/" });
         let page = matches!(*request.method(), Method::GET | Method::HEAD);
         let mut response = Response::new("this port speaks HTTPS\n".to_owned());
         *response.status_mut() = StatusCode::BAD_REQUEST;
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-        if let (true, Ok(to)) = (page, HeaderValue::from_str(&to)) {
+        let challenge = lead.challenges.as_ref().filter(|_| page).and_then(|c| c.text(request.uri().path()));
+        if let Some(text) = challenge {
+            *response.status_mut() = StatusCode::OK;
+            response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+            *response.body_mut() = text;
+        } else if let (true, Ok(to)) = (page, HeaderValue::from_str(&to)) {
             *response.status_mut() = StatusCode::TEMPORARY_REDIRECT;
             response.headers_mut().insert(header::LOCATION, to);
         }

@@ -67,6 +67,9 @@ pub const SCHEMA: Schema = Schema {
     ALTER TABLE users ADD COLUMN name TEXT NOT NULL DEFAULT '';
     ALTER TABLE users ADD COLUMN username TEXT NOT NULL DEFAULT '';
     ",
+        "
+    ALTER TABLE users ADD COLUMN departed INTEGER NOT NULL DEFAULT 0;
+    ",
     ],
 };
 

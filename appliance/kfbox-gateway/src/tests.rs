@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tower::ServiceExt as _;
 
+mod acme;
 mod federation;
 mod fuzz;
 mod ldap;

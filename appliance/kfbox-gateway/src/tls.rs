@@ -1,12 +1,16 @@
-//! The gateway's certificate: one of an authority of its own in the data directory, or the operator's files, which are
-//! read again when they change.
+//! The gateway's certificate: one of an authority of its own in the data directory, the operator's files, or what an ACME
+//! server gave; files are read again when they change.
 //!
 //! Guarantees: TLS 1.2 and 1.3 only; connections that stand keep their certificate, the next ones get the new one; files
 //! that cannot be used (half written, key and certificate of different pairs) leave the old certificate in use. Nothing
 //! polls: the files are looked at when somebody connects.
 //! Invariant: the authority's key is in `gateway-ca.key` (mode 0600) and is used for this gateway's names alone.
 
+pub(crate) mod acme;
+
+use acme::{Acme, AcmeConfig, AcmeStatus, challenges};
 use chrono::{DateTime, Datelike, Duration as Days, Utc};
+use kfbox_base::Tasks;
 use parking_lot::Mutex;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
@@ -38,11 +42,14 @@ const NAMES: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
 
 /// Where the certificate comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "one of them, read once from a file")]
 pub enum TlsSource {
     /// An authority kept in this folder; `names` are host names and addresses besides this machine's own.
     SelfSigned { folder: PathBuf, names: Vec<String> },
     /// PEM files: the certificate with its chain, and the key.
     Files { certificate: PathBuf, key: PathBuf },
+    /// From an ACME server; until the first, as self-signed. `names` are the latter's, the former's are in its own part.
+    Acme { folder: PathBuf, names: Vec<String>, acme: AcmeConfig },
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -59,12 +66,15 @@ pub enum TlsError {
     Issue(#[from] rcgen::Error),
     #[error("cannot set up TLS: {0}")]
     Tls(#[from] rustls::Error),
+    #[error("the ACME server cannot be asked: {0}")]
+    Client(String),
 }
 
 /// The certificate in use, and how it is renewed.
 #[derive(Debug)]
 pub struct Tls {
     source: TlsSource,
+    acme: Option<Arc<Acme>>,
     current: Mutex<Current>,
 }
 
@@ -82,14 +92,43 @@ struct Current {
 enum Stamp {
     Made(DateTime<Utc>),
     /// Modification time in nanoseconds, length and inode of both files.
-    Files([(i128, u64, u64); 2]),
+    Files([FileStamp; 2]),
 }
+
+type FileStamp = (i128, u64, u64);
 
 impl Tls {
     pub fn open(source: TlsSource) -> Result<Arc<Self>, TlsError> {
-        let (certified, stamp) = load(&source)?;
-        let current = Current { certified: Arc::new(certified), looked: Instant::now(), stamp, refused: None };
-        Ok(Arc::new(Self { source, current: Mutex::new(current) }))
+        let acme = match &source {
+            TlsSource::Acme { folder, acme, .. } => Some(Arc::new(Acme::open(acme.clone(), folder)?)),
+            TlsSource::SelfSigned { .. } | TlsSource::Files { .. } => None,
+        };
+        let (loaded, refused) = match (load(&source, acme.as_deref()), &acme) {
+            // Another is ordered; until then the box has one of its own.
+            (Err(error @ TlsError::Unusable { .. }), Some(acme)) => {
+                tracing::warn!(%error, "the certificate of the ACME server is set aside");
+                let path = acme.files.certificate();
+                (load(&source, None)?, stamp(&path, &path).ok())
+            }
+            (loaded, _) => (loaded?, None),
+        };
+        let (certified, stamp) = loaded;
+        let current = Current { certified: Arc::new(certified), looked: Instant::now(), stamp, refused };
+        Ok(Arc::new(Self { source, acme, current: Mutex::new(current) }))
+    }
+
+    /// Looks after a certificate that comes from a server; nothing for others.
+    pub fn keep(&self, tasks: &Tasks) -> Result<(), TlsError> {
+        self.acme.as_ref().map_or(Ok(()), |acme| acme.keep(tasks))
+    }
+
+    /// How the certificate from a server stands. `None` for others.
+    pub fn acme(&self) -> Option<AcmeStatus> {
+        self.acme.as_ref().map(|acme| acme.status())
+    }
+
+    pub(crate) fn challenges(&self) -> Option<Arc<challenges::Challenges>> {
+        self.acme.as_ref().map(|acme| acme.challenges.clone())
     }
 
     /// TLS with HTTP/2 and HTTP/1.1.
@@ -99,6 +138,9 @@ impl Tls {
             .with_no_client_auth()
             .with_cert_resolver(self.clone());
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        if self.acme.is_some() {
+            config.alpn_protocols.push(challenges::ALPN.to_vec());
+        }
         Ok(Arc::new(config))
     }
 
@@ -112,16 +154,15 @@ impl Tls {
     }
 
     fn look(&self, current: &mut Current) {
-        let due = match (&self.source, &current.stamp) {
-            (TlsSource::Files { certificate, key }, _) => stamp(certificate, key)
-                .is_ok_and(|found| found != current.stamp && current.refused.as_ref() != Some(&found)),
-            (TlsSource::SelfSigned { .. }, Stamp::Made(at)) => Utc::now() - at > Days::days(CERTIFICATE_DAYS / 2),
-            (TlsSource::SelfSigned { .. }, Stamp::Files(_)) => false,
+        let found = self.files();
+        let due = match &current.stamp {
+            Stamp::Made(at) if found.is_none() => Utc::now() - *at > Days::days(CERTIFICATE_DAYS / 2),
+            _ => found.is_some() && found.as_ref() != Some(&current.stamp) && found != current.refused,
         };
         if !due {
             return;
         }
-        match load(&self.source) {
+        match load(&self.source, self.acme.as_deref()) {
             Ok((certified, stamp)) => {
                 tracing::info!("the gateway's certificate was replaced");
                 current.certified = Arc::new(certified);
@@ -130,23 +171,44 @@ impl Tls {
             }
             Err(error) => {
                 tracing::warn!(%error, "the gateway's new certificate cannot be used; the old one stays");
-                if let TlsSource::Files { certificate, key } = &self.source {
-                    current.refused = stamp(certificate, key).ok();
-                }
+                current.refused = found;
+            }
+        }
+    }
+
+    /// What the files are, where there are files.
+    fn files(&self) -> Option<Stamp> {
+        match &self.source {
+            TlsSource::SelfSigned { .. } => None,
+            TlsSource::Files { certificate, key } => stamp(certificate, key).ok(),
+            TlsSource::Acme { .. } => {
+                let path = self.acme.as_ref()?.files.certificate();
+                stamp(&path, &path).ok()
             }
         }
     }
 }
 
 impl ResolvesServerCert for Tls {
-    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        if let Some(acme) = &self.acme
+            && hello.alpn().is_some_and(|mut asked| asked.any(|protocol| protocol == challenges::ALPN))
+        {
+            return acme.challenges.certificate(hello.server_name());
+        }
         Some(self.current())
     }
 }
 
-fn load(source: &TlsSource) -> Result<(CertifiedKey, Stamp), TlsError> {
+fn load(source: &TlsSource, acme: Option<&Acme>) -> Result<(CertifiedKey, Stamp), TlsError> {
+    if let Some(path) = acme.map(|acme| acme.files.certificate()).filter(|path| path.exists()) {
+        let stamp = stamp(&path, &path)?;
+        let text = fs::read(&path).map_err(|source| TlsError::File { path: path.clone(), source })?;
+        let (certified, _) = acme::files::certified(&text).map_err(|why| TlsError::Unusable { path, why })?;
+        return Ok((certified, stamp));
+    }
     match source {
-        TlsSource::SelfSigned { folder, names } => {
+        TlsSource::SelfSigned { folder, names } | TlsSource::Acme { folder, names, .. } => {
             let (issuer, authority) = authority(folder)?;
             Ok((issue(&issuer, &authority, names)?, Stamp::Made(Utc::now())))
         }
@@ -256,7 +318,7 @@ fn valid_for(params: &mut CertificateParams, days: i64) {
 }
 
 /// Whole or not at all.
-fn write(path: &Path, text: &str, mode: u32) -> std::io::Result<()> {
+pub(crate) fn write(path: &Path, text: &str, mode: u32) -> std::io::Result<()> {
     let temporary = path.with_extension(format!("{}.tmp", uuid::Uuid::new_v4().simple()));
     let written = (|| {
         let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;

@@ -2,7 +2,7 @@
 //! endpoints. Guarantees: no redirect is followed, answers are bounded, every wait has an end, TLS 1.2 and 1.3 only.
 
 use axum::body::Bytes;
-use http::{Method, Request, StatusCode, header};
+use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
@@ -138,14 +138,22 @@ impl WebClient {
         let request = request
             .body(Full::new(Bytes::from(form.unwrap_or_default())))
             .map_err(|_| WebError::Address(url.to_string()))?;
+        let response = self.exchange(request).await?;
+        Ok((response.status(), response.into_body()))
+    }
+
+    /// One request as it stands, and its whole answer.
+    pub(crate) async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Response<Bytes>, WebError> {
+        let host = request.uri().host().unwrap_or("the server").to_owned();
         let work = async {
-            let unreachable = |reason: String| WebError::Unreachable { host: host(url), reason };
+            let unreachable = |reason: String| WebError::Unreachable { host: host.clone(), reason };
             let response = self.0.request(request).await.map_err(|e| unreachable(causes(&e)))?;
-            let status = response.status();
-            let body = Limited::new(response.into_body(), LARGEST_ANSWER).collect().await;
-            Ok((status, body.map_err(|_| WebError::Answer(host(url)))?.to_bytes()))
+            let (parts, body) = response.into_parts();
+            let body = Limited::new(body, LARGEST_ANSWER).collect().await;
+            let body = body.map_err(|_| WebError::Answer(host.clone()))?.to_bytes();
+            Ok(Response::from_parts(parts, body))
         };
-        tokio::time::timeout(ANSWER_TIMEOUT, work).await.unwrap_or_else(|_| Err(WebError::Timeout(host(url))))
+        tokio::time::timeout(ANSWER_TIMEOUT, work).await.unwrap_or_else(|_| Err(WebError::Timeout(host.clone())))
     }
 }
 

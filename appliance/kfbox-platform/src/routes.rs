@@ -12,6 +12,8 @@ mod read;
 mod virtual_service;
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;
 
 pub(crate) use definitions::ALL as DEFINITIONS;

@@ -1,5 +1,6 @@
 //! Configuration: flags over environment over file over defaults, resolved once, in one place.
 
+mod acme;
 mod gateway;
 
 pub use gateway::{Gateway, TlsMode};
@@ -377,6 +378,7 @@ impl Config {
             &mut self.packages.ca_bundle,
         ]
         .into_iter()
+        .chain(tls.acme.files())
         .flatten()
         .collect();
         given.extend(connectors.iter_mut().filter_map(|connector| match connector {

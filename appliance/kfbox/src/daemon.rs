@@ -178,6 +178,8 @@ struct Listeners {
     objects: TcpListener,
     metadata: TcpListener,
     registry: TcpListener,
+    /// Plain HTTP beside the gateway's TLS.
+    redirect: Option<TcpListener>,
 }
 
 impl Listeners {
@@ -189,6 +191,10 @@ impl Listeners {
             objects: bind("S3", config.objects.address).await?,
             metadata: bind("ML Metadata", config.metadata.address).await?,
             registry: bind("image registry", config.registry.address).await?,
+            redirect: match config.gateway.tls.acme.http_address {
+                Some(address) => Some(bind("plain HTTP", address).await?),
+                None => None,
+            },
         })
     }
 }
@@ -369,7 +375,7 @@ async fn start(config: &Config, tasks: &Tasks, announce: bool) -> anyhow::Result
         authorizer: authorizer.clone(),
         self_service: false,
         groups_of: Arc::new(move |email| {
-            let known = people.list_users().into_iter().find(|u| u.email == email && !u.disabled);
+            let known = people.list_users().into_iter().find(|u| u.email == email && !u.disabled && !u.departed);
             known.map(|u| u.groups).unwrap_or_default()
         }),
     };
@@ -387,7 +393,14 @@ async fn start(config: &Config, tasks: &Tasks, announce: bool) -> anyhow::Result
         });
     let router = gateway.router(mounts);
     match &tls {
-        Some(tls) => gateway.serve_tls("gateway", listeners.gateway, tls, router.clone(), tasks)?,
+        Some(tls) => {
+            gateway.serve_tls("gateway", listeners.gateway, tls, router.clone(), tasks)?;
+            if let Some(listener) = listeners.redirect {
+                gateway.serve_redirect("plain HTTP", listener, tls, tasks);
+            }
+            tls.keep(tasks)?;
+            control.set_tls(tls.clone());
+        }
         None => gateway.serve("gateway", listeners.gateway, router.clone(), tasks),
     }
     gateway.serve("gateway for pods", on_bridge("pipelines for pods", port::PIPELINES).await?, router, tasks);

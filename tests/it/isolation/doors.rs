@@ -25,6 +25,8 @@ const IN_NAMESPACE: [&str; 7] = ["401", "200+", "200+", "200+", "403", "403", "2
 const OWN: [&str; 7] = ["401", "200+", "200+", "200+", "200", "200", "200+"];
 const SIGNED_IN_NEVER: [&str; 7] = ["401", "403", "403", "403", "403", "403", "403"];
 const NOT_THERE: [&str; 7] = ["401", "404", "404", "404", "404", "404", "404"];
+/// A page of somebody's Service: for who may use it with a pod's power, and nothing is there for others.
+const PAGE: [&str; 7] = ["401", "200+", "404", "200+", "404", "404", "200+"];
 /// The credential of a namespace is its own, whoever contributes to others.
 const OBJECT: [&str; 7] = ["403", "200+", "403", "403", "403", "403", "200+"];
 const OBJECT_NEVER: [&str; 7] = ["403"; 7];
@@ -41,6 +43,7 @@ pub fn all(p: &Possessions, stranger: &str, bridge: &str) -> Vec<Door> {
     let mut doors = kubernetes(p, stranger);
     doors.extend(pipelines(p));
     doors.extend(platform(p));
+    doors.extend(ways(p, stranger));
     doors.extend(objects(p));
     doors.extend(metadata());
     doors.extend(network(p, bridge));
@@ -288,6 +291,42 @@ fn platform(p: &Possessions) -> Vec<Door> {
         get("api: namespaces", "/api/namespaces".into(), OWN),
         get("api: activities", format!("/api/activities/{ns}"), IN_NAMESPACE),
         get("api: activities of kube-system", "/api/activities/kube-system".into(), SIGNED_IN_NEVER),
+    ]
+}
+
+/// Through the gateway to the Services of a namespace, by its VirtualServices and HTTPRoutes.
+fn ways(p: &Possessions, stranger: &str) -> Vec<Door> {
+    let door = |name, method: &str, path: String, body: Value, wanted| Door {
+        name,
+        how: web("gateway", method, path, body),
+        wanted,
+    };
+    let get = |name, path: String, wanted| door(name, "GET", path, Value::Null, wanted);
+    let ns = &p.namespace;
+    let mut disguised = web("gateway", "GET", format!("/door/{ns}/"), Value::Null);
+    disguised["headers"] =
+        json!({"kubeflow-userid": format!("{}@example.com", p.word), "X-Forwarded-Host": "localhost"});
+    let upgrade = json!({"kind": "websocket", "base": "gateway", "path": format!("/door/{ns}/")});
+    // The Service's own answer to what it does not do: so far only those come who may.
+    let reached = ["401", "501", "404", "501", "404", "404", "501"];
+    vec![
+        get("way: VirtualService", format!("/door/{ns}/"), PAGE),
+        get("way: VirtualService, a file", format!("/door/{ns}/index.html?x=1"), PAGE),
+        door("way: VirtualService, write", "POST", format!("/door/{ns}/"), json!({}), reached),
+        door("way: VirtualService, delete", "DELETE", format!("/door/{ns}/"), Value::Null, reached),
+        Door { name: "way: VirtualService, upgrade", how: upgrade, wanted: PAGE },
+        Door { name: "way: VirtualService, disguised", how: disguised, wanted: PAGE },
+        get("way: HTTPRoute", format!("/leaf/{ns}"), PAGE),
+        get("way: HTTPRoute, beyond it", format!("/leaf/{ns}/more"), NOT_THERE),
+        get(
+            "way: closed by a policy",
+            format!("/door/{ns}/closed/"),
+            ["401", "403", "404", "403", "404", "404", "403"],
+        ),
+        get("way: of the namespace, unknown", format!("/other/{ns}/"), NOT_THERE),
+        // Objects in the stranger's namespace that claim what is the owner's.
+        get("way: another's to the service", format!("/steal/{stranger}/"), NOT_THERE),
+        get("way: another's over the path", format!("/mine/{ns}/"), NOT_THERE),
     ]
 }
 

@@ -142,6 +142,17 @@ pub fn pod(name: &str, command: &[&str], word: &str) -> Value {
     })
 }
 
+/// A VirtualService that leads a path to a Service.
+pub fn way(name: &str, prefix: &str, host: &str) -> Value {
+    json!({
+        "apiVersion": "networking.istio.io/v1", "kind": "VirtualService", "metadata": {"name": name}, "spec": {
+            "hosts": ["*"], "gateways": ["kubeflow/kubeflow-gateway"],
+            "http": [{"match": [{"uri": {"prefix": prefix}}], "rewrite": {"uri": "/"},
+                "route": [{"destination": {"host": host, "port": {"number": 80}}}]}],
+        },
+    })
+}
+
 pub fn spec(word: &str) -> Value {
     let script = format!("echo {word} said; mkdir -p \"$(dirname \"$0\")\"; echo {word} made > \"$0\"");
     json!({
@@ -170,6 +181,20 @@ impl Possessions {
             {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": word}, "stringData": {"word": word}},
         ]});
         b.kubectl_with_input(&[&["apply", "-f", "-"], &n[..]].concat(), &objects.to_string())?.ok()?;
+        let ways = json!({"apiVersion": "v1", "kind": "List", "items": [
+            way("door", &format!("/door/{namespace}/"), "door"),
+            {"apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute", "metadata": {"name": "leaf"}, "spec": {
+                "parentRefs": [{"name": "kubeflow-gateway", "namespace": "kubeflow"}],
+                "rules": [{
+                    "matches": [{"path": {"type": "Exact", "value": format!("/leaf/{namespace}")}}],
+                    "filters": [{"type": "URLRewrite",
+                        "urlRewrite": {"path": {"type": "ReplaceFullPath", "replaceFullPath": "/"}}}],
+                    "backendRefs": [{"name": "door", "port": 80}],
+                }]}},
+            {"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy", "metadata": {"name": "closed"}, "spec": {
+                "action": "DENY", "rules": [{"to": [{"operation": {"paths": ["/closed/*"]}}]}]}},
+        ]});
+        b.kubectl_with_input(&[&["apply", "-f", "-"], &n[..]].concat(), &ways.to_string())?.ok()?;
 
         let api = |path: &str, body: &Value| owner.api("POST", &format!("/pipeline/apis/v2beta1/{path}"), body);
         let made = api("experiments", &json!({"display_name": word, "namespace": namespace}))?;
@@ -202,6 +227,16 @@ impl Possessions {
         let task = tasks.iter().find(|t| t["display_name"] == "say").context("the run has no such task")?;
 
         b.kubectl(&[&["wait", "--for=condition=Ready", "pod/door", "--timeout=60s"], &n[..]].concat())?.ok()?;
+        for (path, wanted) in [
+            (format!("door/{namespace}/"), 200),
+            (format!("leaf/{namespace}"), 200),
+            (format!("door/{namespace}/closed/"), 403),
+        ] {
+            let url = format!("{}/{path}", b.url()?);
+            wait_until(Duration::from_secs(30), "the ways to the Service", || {
+                Ok((ask(&url, &owner.token, "GET", None)?.0 == wanted).then_some(()))
+            })?;
+        }
         let value = |what: &str, path: &str| -> anyhow::Result<String> {
             let path = format!("jsonpath={path}");
             Ok(b.kubectl(&[&["get", what, "-o", &path], &n[..]].concat())?.ok()?.stdout)

@@ -3,10 +3,10 @@
 //!
 //! Guarantees: an empty password is wrong before anybody is asked; guessing is braked by the name typed, by the entry
 //! found and by the address; a name that two entries fit signs nobody in; a refresh token is good only while the
-//! directory still has its user. What Dex's `insecureSkipVerify` does is not offered.
+//! directory still has its user, and so are sessions (`presence`). What Dex's `insecureSkipVerify` does is not offered.
 
 use super::{
-    Groups, Identity, Refusal, admit,
+    Groups, Identity, Refusal, admit, bring_up_to_date,
     directory::{Directory, Talk, Trouble, values},
 };
 use crate::{
@@ -17,7 +17,11 @@ use crate::{
 };
 use ldap3::SearchEntry;
 use serde::{Deserialize, Serialize};
-use std::{net::IpAddr, path::PathBuf, time::Instant};
+use std::{
+    net::IpAddr,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 /// A password that is longer is none.
 const LONGEST_PASSWORD: usize = 512;
@@ -57,6 +61,9 @@ pub struct LdapConnector {
     /// For one sign-in, all its questions together.
     #[serde(default = "default_timeout")]
     pub timeout_seconds: u64,
+    /// Who is signed in is looked up again when so long has passed since the last time, at their next use of the box.
+    #[serde(default = "default_recheck", alias = "recheckSeconds")]
+    pub recheck_seconds: u64,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -150,6 +157,10 @@ fn default_timeout() -> u64 {
     10
 }
 
+fn default_recheck() -> u64 {
+    900
+}
+
 impl LdapConnector {
     pub(crate) fn prompt(&self) -> &str {
         if self.username_prompt.is_empty() { "User name" } else { &self.username_prompt }
@@ -169,6 +180,9 @@ impl LdapConnector {
         }
         if !(1..=60).contains(&self.timeout_seconds) {
             return say("timeout_seconds must be 1 to 60".into());
+        }
+        if !(1..=86_400).contains(&self.recheck_seconds) {
+            return say("recheck_seconds must be 1 to 86400".into());
         }
         let UserSearch { base_dn, filter, username, id_attr, email_attr, name_attr, preferred_username_attr, .. } =
             &self.user_search;
@@ -267,7 +281,9 @@ pub(crate) async fn check(
                 limits.forget_account(&account);
                 keep(&account).await?;
             }
-            Ok(admit(gateway, id, &directory.config.groups, &identity).await?)
+            let user = admit(gateway, id, &directory.config.groups, &identity).await?;
+            gateway.inner.presence.seen(&user.email, Duration::from_secs(directory.config.recheck_seconds));
+            Ok(user)
         }
         Ok(None) => {
             for account in [Some(typed), entry_account].into_iter().flatten() {
@@ -302,7 +318,7 @@ pub(crate) async fn still(gateway: &Gateway, directory: &Directory, user: &User)
         Refusal::Unavailable(config.name.clone(), error.to_string())
     })?;
     match found {
-        Some(identity) => admit(gateway, &config.id, &config.groups, &identity).await.map(Some),
+        Some(identity) => bring_up_to_date(gateway, &config.id, &config.groups, &identity).await.map(Some),
         None => Ok(None),
     }
 }
@@ -381,7 +397,8 @@ mod tests {
         });
         assert_eq!(old.unwrap().group_search.unwrap().matchers()[0].group_attr, "memberUid");
         type Change = fn(&mut serde_json::Value);
-        let wrong: [(Change, &str); 10] = [
+        let wrong: [(Change, &str); 11] = [
+            (|v| v["recheckSeconds"] = 0.into(), "recheck_seconds"),
             (|v| v["host"] = "ldap://x:389".into(), "without a scheme"),
             (|v| v["host"] = "".into(), "host"),
             (|v| v["insecureNoSSL"] = true.into(), "excludes"),

@@ -208,7 +208,7 @@ pub(super) async fn authorize(
         }
         Ok(challenge) => challenge.map(str::to_owned),
     };
-    let session = guard::session_secrets(&headers).find_map(|secret| gateway.inner.store.session(&secret));
+    let session = guard::session(&gateway, &headers).await;
     let prompts: Vec<&str> = query.prompt.as_deref().unwrap_or("").split(' ').collect();
     let stale = |created: i64| query.max_age.is_some_and(|age| created.saturating_add(age) < now());
     let Some((session, user)) = session.filter(|(s, _)| !prompts.contains(&"login") && !stale(s.created)) else {

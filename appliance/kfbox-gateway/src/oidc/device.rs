@@ -297,7 +297,7 @@ async fn verify(
     let Some(code) = canonical_code(&form.user_code) else {
         return enter(StatusCode::BAD_REQUEST, "", "The code has eight letters, such as BCDF-GHJK.");
     };
-    let session = guard::session_secrets(&headers).find_map(|secret| gateway.inner.store.session(&secret));
+    let session = guard::session(&gateway, &headers).await;
     let Some((session, user)) = session else {
         let back = format!("/dex/device?user_code={}", encode(&code));
         return redirect(StatusCode::SEE_OTHER, &sign_in::login_url(&back));

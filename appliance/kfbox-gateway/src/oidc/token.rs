@@ -11,7 +11,7 @@ use crate::{
     Gateway,
     connectors::{Refusal, ldap},
     sign_in::{self, Refused},
-    store::{now, refresh::Redeemed},
+    store::{StoreError, now, refresh::Redeemed},
 };
 use axum::{
     Form, Json,
@@ -119,9 +119,11 @@ async fn by_refresh(gateway: &Gateway, client: &ClientConfig, form: TokenForm) -
     {
         match ldap::still(gateway, directory, &user).await {
             Ok(Some(_)) => {}
+            Err(Refusal::Store(error)) if !matches!(error, StoreError::UserExists(_) | StoreError::Invalid(_)) => {
+                return Err(error.into());
+            }
             Ok(None) | Err(Refusal::Refused(_) | Refusal::Store(_)) => {
-                tracing::warn!(target: "audit", user = %user.email, connector = %user.connector,
-                    "not renewed: the directory no longer has this person, or they may not come");
+                gateway.departed(&user).await;
                 return Err(WRONG);
             }
             Err(Refusal::Unavailable(..)) => {

@@ -15,6 +15,8 @@ pub struct User {
     pub password: String,
     pub groups: Vec<String>,
     pub disabled: bool,
+    /// Their directory no longer has them; signing in there again undoes it.
+    pub departed: bool,
     pub created: i64,
     /// Tokens issued before this second are void.
     pub valid_after: i64,
@@ -28,6 +30,11 @@ pub struct User {
 }
 
 impl User {
+    /// Whether nothing may be done by them or in their name.
+    pub fn is_out(&self) -> bool {
+        self.disabled || self.departed
+    }
+
     /// What people call the user.
     pub fn shown_name(&self) -> &str {
         if self.name.is_empty() { &self.email } else { &self.name }
@@ -49,6 +56,8 @@ pub struct UserView {
     pub email: String,
     pub groups: Vec<String>,
     pub disabled: bool,
+    /// Gone from the directory that they came from.
+    pub departed: bool,
     /// Seconds since 1970.
     pub created: i64,
 }
@@ -80,6 +89,7 @@ pub(super) fn load(connection: &Connection) -> Result<HashMap<String, User>, Sto
             password: row.get("password")?,
             groups: serde_json::from_str(&groups).map_err(|_| StoreError::Corrupt("a user's groups"))?,
             disabled: row.get("disabled")?,
+            departed: row.get("departed")?,
             created: row.get("created")?,
             valid_after: row.get("valid_after")?,
             connector: row.get("connector")?,
@@ -145,6 +155,7 @@ impl Store {
             password,
             groups: groups.to_vec(),
             disabled: false,
+            departed: false,
             created: now(),
             valid_after: 0,
             connector: crate::LOCAL.into(),
@@ -186,14 +197,17 @@ impl Store {
                 return Err(StoreError::UserExists(email));
             }
             Some(user) if user.disabled => return Err(StoreError::Invalid(format!("{email} is disabled"))),
-            Some(user) if user.groups == groups && user.name == name && user.username == username => return Ok(user),
-            Some(user) => User { groups, name, username, ..user },
+            Some(user) if user.groups == groups && user.name == name && user.username == username && !user.departed => {
+                return Ok(user);
+            }
+            Some(user) => User { groups, name, username, departed: false, ..user },
             None => User {
                 email,
                 uid: uuid::Uuid::new_v4().to_string(),
                 password: String::new(),
                 groups,
                 disabled: false,
+                departed: false,
                 created: now(),
                 valid_after: 0,
                 connector: connector.to_owned(),
@@ -213,11 +227,11 @@ impl Store {
                 let groups = serde_json::to_string(&stored.groups).map_err(|_| StoreError::Corrupt("groups"))?;
                 tx.execute(
                     "INSERT INTO users (email, uid, password, groups, disabled, created, valid_after, connector, subject,
-                         name, username)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)
+                         name, username, departed)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)
                      ON CONFLICT (email) DO UPDATE SET password = excluded.password, groups = excluded.groups,
                          disabled = excluded.disabled, valid_after = excluded.valid_after, name = excluded.name,
-                         username = excluded.username",
+                         username = excluded.username, departed = excluded.departed",
                     params![
                         stored.email,
                         stored.uid,
@@ -229,7 +243,8 @@ impl Store {
                         stored.connector,
                         stored.subject,
                         stored.name,
-                        stored.username
+                        stored.username,
+                        stored.departed
                     ],
                 )?;
                 Ok(())
@@ -248,6 +263,7 @@ impl Store {
                 email: u.email.clone(),
                 groups: u.groups.clone(),
                 disabled: u.disabled,
+                departed: u.departed,
                 created: u.created,
             })
             .collect();
@@ -257,7 +273,7 @@ impl Store {
 
     /// An enabled user.
     pub fn active_user(&self, email: &str) -> Option<User> {
-        self.users.read().get(email).filter(|u| !u.disabled).cloned()
+        self.users.read().get(email).filter(|u| !u.is_out()).cloned()
     }
 
     /// Changes the password and ends the user's sessions and OIDC tokens. Personal tokens stay.
@@ -272,7 +288,20 @@ impl Store {
 
     /// A disabled user keeps everything and can do nothing; sessions and OIDC tokens end.
     pub async fn set_disabled(&self, email: &str, disabled: bool) -> Result<(), StoreError> {
-        self.change_user(email, move |user| user.disabled = disabled).await
+        self.change_user(email, move |user| {
+            user.disabled = disabled;
+            user.departed &= disabled;
+        })
+        .await
+    }
+
+    /// The same for who is gone from their directory, until they sign in there again. Nothing, if somebody else has the
+    /// address by now.
+    pub async fn set_departed(&self, gone: &User) -> Result<(), StoreError> {
+        if self.users.read().get(&gone.email).is_none_or(|user| user.uid != gone.uid) {
+            return Ok(());
+        }
+        self.change_user(&gone.email, |user| user.departed = true).await
     }
 
     pub async fn set_groups(&self, email: &str, groups: &[String]) -> Result<(), StoreError> {

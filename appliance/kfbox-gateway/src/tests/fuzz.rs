@@ -7,7 +7,7 @@ use proptest::prelude::{
 };
 
 /// Text with what parsers trip over.
-fn hostile() -> impl Strategy<Value = String> {
+pub(super) fn hostile() -> impl Strategy<Value = String> {
     prop_oneof![
         any::<String>(),
         "[ -~]{0,80}",
@@ -189,6 +189,30 @@ fn no_path_or_header_opens_a_component_to_the_anonymous() {
         // The component answers with JSON that names the user.
         let reached = serde_json::from_str::<Value>(&answer.text).is_ok_and(|v| v.get("user").is_some());
         prop_assert!(!reached, "{path} {headers:?}: {}", answer.text);
+    });
+}
+
+#[test]
+fn a_servers_certificate_is_read_or_refused_whatever_it_is() {
+    use crate::tls::acme::files::certified;
+    let key = rcgen::KeyPair::generate().unwrap();
+    let leaf = rcgen::CertificateParams::new(vec!["lab.example".to_owned()]).unwrap().self_signed(&key).unwrap();
+    let good = format!("{}{}", key.serialize_pem(), leaf.pem());
+    assert_eq!(certified(good.as_bytes()).unwrap().1.names, ["lab.example"]);
+    let pem = |der: &[u8]| {
+        let text = base64::engine::general_purpose::STANDARD.encode(der);
+        format!("{}-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n", key.serialize_pem())
+    };
+    proptest!(|(bytes in prop::collection::vec(any::<u8>(), 0..300), text in hostile())| {
+        drop((certified(&bytes), certified(text.as_bytes()), certified(pem(&bytes).as_bytes())));
+    });
+    // One changed byte of the certificate: it is read as what it then says, or refused.
+    proptest!(|(at in any::<prop::sample::Index>(), to in any::<u8>(), cut in any::<bool>())| {
+        let mut der = leaf.der().to_vec();
+        let at = at.index(der.len());
+        der[at] = to;
+        der.truncate(if cut { at } else { der.len() });
+        drop(certified(pem(&der).as_bytes()));
     });
 }
 

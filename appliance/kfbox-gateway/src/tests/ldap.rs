@@ -3,7 +3,7 @@
 use super::*;
 use crate::connectors::ConnectorConfig;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-use slapd::{ADMIN_DN, ADMIN_PASSWORD, PASSWORD as ANNS, SEARCH_DN, SEARCH_PASSWORD, SUFFIX, Slapd};
+use slapd::{ADMIN_DN, ADMIN_PASSWORD, PASSWORD as ANNS, PEOPLE, SEARCH_DN, SEARCH_PASSWORD, SUFFIX, Slapd};
 
 #[path = "../../../../tests/harness/slapd.rs"]
 mod slapd;
@@ -250,6 +250,122 @@ async fn a_directory_that_is_away_or_slow_locks_nobody_out_and_costs_no_sign_in(
     // A service account that the directory does not take is the box's trouble, not a person's.
     let w = world_of(connector(slapd.port, |v| v["bindPW"] = "wrong".into())).await;
     assert_eq!(w.try_ldap("ann", ANNS).await.status, StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[test]
+fn no_name_but_the_exact_one_finds_an_entry() {
+    use proptest::prelude::*;
+    let slapd = Slapd::start(None).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let w = runtime.block_on(world_of(connector(slapd.port, |_| {})));
+    let directory = w.gateway.directory("corp").unwrap();
+    let find = |login: &str| {
+        runtime.block_on(async {
+            let mut talk = directory.talk().await.unwrap();
+            directory.find(&mut talk, login).await
+        })
+    };
+    assert!(find("ann").unwrap().is_some());
+    // Few: each is a conversation.
+    let few = ProptestConfig { cases: 80, ..ProptestConfig::default() };
+    let filters = "(ann|\\*|twin1)?[()|&!=*\\\\~<>:,+\"#a-z0-9 ]{0,20}";
+    proptest!(few, |(login in prop_oneof![super::fuzz::hostile(), filters])| {
+        // Whatever it is, the directory understands the question.
+        let entry = find(&login).unwrap_or_else(|error| panic!("{login:?}: {error}"));
+        if let Some(entry) = entry.filter(|_| login.is_ascii()) {
+            let name = login.split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase();
+            prop_assert_eq!(&entry.attrs["uid"][0], &name);
+        }
+    });
+}
+
+impl World {
+    async fn who(&self, proof: (&str, &str)) -> Value {
+        let answer = self.get("/oauth2/userinfo", &[proof]).await;
+        if answer.status == StatusCode::OK { answer.json()["groups"].clone() } else { answer.status.as_u16().into() }
+    }
+
+    async fn becomes(&self, proof: (&str, &str), wanted: Value) {
+        let begun = std::time::Instant::now();
+        loop {
+            let found = self.who(proof).await;
+            if found == wanted {
+                return;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(30), "{found} instead of {wanted}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn who_is_gone_from_the_directory_is_out_while_signed_in_and_their_groups_are_todays() {
+    let mut slapd = Slapd::start(None).unwrap();
+    let change = |v: &mut Value| {
+        v["recheckSeconds"] = 1.into();
+        v["userSearch"]["idAttr"] = "uid".into();
+    };
+    let w = world_of(connector(slapd.port, change)).await;
+    let sign_in = async || {
+        let signed = w.try_ldap("ann", ANNS).await;
+        assert_eq!(signed.status, StatusCode::SEE_OTHER, "{}", signed.text);
+        signed.headers[header::SET_COOKIE].to_str().unwrap().split(';').next().unwrap().to_owned()
+    };
+    let cookie = sign_in().await;
+    let session = ("cookie", cookie.as_str());
+    let token = w.gateway.create_token(ANN, TokenRequest::new("t", None)).await.unwrap();
+    let bearer = format!("Bearer {}", token.reveal());
+    let token = ("authorization", bearer.as_str());
+    let refresh = w.grant("notebook", "corp", "ann", ANNS).await["refresh_token"].as_str().unwrap().to_owned();
+    let all = || serde_json::json!(["staff", "unix", UserInfo::AUTHENTICATED]);
+    let fewer = || serde_json::json!(["staff", UserInfo::AUTHENTICATED]);
+    assert_eq!(w.who(session).await, all());
+    slapd.change(&format!("dn: cn=unix,ou=groups,{SUFFIX}\nchangetype: delete\n")).unwrap();
+    w.becomes(session, fewer()).await;
+    assert_eq!(w.who(token).await, fewer());
+
+    // A directory that is away ends no session, however often somebody asks.
+    slapd.stop();
+    w.gateway.inner.presence.forget(ANN);
+    for _ in 0..3 {
+        assert_eq!(w.who(session).await, fewer());
+    }
+    slapd.resume().unwrap();
+    w.gateway.inner.presence.forget(ANN);
+
+    slapd.change(slapd::WITHOUT_ANN).unwrap();
+    // Several at once: nobody passes while it is asked.
+    w.gateway.inner.presence.forget(ANN);
+    let seen = futures::future::join_all((0..20).map(|n| w.who(if n % 2 == 0 { session } else { token }))).await;
+    assert!(seen.iter().all(|s| *s == 401), "{seen:?}");
+    assert!(w.gateway.is_disabled(ANN) && w.gateway.active_user(ANN).is_none());
+    assert!(!w.gateway.still_let_in(ANN).await && w.gateway.still_let_in(EMAIL).await);
+    assert!(w.gateway.list_sessions(Some(ANN)).is_empty());
+    assert_eq!(w.refresh(&refresh).await["error"], "invalid_grant");
+    let view = w.gateway.list_users().into_iter().find(|u| u.email == ANN).unwrap();
+    assert!(view.departed && !view.disabled);
+    // It is not forgotten at a restart, and costs nobody else anything.
+    assert_eq!(w.who(session).await, 401);
+
+    // Who is back signs in again; the old session stays ended, their tokens work again.
+    let entry = PEOPLE.split("\n\n").find(|entry| entry.starts_with("dn: uid=ann,")).unwrap();
+    slapd.change(&entry.replacen('\n', "\nchangetype: add\n", 1)).unwrap();
+    let cookie = sign_in().await;
+    assert_eq!(w.who(("cookie", &cookie)).await, fewer());
+    assert_eq!((w.who(session).await, w.who(token).await), (401.into(), fewer()));
+
+    // Nobody but members may come, and somebody is one no more.
+    let allowed = |v: &mut Value| {
+        change(v);
+        v["groups"]["allowed"] = serde_json::json!(["staff"]);
+    };
+    let w = world_of(connector(slapd.port, allowed)).await;
+    let signed = w.try_ldap("ann", ANNS).await;
+    let cookie = signed.headers[header::SET_COOKIE].to_str().unwrap().split(';').next().unwrap().to_owned();
+    assert_eq!(w.who(("cookie", &cookie)).await, fewer());
+    slapd.change(&format!("dn: cn=staff,ou=groups,{SUFFIX}\nchangetype: delete\n")).unwrap();
+    w.becomes(("cookie", &cookie), 401.into()).await;
+    assert_eq!(w.try_ldap("ann", ANNS).await.status, StatusCode::FORBIDDEN);
 }
 
 #[tokio::test]

@@ -79,6 +79,7 @@ impl Policy {
 }
 
 impl Rule {
+    /// A rule that denies and was not understood whole fits by what was.
     fn fits(&self, asked: Asked<'_>, denies: bool) -> bool {
         if self.unknown && !denies {
             return false;
@@ -119,74 +120,145 @@ pub fn read(spec: &Value) -> (Policy, Problems) {
     let mut problems = Problems::new();
     let fine = only(spec, "spec", &["selector", "action", "rules"], &[], &mut problems);
     let fine = only(&spec["selector"], "spec.selector", &["matchLabels"], &[], &mut problems) && fine;
-    let action = spec["action"].as_str().unwrap_or("ALLOW");
-    let selector = spec["selector"]["matchLabels"].as_object().into_iter().flatten();
-    let selector = selector.map(|(k, v)| (k.clone(), v.as_str().unwrap_or_default().to_owned())).collect();
-    if !fine || !matches!(action, "ALLOW" | "DENY") || items(&spec["rules"]).len() > MOST_RULES {
-        if !matches!(action, "ALLOW" | "DENY") {
-            problems.push(format!("spec.action {action} is not supported"));
-        }
+    let action = if spec["action"].is_null() { "ALLOW" } else { text(spec, "action") };
+    let known = matches!(action, "ALLOW" | "DENY");
+    if !known {
+        problems.push(format!("spec.action {action} is not supported"));
+    }
+    let selector = labels(&spec["selector"]);
+    let shaped = (spec.is_object() || spec.is_null())
+        && selector.is_some()
+        && (spec["rules"].is_null() || spec["rules"].as_array().is_some_and(|rules| rules.len() <= MOST_RULES));
+    if !shaped {
+        problems.push(format!("spec: `selector` must be labels, and `rules` a list of at most {MOST_RULES}"));
+    }
+    if !fine || !known || !shaped {
         problems.push("until then the policy denies everything".into());
-        return (Policy { denies: true, selector, rules: vec![Rule::default()] }, problems);
+        // For all pods, if it is not known for which.
+        let rules = vec![Rule::default()];
+        return (Policy { denies: true, selector: selector.unwrap_or_default(), rules }, problems);
     }
     let rules = items(&spec["rules"]).iter().enumerate();
     let rules = rules.map(|(n, rule)| rule_of(rule, &format!("spec.rules[{n}]"), &mut problems)).collect();
-    (Policy { denies: action == "DENY", selector, rules }, problems)
+    (Policy { denies: action == "DENY", selector: selector.unwrap_or_default(), rules }, problems)
+}
+
+/// `None` where something stands that is no set of labels.
+fn labels(selector: &Value) -> Option<BTreeMap<String, String>> {
+    if selector.is_null() {
+        return Some(BTreeMap::new());
+    }
+    match &selector.as_object()?.get("matchLabels") {
+        None | Some(Value::Null) => Some(BTreeMap::new()),
+        Some(found) => found.as_object()?.iter().map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned()))).collect(),
+    }
+}
+
+/// Reads a rule and keeps in mind what it did not understand.
+struct Reader<'a> {
+    problems: &'a mut Problems,
+    unknown: bool,
+}
+
+impl Reader<'_> {
+    fn odd(&mut self, problem: String) {
+        self.problems.push(problem);
+        self.unknown = true;
+    }
+
+    fn only(&mut self, value: &Value, at: &str, known: &[&str]) {
+        self.unknown |= !only(value, at, known, &[], self.problems);
+        if !value.is_object() {
+            self.odd(format!("{at} must be an object"));
+        }
+    }
+
+    /// What is absent is empty; what is there must hold something, as upstream has it.
+    fn list<'v>(&mut self, value: &'v Value, at: &str) -> &'v [Value] {
+        if !value.is_null() && items(value).is_empty() {
+            self.odd(format!("{at} must be a list with something in it"));
+        }
+        items(value)
+    }
+
+    fn strings(&mut self, value: &Value, at: &str) -> Vec<String> {
+        let list = self.list(value, at);
+        let found: Vec<String> = list.iter().filter_map(|v| v.as_str().map(str::to_owned)).collect();
+        if found.len() < list.len() {
+            self.odd(format!("{at} must be strings"));
+        }
+        found
+    }
+
+    /// The alternatives of `from` or `to`: of each, what is in its `inner`.
+    fn alternatives(&mut self, list: &Value, at: &str, inner: &str, known: &[(&str, What)]) -> Vec<Vec<Test>> {
+        let each = self.list(list, at).iter().enumerate();
+        each.map(|(n, item)| {
+            let at = format!("{at}[{n}]");
+            self.only(item, &at, &[inner]);
+            self.tests(&item[inner], &format!("{at}.{inner}"), known)
+        })
+        .collect()
+    }
+
+    fn tests(&mut self, value: &Value, at: &str, known: &[(&str, What)]) -> Vec<Test> {
+        let mut tests = Vec::new();
+        for (field, values) in value.as_object().into_iter().flatten().filter(|(_, values)| !values.is_null()) {
+            let positive = known.iter().find(|(name, _)| name == field).map(|(_, what)| (*what, false));
+            let negative = known.iter().find(|(name, _)| *field == negated(name)).map(|(_, what)| (*what, true));
+            match positive.or(negative) {
+                Some((what, not)) => {
+                    let before = std::mem::take(&mut self.unknown);
+                    let values = self.strings(values, &format!("{at}.{field}"));
+                    // Half a list is no test: one that denies would let through what it was meant for.
+                    if !self.unknown {
+                        tests.push(Test { what, values, not });
+                    }
+                    self.unknown |= before;
+                }
+                None => self.odd(format!("{at}.{field} is not supported")),
+            }
+        }
+        if tests.is_empty() && !self.unknown {
+            self.odd(format!("{at} says nothing"));
+        }
+        tests
+    }
 }
 
 fn rule_of(rule: &Value, at: &str, problems: &mut Problems) -> Rule {
-    let mut found = Rule { unknown: !only(rule, at, &["from", "to", "when"], &[], problems), ..Rule::default() };
-    let mut alternatives = |list: &Value, inner: &str, known: &[(&str, What)], unknown: &mut bool| -> Vec<Vec<Test>> {
-        let each = items(list).iter().enumerate();
-        each.map(|(n, item)| tests_of(&item[inner], &format!("{at}.{inner}[{n}]"), known, problems, unknown)).collect()
-    };
+    let mut reader = Reader { problems, unknown: false };
+    reader.only(rule, at, &["from", "to", "when"]);
     let sources = [("principals", What::Principal), ("namespaces", What::SourceNamespace)];
-    found.from = alternatives(&rule["from"], "source", &sources, &mut found.unknown);
+    let from = reader.alternatives(&rule["from"], &format!("{at}.from"), "source", &sources);
     let operations = [("methods", What::Method), ("paths", What::Path)];
-    found.to = alternatives(&rule["to"], "operation", &operations, &mut found.unknown);
-    for (n, condition) in items(&rule["when"]).iter().enumerate() {
+    let to = reader.alternatives(&rule["to"], &format!("{at}.to"), "operation", &operations);
+    let mut when = Vec::new();
+    for (n, condition) in reader.list(&rule["when"], &format!("{at}.when")).iter().enumerate() {
+        let at = format!("{at}.when[{n}]");
+        reader.only(condition, &at, &["key", "values", "notValues"]);
         let what = match text(condition, "key") {
             "request.headers[kubeflow-userid]" | "request.auth.claims[email]" => What::User,
             "request.headers[kubeflow-groups]" | "request.auth.claims[groups]" => What::Group,
             "source.namespace" => What::SourceNamespace,
             "source.principal" => What::Principal,
             key => {
-                problems.push(format!("{at}.when[{n}].key {key:?} is not supported"));
-                found.unknown = true;
+                reader.odd(format!("{at}.key {key:?} is not supported"));
                 continue;
             }
         };
-        for (field, not) in [("values", false), ("notValues", true)] {
-            if !condition[field].is_null() {
-                found.when.push(Test { what, values: strings(&condition[field]), not });
-            }
+        // The key is known here by another name, or none.
+        let mut values = condition.clone();
+        if let Some(fields) = values.as_object_mut() {
+            fields.remove("key");
         }
+        when.extend(reader.tests(&values, &at, &[("values", what)]));
     }
-    found
-}
-
-fn tests_of(value: &Value, at: &str, known: &[(&str, What)], problems: &mut Problems, unknown: &mut bool) -> Vec<Test> {
-    let mut tests = Vec::new();
-    for (field, values) in value.as_object().into_iter().flatten() {
-        let positive = known.iter().find(|(name, _)| name == field).map(|(_, what)| (*what, false));
-        let negative = known.iter().find(|(name, _)| *field == negated(name)).map(|(_, what)| (*what, true));
-        match positive.or(negative) {
-            Some((what, not)) => tests.push(Test { what, values: strings(values), not }),
-            None => {
-                problems.push(format!("{at}.{field} is not supported"));
-                *unknown = true;
-            }
-        }
-    }
-    tests
+    Rule { from, to, when, unknown: reader.unknown }
 }
 
 /// `notPaths` of `paths`.
 fn negated(name: &str) -> String {
     let mut letters = name.chars();
     letters.next().map(|first| format!("not{}{}", first.to_ascii_uppercase(), letters.as_str())).unwrap_or_default()
-}
-
-fn strings(value: &Value) -> Vec<String> {
-    items(value).iter().filter_map(|v| v.as_str().map(str::to_owned)).collect()
 }

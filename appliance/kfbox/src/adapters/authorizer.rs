@@ -1,6 +1,6 @@
 //! [`kfbox_base::Authorizer`] by SubjectAccessReview: the cluster's own RBAC decides, whichever cluster it is. But who is
-//! disabled at the gateway may nothing: what acts in somebody's name later (a recurring run) asks here too, and their roles
-//! in the cluster stay.
+//! disabled at the gateway, or gone from the directory that they came from, may nothing: what acts in somebody's name later
+//! (a recurring run) asks here too, and their roles in the cluster stay.
 
 use futures::future::BoxFuture;
 use k8s_openapi::api::authorization::v1::{
@@ -34,8 +34,10 @@ impl Authorizer for ClusterAuthorizer {
         attributes: &'a ResourceAttributes,
     ) -> BoxFuture<'a, Result<Decision, BoxError>> {
         Box::pin(async move {
-            if self.people.get().is_some_and(|people| people.is_disabled(&user.username)) {
-                return Ok(Decision::Deny(format!("{} is disabled", user.username)));
+            if let Some(people) = self.people.get()
+                && !people.still_let_in(&user.username).await
+            {
+                return Ok(Decision::Deny(format!("{} is disabled, or gone from their directory", user.username)));
             }
             let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
             let ResourceAttributes { verb, group, resource, subresource, namespace, name } = attributes;

@@ -15,8 +15,9 @@ fn current(gateway: &Gateway, user: &UserInfo) -> Result<UserInfo, String> {
         // Somebody else may have the address since.
         return if user.uid.is_empty() || user.uid == now.uid { Ok(now) } else { Err("the account is gone".into()) };
     }
-    if gateway.list_users().iter().any(|u| u.email == user.username) {
-        return Err("the account is disabled".into());
+    if let Some(known) = gateway.list_users().into_iter().find(|u| u.email == user.username) {
+        let why = if known.disabled { "the account is disabled" } else { "the person is gone from their directory" };
+        return Err(why.into());
     }
     // People of the gateway have an id; service accounts and certificates are the cluster's own matter.
     if user.uid.is_empty() || user.service_account().is_some() {

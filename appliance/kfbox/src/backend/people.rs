@@ -149,6 +149,7 @@ fn row(user: UserView) -> UserRow {
         email: user.email,
         groups: user.groups,
         disabled: user.disabled,
+        departed: user.departed,
         created: user.created,
     }
 }

@@ -1,8 +1,10 @@
 //! `kfbox status` and `kfbox version`.
 
 use crate::control::{Client, Status};
+use chrono::{DateTime, Utc};
 use comfy_table::{Table, presets};
 use kfbox_base::readiness::State;
+use kfbox_gateway::AcmeStatus;
 use std::{path::PathBuf, process::ExitCode};
 
 pub async fn status(data_dir: PathBuf, json: bool) -> anyhow::Result<ExitCode> {
@@ -42,6 +44,34 @@ fn table(status: &Status) -> String {
         addresses.add_row([name, address]);
     }
     text.push_str(&format!("{addresses}\n"));
+    if let Some(certificate) = &status.certificate {
+        text.push_str(&format!("\n{}", tell(certificate)));
+    }
+    text
+}
+
+/// How the certificate from an ACME server stands, in a line or two, with a next step where something is wrong.
+fn tell(certificate: &AcmeStatus) -> String {
+    let at = |time: &DateTime<Utc>| time.format("%Y-%m-%d %H:%M UTC").to_string();
+    let mut text = format!("certificate of {}: ", certificate.names.join(", "));
+    text += &match &certificate.until {
+        Some(until) if *until <= Utc::now() => format!("ENDED at {}", at(until)),
+        Some(until) => format!("until {}", at(until)),
+        None => "none yet, the box uses one of its own".to_owned(),
+    };
+    if let Some(next) = &certificate.next {
+        let again = if certificate.failures > 0 { "tried again" } else { "renewed" };
+        let when = if *next <= Utc::now() { "now".to_owned() } else { format!("at {}", at(next)) };
+        text += &format!(
+            ", {} {when}",
+            if certificate.until.is_none() && certificate.failures == 0 { "ordered" } else { again }
+        );
+    }
+    text.push('\n');
+    if certificate.failures > 0 {
+        text +=
+            &format!("  failed {}x: {}\n  next: {}\n", certificate.failures, certificate.error, certificate.next_step);
+    }
     text
 }
 

@@ -1,6 +1,10 @@
 //! `kfbox doctor`: what this machine lacks, and the command that fixes it.
 
-use crate::config::{BoxOptions, Config, UpOptions};
+use crate::{
+    config::{BoxOptions, Config, TlsMode, UpOptions},
+    control::{Client, Status},
+};
+use kfbox_gateway::AcmeStatus;
 use serde::Serialize;
 use std::{fs, net::SocketAddr, path::Path, process::ExitCode};
 
@@ -16,9 +20,14 @@ struct Finding {
     fix: String,
 }
 
-pub fn run(common: &BoxOptions, options: &UpOptions, json: bool) -> anyhow::Result<ExitCode> {
-    let config = Config::resolve(common, options)?;
-    let findings = examine(&config);
+pub async fn run(common: BoxOptions, options: UpOptions, json: bool) -> anyhow::Result<ExitCode> {
+    let config = Config::resolve(&common, &options)?;
+    let mut findings = examine(&config);
+    if config.gateway.tls.mode == TlsMode::Acme
+        && let Ok(Status { certificate: Some(certificate), .. }) = Client::new(&config.data_dir).get("/v1/status").await
+    {
+        findings.push(examine_certificate(&certificate));
+    }
     if json {
         println!("{}", serde_json::to_string_pretty(&findings)?);
     } else {
@@ -66,13 +75,14 @@ pub fn missing(config: &Config) -> Vec<String> {
 fn examine(config: &Config) -> Vec<Finding> {
     let mut findings = examine_machine(config);
     let running = config.data_dir.join("control.sock").exists();
-    let ports: [(&str, SocketAddr); 5] = [
+    let mut ports: Vec<(&str, SocketAddr)> = vec![
         ("gateway", config.gateway.address),
         ("Kubernetes API", config.kubernetes.address),
         ("S3", config.objects.address),
         ("ML Metadata", config.metadata.address),
         ("image registry", config.registry.address),
     ];
+    ports.extend(config.gateway.tls.acme.http_address.map(|address| ("plain HTTP", address)));
     for (name, address) in ports {
         let free = std::net::TcpListener::bind(address).is_ok();
         findings.push(Finding {
@@ -94,6 +104,20 @@ fn examine(config: &Config) -> Vec<Finding> {
         });
     }
     findings
+}
+
+/// kfbox works with a certificate of its own too, but browsers warn of it.
+fn examine_certificate(certificate: &AcmeStatus) -> Finding {
+    let good = certificate.until.filter(|until| *until > chrono::Utc::now());
+    let mut detail = match good {
+        Some(until) => format!("until {}", until.format("%Y-%m-%d")),
+        None => "none that is good now".into(),
+    };
+    if certificate.failures > 0 {
+        detail += &format!(", and no new one: {}", certificate.error);
+    }
+    let fine = good.is_some() && certificate.failures == 0;
+    Finding { optional: true, ..need("certificate by ACME", fine, &detail, &certificate.next_step) }
 }
 
 fn examine_machine(config: &Config) -> Vec<Finding> {

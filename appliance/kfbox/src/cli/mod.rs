@@ -449,7 +449,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Up(args) => up::run(&common, &args),
         Command::Down(args) => client(up::down(data_dir()?, args.keep_pods)),
         Command::Status(args) => client(box_info::status(data_dir()?, args.output == Output::Json)),
-        Command::Doctor(args) => doctor::run(&common, &args.options, args.output == Output::Json),
+        Command::Doctor(args) => client(doctor::run(common.clone(), args.options, args.output == Output::Json)),
         Command::Logs(args) => client(logs::run(data_dir()?, args.follow, args.tail)),
         Command::Kubeconfig(args) => client(kubeconfig::run(data_dir()?, args.output, args.merge, args.oidc)),
         Command::Credential(args) => client(credential::run(args)),

@@ -77,7 +77,11 @@ fn table(users: &[UserRow]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(["USER", "STATE", "NAMESPACE", "GROUPS", "CREATED"]);
     for user in users {
-        let state = if user.disabled { "disabled" } else { "active" };
+        let state = match (user.disabled, user.departed) {
+            (true, _) => "disabled",
+            (false, true) => "gone from directory",
+            (false, false) => "active",
+        };
         let created = super::moment(user.created);
         table.add_row([user.email.as_str(), state, &user.namespace, &user.groups.join(","), &created]);
     }

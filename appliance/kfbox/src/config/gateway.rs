@@ -1,6 +1,6 @@
 //! `[gateway]`: where it listens, its certificate, and who signs in where.
 
-use super::{loopback, wrong};
+use super::{acme::Acme, loopback, wrong};
 use clap::ValueEnum;
 use kfbox_gateway::{ClientConfig, ConnectorConfig, TlsSource};
 use serde::{Deserialize, Serialize};
@@ -35,8 +35,11 @@ pub struct Tls {
     pub certificate: Option<PathBuf>,
     /// With `files`: the key in PEM.
     pub key: Option<PathBuf>,
-    /// With `self-signed`: host names and addresses besides this machine's own.
+    /// With `self-signed`: host names and addresses besides this machine's own. With `acme`: those of the certificate,
+    /// the first of which is the box's own.
     pub names: Vec<String>,
+    /// With `acme`: which server, and how it is shown that the names are ours.
+    pub acme: Acme,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
@@ -49,6 +52,8 @@ pub enum TlsMode {
     SelfSigned,
     /// Files of your own
     Files,
+    /// A certificate that an ACME server gives and renews: `[gateway.tls.acme]`
+    Acme,
 }
 
 impl Default for Gateway {
@@ -67,14 +72,19 @@ impl Default for Gateway {
 
 impl Gateway {
     pub(super) fn validate(&self) -> anyhow::Result<()> {
-        let Tls { mode, certificate, key, names: _ } = &self.tls;
+        let Tls { mode, certificate, key, names, acme } = &self.tls;
+        if *mode == TlsMode::Acme {
+            acme.validate(names, self.external_url.as_deref()).map_err(wrong)?;
+        } else if *acme != Acme::default() {
+            return Err(wrong("gateway.tls.acme is used with mode \"acme\" only".to_owned()).into());
+        }
         let files = certificate.is_some() && key.is_some();
         let message = match mode {
             TlsMode::Files if !files => "gateway.tls: mode \"files\" needs `certificate` and `key`",
-            TlsMode::Off | TlsMode::SelfSigned if certificate.is_some() || key.is_some() => {
+            TlsMode::Off | TlsMode::SelfSigned | TlsMode::Acme if certificate.is_some() || key.is_some() => {
                 "gateway.tls: `certificate` and `key` are used with mode \"files\" only"
             }
-            TlsMode::SelfSigned | TlsMode::Files
+            TlsMode::SelfSigned | TlsMode::Files | TlsMode::Acme
                 if self.external_url.as_ref().is_some_and(|u| !u.starts_with("https://")) =>
             {
                 "gateway.external_url must begin with https:// when gateway.tls is on"
@@ -91,16 +101,26 @@ impl Gateway {
     /// How browsers reach the box; `bound` is where it listens.
     pub fn url(&self, bound: SocketAddr) -> String {
         let scheme = if self.tls_on() { "https" } else { "http" };
-        self.external_url.clone().unwrap_or_else(|| format!("{scheme}://{bound}"))
+        let named = || match (self.tls.mode, self.tls.names.first()) {
+            // Its certificate is for the names alone.
+            (TlsMode::Acme, Some(name)) => {
+                let host = if name.contains(':') { format!("[{name}]") } else { name.clone() };
+                let port = bound.port();
+                if port == 443 { format!("https://{host}") } else { format!("https://{host}:{port}") }
+            }
+            _ => format!("{scheme}://{bound}"),
+        };
+        self.external_url.clone().unwrap_or_else(named)
     }
 
     /// Where the certificate comes from. `pki` is the folder of a self-signed one's authority, `host` this machine's
     /// name.
     pub fn tls_source(&self, pki: &Path, bound: SocketAddr, host: &str) -> Option<TlsSource> {
-        let Tls { mode, certificate, key, names } = self.tls.clone();
+        let Tls { mode, certificate, key, names, acme } = self.tls.clone();
+        let wanted = names.clone();
         match mode {
             TlsMode::Off => None,
-            TlsMode::SelfSigned => {
+            TlsMode::SelfSigned | TlsMode::Acme => {
                 let mut names = names;
                 names.push(host.to_owned());
                 if !bound.ip().is_unspecified() {
@@ -109,7 +129,11 @@ impl Gateway {
                 let outside = self.external_url.as_deref().and_then(|u| u.strip_prefix("https://"));
                 let outside = outside.and_then(|rest| rest.split('/').next());
                 names.extend(outside.map(|authority| host_of(authority).to_owned()));
-                Some(TlsSource::SelfSigned { folder: pki.to_owned(), names })
+                let folder = pki.to_owned();
+                Some(match (mode, acme.server(wanted)) {
+                    (TlsMode::Acme, Some(acme)) => TlsSource::Acme { folder, names, acme },
+                    _ => TlsSource::SelfSigned { folder, names },
+                })
             }
             TlsMode::Files => {
                 Some(TlsSource::Files { certificate: certificate.unwrap_or_default(), key: key.unwrap_or_default() })
@@ -119,7 +143,7 @@ impl Gateway {
 }
 
 /// The host of `HOST[:PORT]`, an IPv6 address without its brackets.
-fn host_of(authority: &str) -> &str {
+pub(super) fn host_of(authority: &str) -> &str {
     match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((address, _)) => address,
         None => authority.split(':').next().unwrap_or(authority),

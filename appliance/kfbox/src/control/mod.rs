@@ -10,6 +10,7 @@ pub use people::{ImportedUser, NewUser, People, SessionRow, TokenRow, UserChange
 pub use server::{Backend, Control, serve};
 
 use kfbox_base::readiness::ComponentStatus;
+use kfbox_gateway::AcmeStatus;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -29,6 +30,9 @@ pub struct Status {
     /// Where each protocol listens, by name.
     pub addresses: BTreeMap<String, String>,
     pub components: Vec<ComponentStatus>,
+    /// How the gateway's certificate stands, when it comes from an ACME server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<AcmeStatus>,
     /// The first user's password: present until the first client that asks with `?claim` has read it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub password: Option<String>,

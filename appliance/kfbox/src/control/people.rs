@@ -19,6 +19,9 @@ pub struct UserRow {
     pub namespace: String,
     pub groups: Vec<String>,
     pub disabled: bool,
+    /// Gone from the directory that they came from.
+    #[serde(default)]
+    pub departed: bool,
     pub created: i64,
 }
 

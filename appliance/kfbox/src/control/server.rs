@@ -12,6 +12,7 @@ use axum::{
 use bytes::Bytes;
 use futures::{Stream, StreamExt, future::BoxFuture};
 use kfbox_base::{Readiness, Tasks};
+use kfbox_gateway::Tls;
 use serde::Deserialize;
 use serde_json::Value;
 use std::{
@@ -54,6 +55,7 @@ struct Inner {
     password: Mutex<Option<String>>,
     backend: OnceLock<Arc<dyn Backend>>,
     backend_set: tokio::sync::Notify,
+    tls: OnceLock<Arc<Tls>>,
     end_pods: AtomicBool,
 }
 
@@ -78,6 +80,7 @@ impl Control {
                 password: Mutex::default(),
                 backend: OnceLock::new(),
                 backend_set: tokio::sync::Notify::new(),
+                tls: OnceLock::new(),
                 end_pods: AtomicBool::new(false),
             }),
         }
@@ -102,6 +105,11 @@ impl Control {
         self.inner.backend_set.notify_waiters();
     }
 
+    /// Whose certificate it tells of.
+    pub fn set_tls(&self, tls: Arc<Tls>) {
+        let _ = self.inner.tls.set(tls);
+    }
+
     pub(super) fn backend(&self) -> Result<&Arc<dyn Backend>, Failed> {
         self.inner.backend.get().ok_or_else(|| {
             Failed(ErrorBody {
@@ -123,6 +131,7 @@ impl Control {
             user: self.inner.user.clone(),
             addresses: self.inner.addresses.clone(),
             components: self.inner.readiness.snapshot(),
+            certificate: self.inner.tls.get().and_then(|tls| tls.acme()),
             password: None,
         }
     }

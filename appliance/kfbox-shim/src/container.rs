@@ -85,8 +85,8 @@ fn failure(error: &ShimError) -> Exit {
     }
 }
 
-/// Records the exit and tells the daemon at once. What the container leaves in the kernel goes afterwards, and last the
-/// record is made durable: the daemon's own write is the durable truth, this one covers a daemon that is away.
+/// Records the exit and tells the daemon at once; what the container leaves in the kernel goes afterwards. The daemon's own
+/// write is the durable truth: the record is synced only where nobody listens.
 fn finish(dir: &Path, config: &ShimConfig, exit: Exit) -> Result<(), ShimError> {
     let hierarchies = Hierarchies::detect();
     // What is left once the container's first process is gone can only be in the host's process namespace.
@@ -95,10 +95,12 @@ fn finish(dir: &Path, config: &ShimConfig, exit: Exit) -> Result<(), ShimError> 
     }
     let path = dir.join(EXIT);
     let file = records::write(&path, &exit).map_err(|source| ShimError::File { what: "cannot write", path, source })?;
-    tell(&Notice::Exited(exit));
+    let heard = tell(&Notice::Exited(exit));
     let _ = hierarchies.remove(&config.cgroup);
     let _ = fs::remove_dir_all(config.runtime_root.join(&config.id));
-    let _ = file.sync_data();
+    if !heard {
+        let _ = file.sync_data();
+    }
     Ok(())
 }
 
@@ -134,13 +136,12 @@ fn load<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, ShimError> {
     records::read(path).map_err(|source| ShimError::File { what: "cannot read", path: path.into(), source })
 }
 
-/// The daemon may be gone; it reads the records when it is back.
-fn tell(notice: &Notice) {
-    if let Ok(mut line) = serde_json::to_vec(notice) {
-        line.push(b'\n');
-        let mut out = std::io::stdout();
-        let _ = out.write_all(&line).and_then(|()| out.flush());
-    }
+/// The daemon may be gone; it reads the records when it is back. False when it is.
+fn tell(notice: &Notice) -> bool {
+    let Ok(mut line) = serde_json::to_vec(notice) else { return false };
+    line.push(b'\n');
+    let mut out = std::io::stdout();
+    out.write_all(&line).and_then(|()| out.flush()).is_ok()
 }
 
 struct Running {

@@ -1,10 +1,32 @@
-//! Gives back the memory that a burst needed: what malloc keeps for the next one, and pages of the program that ran once.
+//! The allocator, and what a burst needed given back: memory that nobody uses, and pages of the program that ran once.
 //!
-//! Both come back by themselves when they are needed, from the page cache and not from the disk, at a microsecond a page.
-#![expect(unsafe_code, reason = "malloc_trim and madvise have no safe form")]
+//! Pages of the program come back by themselves when they are needed, from the page cache and not from the disk, at a
+//! microsecond a page.
+//! Upstream: <https://jemalloc.net/jemalloc.3.html>
+#![cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "madvise and the allocator's options have no safe form"))]
+#![cfg_attr(not(target_arch = "x86_64"), expect(unsafe_code, reason = "malloc_trim and madvise have no safe form"))]
 
 use kfbox_base::Tasks;
 use std::{fs, ops::Range, time::Duration};
+
+/// A daemon that lives for months must not keep a burst's memory: with glibc's malloc, what a thousand pods needed and left was
+/// scattered over three times the pages that it filled. Elsewhere the size of a page is not known when it is compiled.
+#[cfg(target_arch = "x86_64")]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// Few heaps, because idle memory counts for more here than allocation under contention; what is free goes back in a second.
+#[cfg(target_arch = "x86_64")]
+#[unsafe(export_name = "malloc_conf")]
+static OPTIONS: Options = Options(c"narenas:2,background_thread:true,dirty_decay_ms:1000,muzzy_decay_ms:0".as_ptr());
+
+#[cfg(target_arch = "x86_64")]
+#[repr(transparent)]
+struct Options(*const std::ffi::c_char);
+
+// SAFETY: the text is constant.
+#[cfg(target_arch = "x86_64")]
+unsafe impl Sync for Options {}
 
 const EVERY: Duration = Duration::from_secs(60);
 
@@ -21,7 +43,7 @@ pub fn keep_small(tasks: &Tasks) {
 }
 
 fn give_back() {
-    #[cfg(target_env = "gnu")]
+    #[cfg(all(target_env = "gnu", not(target_arch = "x86_64")))]
     // SAFETY: malloc_trim has no preconditions.
     unsafe {
         libc::malloc_trim(0);

@@ -90,7 +90,7 @@ fn spawn(config: &Config, error_file: &Path) -> anyhow::Result<Child> {
         .arg("--foreground")
         .arg("--error-file")
         .arg(error_file)
-        // Few heaps: idle memory counts for more here than allocation under contention.
+        // Few heaps where malloc is the C library's: idle memory counts for more here than allocation under contention.
         .env("MALLOC_ARENA_MAX", "2")
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)

@@ -506,11 +506,18 @@ async fn pump(
                     },
                 }
             }
-            std::future::pending::<io::Result<()>>().await
+            Ok::<(), io::Error>(())
+        };
+        // A process that is gone takes nothing any more; what it said is still to be read.
+        let outgoing = async {
+            if let Err(error) = outgoing.await {
+                tracing::debug!(%error, "a process that ended takes no input");
+            }
+            std::future::pending::<()>().await;
         };
         tokio::select! {
             found = incoming => answer = found,
-            _ = outgoing => {}
+            () = outgoing => {}
             // Nobody waits for the end any more.
             () = outcome.closed() => {}
         }
@@ -548,6 +555,39 @@ async fn await_record(dir: &Path, shim: &PidFd) -> io::Result<Option<Started>> {
                 ended?;
                 return Ok(records::read(&dir.join(STARTED)).ok());
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write as _;
+
+    #[tokio::test]
+    async fn what_a_process_said_is_read_though_it_takes_no_input_any_more() {
+        // Which of the two is looked at first is chance.
+        for _ in 0..64 {
+            let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+            let outcome = serde_json::to_vec(&Outcome::Exited(3)).unwrap();
+            for (channel, payload) in [(Channel::Stdout, &b"last words"[..]), (Channel::Outcome, &outcome)] {
+                theirs.write_all(&frames::header(channel, payload.len())).unwrap();
+                theirs.write_all(payload).unwrap();
+            }
+            drop(theirs);
+            ours.set_nonblocking(true).unwrap();
+            let runtime = Runtime {
+                shim_executable: PathBuf::new(),
+                runtime_root: PathBuf::new(),
+                hierarchies: Arc::new(Hierarchies::detect()),
+                tasks: Tasks::new(),
+            };
+            let mut session = runtime.session("test".into(), UnixStream::from_std(ours).unwrap(), None);
+            drop(session.resize.send(TerminalSize { columns: 80, rows: 24 }).await);
+            let mut said = String::new();
+            session.stdout.read_to_string(&mut said).await.unwrap();
+            assert_eq!(said, "last words");
+            assert_eq!(session.exit.await.unwrap(), Outcome::Exited(3));
         }
     }
 }

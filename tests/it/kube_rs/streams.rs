@@ -25,6 +25,9 @@ for line in sys.stdin:
     print('heard', line.strip())
 ";
 
+/// The client sends sizes and input by different ways, and either may be first.
+const SIZED: &str = "read go; until [ \"$(stty size)\" != '0 0' ]; do sleep 0.05; done; stty size";
+
 #[tokio::test]
 async fn kube_rs_executes_attaches_forwards_and_reads_logs() -> anyhow::Result<()> {
     let space = Space::new(&TestBox::shared()?, "kubersexec")?;
@@ -60,7 +63,7 @@ async fn kube_rs_executes_attaches_forwards_and_reads_logs() -> anyhow::Result<(
     assert_eq!(code, Some("3"), "{causes:?}");
     process.join().await?;
 
-    let mut terminal = pods.exec("p", ["sh", "-c", "read go; stty size"], &AttachParams::interactive_tty()).await?;
+    let mut terminal = pods.exec("p", ["sh", "-c", SIZED], &AttachParams::interactive_tty()).await?;
     let Some(mut size) = terminal.terminal_size() else { anyhow::bail!("the size cannot be set") };
     size.send(TerminalSize { height: 30, width: 100 }).await?;
     let (Some(mut stdin), Some(mut stdout)) = (terminal.stdin(), terminal.stdout()) else {

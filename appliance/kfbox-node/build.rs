@@ -16,11 +16,11 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn shim() -> Result<(), Box<dyn Error>> {
-    let shim = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("../kfbox-shim");
+    let shim = PathBuf::from(variable("CARGO_MANIFEST_DIR")?).join("../kfbox-shim");
     println!("cargo::rerun-if-changed={}", shim.display());
-    let out = PathBuf::from(env::var("OUT_DIR")?).join("shim");
-    let target = env::var("TARGET")?;
-    let status = Command::new(env::var("CARGO")?)
+    let out = PathBuf::from(variable("OUT_DIR")?).join("shim");
+    let target = variable("TARGET")?;
+    let status = Command::new(variable("CARGO")?)
         .current_dir(&shim)
         .args(["build", "--quiet", "--release", "--locked", "--bin", "kfbox-shim"])
         .arg("--target")
@@ -41,6 +41,12 @@ fn shim() -> Result<(), Box<dyn Error>> {
     }
     println!("cargo::rustc-env=KFBOX_SHIM={}", program.display());
     Ok(())
+}
+
+/// What cargo tells build scripts.
+fn variable(name: &str) -> Result<String, Box<dyn Error>> {
+    let value = env::var_os(name).ok_or_else(|| format!("cargo did not set {name}"))?;
+    value.into_string().map_err(|odd| format!("{name} is not UTF-8: {}", odd.display()).into())
 }
 
 /// Where `libseccomp.a` is: as pkg-config says, else where Debian has it.

@@ -50,7 +50,7 @@ mod tests {
         fs::write(&program, "half of it").unwrap();
         assert_eq!(install(&folder).unwrap(), program);
         let names: Vec<PathBuf> = fs::read_dir(&folder).unwrap().map(|e| e.unwrap().path()).collect();
-        assert_eq!(names, [program.clone()]);
+        assert_eq!(names, std::slice::from_ref(&program));
         let output = Command::new(&program).output().unwrap();
         assert!(!output.status.success());
         assert!(String::from_utf8_lossy(&output.stderr).starts_with("usage: kfbox-shim"), "{output:?}");

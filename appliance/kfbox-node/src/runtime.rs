@@ -583,7 +583,7 @@ mod tests {
                 tasks: Tasks::new(),
             };
             let mut session = runtime.session("test".into(), UnixStream::from_std(ours).unwrap(), None);
-            drop(session.resize.send(TerminalSize { columns: 80, rows: 24 }).await);
+            let _ = session.resize.send(TerminalSize { columns: 80, rows: 24 }).await;
             let mut said = String::new();
             session.stdout.read_to_string(&mut said).await.unwrap();
             assert_eq!(said, "last words");

@@ -26,7 +26,8 @@ impl DataDirLock {
     /// while: it is waited for. One that lives is not.
     pub fn acquire(data_dir: &Path) -> anyhow::Result<Self> {
         let path = data_dir.join("kfbox.lock");
-        let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path)?;
+        let mut file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path)?;
         let deadline = Instant::now() + DYING;
         loop {
             file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {

@@ -3,7 +3,10 @@
 //! Pages of the program come back by themselves when they are needed, from the page cache and not from the disk, at a
 //! microsecond a page.
 //! Upstream: <https://jemalloc.net/jemalloc.3.html>
-#![cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "madvise and the allocator's options have no safe form"))]
+#![cfg_attr(
+    target_arch = "x86_64",
+    expect(unsafe_code, reason = "madvise and the allocator's options have no safe form")
+)]
 #![cfg_attr(not(target_arch = "x86_64"), expect(unsafe_code, reason = "malloc_trim and madvise have no safe form"))]
 
 use kfbox_base::Tasks;

@@ -30,7 +30,8 @@ const SIZED: &str = "read go; until [ \"$(stty size)\" != '0 0' ]; do sleep 0.05
 
 #[tokio::test]
 async fn kube_rs_executes_attaches_forwards_and_reads_logs() -> anyhow::Result<()> {
-    let space = Space::new(&TestBox::shared()?, "kubersexec")?;
+    let b = TestBox::shared()?;
+    let space = Space::new(&b, "kubersexec")?;
     let client = client(&space).await?;
     let pods: Api<Pod> = Api::default_namespaced(client);
     pods.create(&PostParams::default(), &pod("p", PROGRAM)).await?;

@@ -21,7 +21,7 @@ pub fn shim_main(arguments: &[OsString]) -> i32 {
     match outcome {
         Ok(()) => 0,
         Err(error) => {
-            eprintln!("{}", error.chain());
+            eprintln!("{error}");
             1
         }
     }
@@ -61,10 +61,6 @@ pub enum ShimError {
 impl ShimError {
     pub fn system(what: &'static str) -> impl FnOnce(nix::Error) -> Self {
         move |source| Self::System { what, source }
-    }
-
-    fn chain(&self) -> String {
-        self.to_string()
     }
 }
 

@@ -16,8 +16,11 @@ use kfbox_node::{
 use kfbox_objects::{Grant, Objects};
 use kfbox_platform::DefaultProfile;
 use serde_json::Value;
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::mpsc;
+
+/// How long the removal of an image waits for its disk space.
+const FREED: Duration = Duration::from_secs(10);
 
 pub struct DaemonBackend {
     pub api: ApiServer,
@@ -99,7 +102,13 @@ impl Backend for DaemonBackend {
     fn remove_image(&self, name: String) -> BoxFuture<'_, Result<(), ErrorBody>> {
         Box::pin(async move {
             let removed = self.node.images().remove(&name).await;
-            removed.map(drop).map_err(|e| failed(e, "`kfbox image list` shows what is stored"))
+            removed.map_err(|e| failed(e, "`kfbox image list` shows what is stored"))?;
+            // Who removes an image wants its disk space; while something is imported that is freed a little later.
+            match tokio::time::timeout(FREED, self.node.collect_images()).await {
+                Ok(Err(error)) => tracing::warn!(%error, "an image's content could not be removed"),
+                Ok(Ok(_)) | Err(_) => {}
+            }
+            Ok(())
         })
     }
 

@@ -10,6 +10,7 @@ mod bounded;
 mod config;
 mod import;
 mod name;
+mod pins;
 mod pull;
 mod pushed;
 mod repositories;

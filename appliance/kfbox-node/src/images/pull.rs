@@ -8,6 +8,7 @@ use super::{
     blobs::{BlobError, Hasher, Incoming, digest_of},
     config::{self, ConfigBlob, Descriptor, INDEX_TYPES, Index, MANIFEST_TYPES, Manifest},
     name::{self, ImageName, InvalidName},
+    pins::Pinned,
     store::{Image, ImageStore, Inner, StoreError, blocking, parse},
 };
 use base64::Engine as _;
@@ -248,7 +249,7 @@ async fn fetch(
     auth: RegistryAuth,
     progress: OnProgress,
 ) -> Result<Image, PullError> {
-    let _activity = inner.activity.clone().read_owned().await;
+    let pinned = inner.pins.hold();
     let ca = match &inner.config.ca_file {
         None => None,
         Some(path) => {
@@ -262,8 +263,14 @@ async fn fetch(
         progress(Progress::Resolving { from: endpoint.host.clone() });
         // Credentials are for the registry they were given for, not for whoever mirrors it.
         let auth = if endpoint.host == name.registry { auth.clone() } else { RegistryAuth::Anonymous };
-        let source =
-            Source { inner: &inner, name: &name, client: client(&inner.config, &endpoint, ca.clone()), endpoint, auth };
+        let source = Source {
+            inner: &inner,
+            pinned: &pinned,
+            name: &name,
+            client: client(&inner.config, &endpoint, ca.clone()),
+            endpoint,
+            auth,
+        };
         match source.image(&progress).await {
             Ok(image) => return Ok(image),
             Err(error) => {
@@ -295,6 +302,7 @@ fn client(config: &ImageConfig, endpoint: &Endpoint, ca: Option<Vec<u8>>) -> Cli
 
 struct Source<'a> {
     inner: &'a Arc<Inner>,
+    pinned: &'a Pinned,
     name: &'a ImageName,
     client: Client,
     endpoint: Endpoint,
@@ -325,6 +333,7 @@ impl Source<'_> {
             (bytes, digest) = self.manifest(&self.reference(Some(&wanted))).await?;
         }
         let manifest: Manifest = self.parsed("manifest", &bytes)?;
+        self.pinned.pin(&digest);
         let digest = self
             .store(move |inner| {
                 Ok(inner.blobs.write(&bytes[..], Some(&digest), MAX_DOCUMENT).map(|(digest, _)| digest)?)
@@ -354,7 +363,10 @@ impl Source<'_> {
         let layers: Vec<_> = manifest.layers.iter().map(|layer| self.blob(layer, progress).boxed()).collect();
         futures::stream::iter(layers).buffer_unordered(PARALLEL).try_collect::<Vec<()>>().await?;
         let (progress, proof) = (progress.clone(), proof(&self.auth));
+        // Layers are unpacked before an image names them.
+        let guard = self.inner.activity.clone().read_owned().await;
         self.store(move |inner| {
+            let _guard = guard;
             let imported = inner.has(&digest) && !inner.is_marked_pulled(&digest);
             if !imported {
                 inner.mark_pulled(&digest, Some(proof))?;
@@ -445,6 +457,7 @@ impl Source<'_> {
             return Err(self.failed(BlobError::TooLong { limit: super::import::MAX_BLOB }.into()));
         }
         let wanted = digest.clone();
+        self.pinned.pin(&digest);
         let partial = self
             .store(move |inner| {
                 if inner.blobs.has(&wanted) {

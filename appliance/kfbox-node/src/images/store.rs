@@ -8,6 +8,7 @@ use super::{
     blobs::{BlobError, Blobs, Hasher, HashingReader},
     config::{ConfigBlob, Manifest, RunConfig},
     name::{self, ImageName},
+    pins::Pins,
     pushed::REGISTRY_HOST,
     repositories::{Repositories, owner_name},
     unpack::{self, UnpackError},
@@ -20,8 +21,12 @@ use std::{
     io::{self, Write},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
+/// How often garbage collection looks for a moment without activity before it makes one, and with which pauses.
+const TRIES_ALONE: usize = 600;
+const PAUSE_ALONE: Duration = Duration::from_millis(100);
 /// The most layers of an image: overlayfs takes 500 lower directories, Docker makes at most 127.
 const MAX_LAYERS: usize = 256;
 
@@ -146,8 +151,9 @@ pub(crate) struct Inner {
     /// One lock a layer, so that two images which share one unpack it once.
     unpacking: Mutex<HashMap<String, Arc<Mutex<()>>>>,
     /// Held for reading while content is added or handed out, for writing while garbage is collected: content that no
-    /// manifest names yet is not garbage.
+    /// manifest names yet is not garbage. Never held over the network, where `pins` do the same.
     pub(super) activity: Arc<tokio::sync::RwLock<()>>,
+    pub(super) pins: Pins,
     pub(super) pulls: super::pull::Pulls,
     pub(super) repositories: Repositories,
 }
@@ -186,6 +192,7 @@ impl ImageStore {
             marking: Mutex::default(),
             unpacking: Mutex::default(),
             activity: Arc::default(),
+            pins: Pins::default(),
             pulls: super::pull::Pulls::default(),
             repositories,
         };
@@ -299,13 +306,30 @@ impl ImageStore {
     /// Frees what no image needs. `in_use` names layer directories of containers that still run (their image may be
     /// removed); those that this mount namespace has mounted are found without being named.
     pub async fn gc(&self, in_use: &HashSet<PathBuf>) -> Result<Collected, StoreError> {
-        let guard = self.inner.activity.clone().write_owned().await;
+        let guard = self.alone().await;
         let (inner, in_use) = (self.inner.clone(), in_use.clone());
         blocking(move || {
-            let _guard = guard;
-            inner.collect(&in_use)
+            let (collected, doomed) = inner.collect(&in_use)?;
+            // Trees take long to remove, and nobody can come to need one under its present name.
+            drop(guard);
+            for tree in doomed {
+                fs::remove_dir_all(&tree).map_err(StoreError::at(&tree))?;
+            }
+            Ok(collected)
         })
         .await
+    }
+
+    /// Waits for a moment without activity. A writer that queued would hold up every pod that starts until an import of
+    /// minutes is done; only one that has found no such moment for long does.
+    async fn alone(&self) -> tokio::sync::OwnedRwLockWriteGuard<()> {
+        for _ in 0..TRIES_ALONE {
+            if let Ok(guard) = self.inner.activity.clone().try_write_owned() {
+                return guard;
+            }
+            tokio::time::sleep(PAUSE_ALONE).await;
+        }
+        self.inner.activity.clone().write_owned().await
     }
 }
 
@@ -567,7 +591,8 @@ impl Inner {
         Ok(())
     }
 
-    fn collect(&self, in_use: &HashSet<PathBuf>) -> Result<Collected, StoreError> {
+    /// Removes blobs, and puts layers aside as trees for the caller to remove.
+    fn collect(&self, in_use: &HashSet<PathBuf>) -> Result<(Collected, Vec<PathBuf>), StoreError> {
         self.forget_deleted(in_use)?;
         let (mut blobs, mut layers) = (self.repositories.needed(), HashSet::new());
         for image in self.known.read().by_manifest.values() {
@@ -587,10 +612,13 @@ impl Inner {
         }
         // As a text, because a mount's options name many directories in one line.
         let mounted = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let mut collected = Collected::default();
+        let (mut collected, mut aside) = (Collected::default(), Vec::new());
         for digest in self.blobs.list()? {
-            if !blobs.contains(&digest) {
-                collected.bytes += self.blobs.remove(&digest)?;
+            if blobs.contains(&digest) {
+                continue;
+            }
+            if let Some(removed) = self.pins.unless_pinned(&digest, || self.blobs.remove(&digest)) {
+                collected.bytes += removed?;
                 collected.blobs += 1;
             }
         }
@@ -604,10 +632,10 @@ impl Inner {
             // Renamed first, so that a crash never leaves half a layer under its name.
             let doomed = self.root.join("tmp").join(uuid::Uuid::new_v4().to_string());
             fs::rename(&path, &doomed).map_err(StoreError::at(&path))?;
-            fs::remove_dir_all(&doomed).map_err(StoreError::at(&doomed))?;
+            aside.push(doomed);
             collected.layers += 1;
         }
-        Ok(collected)
+        Ok((collected, aside))
     }
 }
 

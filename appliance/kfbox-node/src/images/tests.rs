@@ -465,10 +465,11 @@ async fn a_machine_without_a_registry_learns_so_at_once() {
     assert!(matches!(store.pull("Not A Name", &Auths::default(), silent()).await, Err(PullError::Name(_))));
 }
 
-/// A registry that speaks as much HTTP as a pull needs, breaks off a download once, and serves one repository to those
-/// with a password.
+/// A registry that speaks as much HTTP as a pull needs, breaks off a download once, serves one repository to those with a
+/// password, and each layer of another when it is told to.
 struct Registry {
     address: std::net::SocketAddr,
+    gate: std::sync::mpsc::Sender<()>,
     requests: std::sync::Arc<parking_lot::Mutex<Vec<String>>>,
 }
 
@@ -479,6 +480,7 @@ impl Registry {
         let address = listener.local_addr().unwrap();
         let requests = std::sync::Arc::<parking_lot::Mutex<Vec<String>>>::default();
         let log = requests.clone();
+        let (gate, opened) = std::sync::mpsc::channel();
         let mut blobs: std::collections::HashMap<String, Vec<u8>> =
             image.files.into_iter().map(|(path, bytes)| (path.replace("blobs/sha256/", "sha256:"), bytes)).collect();
         // An index of two platforms, of which one is ours.
@@ -526,6 +528,10 @@ impl Registry {
                     .concat()
                 };
                 let last = path.rsplit('/').next().unwrap_or_default();
+                if path.contains("/held/blobs/") && blobs.get(last).is_some_and(|blob| blob.starts_with(&[0x1f, 0x8b]))
+                {
+                    let _ = opened.recv();
+                }
                 let bytes = if path == "/v2/" {
                     reply("401 Unauthorized", "www-authenticate: Basic realm=\"lab\"\r\n", b"")
                 } else if path.contains("/private/") && !allowed {
@@ -556,7 +562,7 @@ impl Registry {
                 drop(stream.write_all(&bytes));
             }
         });
-        Self { address, requests }
+        Self { address, gate, requests }
     }
 }
 
@@ -601,6 +607,35 @@ async fn a_pull_goes_on_after_a_break_and_is_shared() {
     let requests = registry.requests.lock()[before..].to_vec();
     assert!(!requests.iter().any(|r| r.contains("/blobs/")), "{requests:#?}");
     assert!(requests.iter().any(|r| r.starts_with("/v2/hub/library/tool/manifests/")), "{requests:#?}");
+}
+
+#[tokio::test]
+async fn garbage_is_collected_next_to_a_pull_whose_content_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = Registry::start(layout(&two_layers(), None));
+    let host = registry.address.to_string();
+    let config = ImageConfig { insecure: vec![host.clone()], ..ImageConfig::default() };
+    let store = ImageStore::open(&folder.path().join("images"), config).unwrap();
+    let (name, none) = (format!("{host}/held/x:1"), Auths::default());
+    let mut pull = std::pin::pin!(store.pull(&name, &none, silent()));
+    let blobs = || fs::read_dir(folder.path().join("images/blobs/sha256")).unwrap().count();
+    // Until the configuration is here; the layers are not served yet.
+    while blobs() < 2 {
+        tokio::select! {
+            done = &mut pull => panic!("it has no layers: {done:?}"),
+            () = tokio::time::sleep(std::time::Duration::from_millis(5)) => {}
+        }
+    }
+    assert_eq!(store.gc(&HashSet::new()).await.unwrap().blobs, 0);
+    registry.gate.send(()).unwrap();
+    registry.gate.send(()).unwrap();
+    registry.gate.send(()).unwrap();
+    let image = pull.await.unwrap();
+    assert_eq!(store.snapshot(&image).await.unwrap().lower_dirs.len(), 2);
+    // With its last name gone and the pull over nothing holds it.
+    store.remove(&name).await.unwrap();
+    assert!(store.gc(&HashSet::new()).await.unwrap().blobs >= 4);
+    assert_eq!(blobs(), 0);
 }
 
 #[tokio::test]

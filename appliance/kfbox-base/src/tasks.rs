@@ -120,6 +120,11 @@ impl Tasks {
         if tokio::time::timeout(deadline, self.inner.tracker.wait()).await.is_ok() {
             return Vec::new();
         }
+        self.running()
+    }
+
+    /// The names of the tasks that run right now.
+    pub fn running(&self) -> Vec<String> {
         let running = self.inner.running.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         running.keys().cloned().collect()
     }

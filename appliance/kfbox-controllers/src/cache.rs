@@ -1,10 +1,11 @@
 //! The objects of one kind in memory, fed by one watch that all controllers share. Guarantees: a controller that wrote an
 //! object sees at least that version afterwards ([`Cache::learn`]); handlers run after the change is visible. Objects are
-//! kept without managed fields, which no controller reads.
+//! kept without managed fields, and pods without what only the node reads.
 //! Assumption: resource versions of a kind are numbers that grow, which Kubernetes promises since 1.35 and our own API
 //! server since ever.
 
 use futures::StreamExt;
+use k8s_openapi::api::core::v1::{Container, Pod};
 use kfbox_base::Tasks;
 use kube::{
     Api, Client, Resource,
@@ -13,6 +14,7 @@ use kube::{
 use parking_lot::RwLock;
 use serde::de::DeserializeOwned;
 use std::{
+    any::Any,
     collections::{BTreeMap, HashSet, VecDeque},
     convert::Infallible,
     fmt::Debug,
@@ -251,7 +253,31 @@ impl<K: Kind> Cache<K> {
     }
 }
 
+/// Of a pod what says how it is run: the scheduler and the controllers read what it needs and how it is. A volume is 3 kB as
+/// a type, an environment variable 360 bytes, and pods are kept by the thousand after they ended.
+fn lean_pod(pod: &mut Pod) {
+    let Some(spec) = &mut pod.spec else { return };
+    if let Some(volumes) = &mut spec.volumes {
+        volumes.retain(|volume| volume.persistent_volume_claim.is_some() || volume.ephemeral.is_some());
+        volumes.shrink_to_fit();
+    }
+    for container in spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()) {
+        *container = Container {
+            name: std::mem::take(&mut container.name),
+            image: container.image.take(),
+            ports: container.ports.take(),
+            resources: container.resources.take(),
+            restart_policy: container.restart_policy.take(),
+            ..Container::default()
+        };
+    }
+    spec.ephemeral_containers = None;
+}
+
 fn lean<K: Kind>(mut object: K) -> K {
+    if let Some(pod) = (&mut object as &mut dyn Any).downcast_mut() {
+        lean_pod(pod);
+    }
     let meta = object.meta_mut();
     meta.managed_fields = None;
     if let Some(annotations) = &mut meta.annotations {

@@ -6,7 +6,7 @@ use crate::pod::{
     context::{Change, Context},
     objects::Kind,
     record::{full_name, uid},
-    worker::{Wanted, Worker},
+    worker::{Left, Wanted, Worker},
 };
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret};
@@ -84,10 +84,31 @@ where
     });
 }
 
+fn is_deleted(pod: &Pod) -> bool {
+    pod.metadata.deletion_timestamp.is_some()
+}
+
+/// A pod is kept as long as its object is. A volume is 3 kB as a type, and lists grow by doubling.
+fn compact(pod: &mut Pod) {
+    pod.metadata.managed_fields = None;
+    let Some(spec) = &mut pod.spec else { return };
+    if let Some(volumes) = &mut spec.volumes {
+        volumes.shrink_to_fit();
+    }
+    for container in spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()) {
+        if let Some(env) = &mut container.env {
+            env.shrink_to_fit();
+        }
+    }
+}
+
 struct Dispatcher {
     node: Arc<Node>,
     workers: HashMap<String, watch::Sender<Wanted>>,
-    ended: mpsc::Sender<String>,
+    /// Pods, by uid, that ran to their end and are kept. They have no task: there may be thousands of them. Events of
+    /// before their end may still come, and must not bring one back to life.
+    at_rest: HashSet<String>,
+    ended: mpsc::Sender<(String, Left)>,
 }
 
 async fn dispatch(node: Arc<Node>, component: Component) -> Result<(), NodeError> {
@@ -97,7 +118,7 @@ async fn dispatch(node: Arc<Node>, component: Component) -> Result<(), NodeError
     let config = watcher::Config::default().fields(&format!("spec.nodeName={}", node.config.node_name));
     let mut events = watcher(api, config).default_backoff().boxed();
     let (sender, mut ended) = mpsc::channel(ENDED);
-    let mut dispatcher = Dispatcher { node, workers: HashMap::new(), ended: sender };
+    let mut dispatcher = Dispatcher { node, workers: HashMap::new(), at_rest: HashSet::new(), ended: sender };
     let mut listed: HashSet<String> = HashSet::new();
     loop {
         tokio::select! {
@@ -117,19 +138,18 @@ async fn dispatch(node: Arc<Node>, component: Component) -> Result<(), NodeError
                 Ok(None) => return Ok(()),
                 Err(error) => tracing::debug!(%error, "the watch of pods was interrupted"),
             },
-            Some(uid) = ended.recv() => {
-                dispatcher.workers.remove(&uid);
-            }
+            Some((uid, left)) = ended.recv() => dispatcher.ended(uid, left),
         }
     }
 }
 
 impl Dispatcher {
-    fn apply(&mut self, pod: Pod) {
+    fn apply(&mut self, mut pod: Pod) {
         let assigned = pod.spec.as_ref().and_then(|s| s.node_name.as_deref());
         if assigned != Some(self.node.config.node_name.as_str()) {
             return;
         }
+        compact(&mut pod);
         let pod = Arc::new(pod);
         let key = (pod.namespace().unwrap_or_default(), pod.name_any());
         self.node.pods.lock().insert(key, pod.clone());
@@ -138,7 +158,32 @@ impl Dispatcher {
             Some(worker) => {
                 worker.send_replace(Wanted::Pod(pod));
             }
-            None => self.start(uid, Wanted::Pod(pod)),
+            None if !is_deleted(&pod) && (self.at_rest.contains(&uid) || self.is_at_rest(&pod)) => {
+                self.at_rest.insert(uid);
+            }
+            None => {
+                self.at_rest.remove(&uid);
+                self.start(uid, Wanted::Pod(pod));
+            }
+        }
+    }
+
+    /// Whether an earlier daemon did all there was to do.
+    fn is_at_rest(&self, pod: &Pod) -> bool {
+        let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
+        matches!(phase, Some("Succeeded" | "Failed")) && !self.node.ctx.dirs(uid(pod)).run.exists()
+    }
+
+    fn ended(&mut self, uid: String, left: Left) {
+        let Some(worker) = self.workers.remove(&uid) else { return };
+        if left != Left::Ended {
+            return;
+        }
+        // What came while it went.
+        let latest = worker.borrow().clone();
+        match &latest {
+            Wanted::Pod(pod) if !is_deleted(pod) => drop(self.at_rest.insert(uid)),
+            Wanted::Pod(_) | Wanted::Gone(_) => self.start(uid, latest),
         }
     }
 
@@ -148,8 +193,8 @@ impl Dispatcher {
         let worker = Worker::new(self.node.ctx.clone(), receiver);
         let (ended, key) = (self.ended.clone(), uid.clone());
         self.node.ctx.tasks.spawn(name, async move {
-            worker.run().await;
-            let _ = ended.send(key).await;
+            let left = worker.run().await;
+            let _ = ended.send((key, left)).await;
         });
         self.workers.insert(uid, sender);
     }
@@ -162,14 +207,19 @@ impl Dispatcher {
             pods.remove(&key);
         }
         drop(pods);
-        if let Some(worker) = self.workers.get(uid(&pod)) {
+        let uid = uid(&pod).to_owned();
+        if let Some(worker) = self.workers.get(&uid) {
             worker.send_replace(Wanted::Gone(pod));
+        } else if self.at_rest.remove(&uid) {
+            self.start(uid, Wanted::Gone(pod));
         }
     }
 
     /// Pods that went while the watch was interrupted.
     fn drop_unlisted(&mut self, listed: &HashSet<String>) {
         self.node.pods.lock().retain(|_, pod| listed.contains(uid(pod)));
+        // Their folders are orphans.
+        self.at_rest.retain(|uid| listed.contains(uid));
         for (uid, worker) in &self.workers {
             if !listed.contains(uid) {
                 let pod = worker.borrow().pod().clone();

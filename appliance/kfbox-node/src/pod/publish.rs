@@ -54,7 +54,12 @@ impl Publisher {
         });
     }
 
-    /// Waits until the server has what was handed in, or no longer wants it.
+    /// Whether the server has what was handed in, or no longer wants it.
+    pub fn is_written(&self) -> bool {
+        *self.written.borrow() >= self.latest.borrow().0
+    }
+
+    /// Waits for that.
     pub async fn flush(&mut self) {
         let wanted = self.latest.borrow().0;
         let _ = self.written.wait_for(|serial| *serial >= wanted).await;

@@ -36,8 +36,8 @@ impl Directory {
     /// Starts the watches. They end with the daemon.
     pub fn start(client: &Client, tasks: &Tasks) -> Self {
         let (bump, changed) = watch::channel(0);
-        let services = follow(Api::all(client.clone()), tasks, bump.clone());
-        Self::of(services, follow(Api::all(client.clone()), tasks, bump), changed)
+        let services = follow(Api::all(client.clone()), tasks, bump.clone(), |_| {});
+        Self::of(services, follow(Api::all(client.clone()), tasks, bump, |_| {}), changed)
     }
 
     /// A directory fed by the caller, who sends on `changed` after each change of the stores.
@@ -59,8 +59,8 @@ impl Directory {
     }
 }
 
-/// Keeps a store of all objects of a kind. What the node never reads is dropped before it is kept.
-pub(super) fn follow<K>(api: Api<K>, tasks: &Tasks, bump: watch::Sender<u64>) -> Store<K>
+/// Keeps a store of all objects of a kind. What nobody here reads is dropped before it is kept, and what `lean` drops.
+pub(super) fn follow<K>(api: Api<K>, tasks: &Tasks, bump: watch::Sender<u64>, lean: fn(&mut K)) -> Store<K>
 where
     K: Resource<DynamicType = ()>
         + Lookup<DynamicType = ()>
@@ -77,7 +77,8 @@ where
     let kind = <K as Resource>::kind(&()).into_owned();
     tasks.essential(format!("watch of {kind}"), async move {
         let stream = watcher(api, watcher::Config::default())
-            .modify(|object: &mut K| {
+            .modify(move |object: &mut K| {
+                lean(object);
                 object.managed_fields_mut().clear();
                 object.annotations_mut().remove("kubectl.kubernetes.io/last-applied-configuration");
             })

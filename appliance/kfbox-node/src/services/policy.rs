@@ -18,7 +18,7 @@ use crate::network::{Network, nft};
 use ipnet::Ipv4Net;
 use k8s_openapi::{
     api::{
-        core::v1::{Namespace, Pod, PodStatus},
+        core::v1::{Container, Namespace, Pod, PodSpec, PodStatus},
         networking::v1::{NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort},
     },
     apimachinery::pkg::{apis::meta::v1::LabelSelector, util::intstr::IntOrString},
@@ -119,12 +119,31 @@ pub(super) struct Sources {
 pub fn run(client: &Client, network: &Network, tasks: &Tasks) -> Policies {
     let (bump, changes) = watch::channel(0);
     let sources = Sources {
-        policies: follow(Api::all(client.clone()), tasks, bump.clone()),
-        pods: follow(Api::all(client.clone()), tasks, bump.clone()),
-        namespaces: follow(Api::all(client.clone()), tasks, bump),
+        policies: follow(Api::all(client.clone()), tasks, bump.clone(), |_| {}),
+        pods: follow(Api::all(client.clone()), tasks, bump.clone(), lean),
+        namespaces: follow(Api::all(client.clone()), tasks, bump, |_| {}),
         changes,
     };
     keep(sources, format!("{}_policy", network.config().table()), tasks)
+}
+
+/// Where a pod is, what it is called and which ports it names: thousands are kept after they ended.
+fn lean(pod: &mut Pod) {
+    let ports = |containers: Vec<Container>| {
+        containers.into_iter().map(|c| Container { name: c.name, ports: c.ports, ..Container::default() }).collect()
+    };
+    pod.spec = pod.spec.take().map(|spec| PodSpec {
+        host_network: spec.host_network,
+        containers: ports(spec.containers),
+        init_containers: spec.init_containers.map(ports),
+        ..PodSpec::default()
+    });
+    pod.status = pod.status.take().map(|status| PodStatus {
+        phase: status.phase,
+        pod_ip: status.pod_ip,
+        pod_ips: status.pod_ips,
+        ..PodStatus::default()
+    });
 }
 
 pub(super) fn keep(mut sources: Sources, table: String, tasks: &Tasks) -> Policies {

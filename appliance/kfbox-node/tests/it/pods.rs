@@ -326,6 +326,43 @@ async fn pods_survive_the_daemon_and_nothing_runs_twice() {
     world.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_ended_needs_nobody_until_it_is_deleted() {
+    let mut world = World::start().await;
+    let mut folders = std::collections::HashMap::new();
+    for name in ["failed", "deleted", "forced", "later"] {
+        let script = if name == "failed" { "echo once; exit 3" } else { "echo once" };
+        let pod = world.run(name, script, |_| {}).await;
+        folders.insert(name, world.config.data_dir.join("pods").join(pod.metadata.uid.as_deref().unwrap()));
+    }
+    for name in folders.keys() {
+        world.until_phase(name, if *name == "failed" { "Failed" } else { "Succeeded" }).await;
+    }
+    let has_task = |world: &World| world.tasks.running().iter().any(|name| name.starts_with("pod/"));
+    eventually("their tasks have ended", || !has_task(&world)).await;
+    // A change of the object brings none back, and runs nothing again.
+    let labels = json!({ "metadata": { "labels": { "changed": "yes" } } });
+    world.pods().patch("failed", &PatchParams::default(), &Patch::Merge(&labels)).await.unwrap();
+    world.delete("deleted").await;
+    eventually("nothing is left of the deleted pod", || !folders["deleted"].exists()).await;
+    let now = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
+    world.pods().delete("forced", &now).await.unwrap();
+    eventually("nothing is left of the pod deleted by force", || !folders["forced"].exists()).await;
+    world.crash().await;
+    world.restart().await;
+    // By then the node has seen them all.
+    world.run("after", "true", |_| {}).await;
+    world.until_phase("after", "Succeeded").await;
+    eventually("no task stays", || !has_task(&world)).await;
+    assert_eq!(world.logs("failed", "main").await, "once\n");
+    let pod = world.pods().get("failed").await.unwrap();
+    assert_eq!((exit_code(&pod), main_status(&pod).restart_count), (3, 0));
+    world.delete("later").await;
+    world.delete("failed").await;
+    eventually("nothing is left", || folders.values().all(|folder| !folder.exists())).await;
+    world.stop().await;
+}
+
 fn walk(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
     let mut all = Vec::new();
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {

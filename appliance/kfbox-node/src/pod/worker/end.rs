@@ -47,6 +47,11 @@ impl Worker {
         true
     }
 
+    /// Settled and buried, with nothing under way.
+    pub(super) fn is_resting(&mut self) -> bool {
+        !self.deleted() && self.jobs.is_empty() && self.launching.is_empty() && !self.outcome.sandboxed
+    }
+
     /// A pod stopped before its containers ran still says how each ended.
     fn end_what_waits(&mut self) {
         for record in &mut self.records {

@@ -63,6 +63,16 @@ enum Event {
     Finished,
 }
 
+/// Why a pod's task ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Left {
+    Stopped,
+    /// Of the pod nothing is left here.
+    Gone,
+    /// It ran to its end and its object is kept; its logs are here. Deleting it takes another task.
+    Ended,
+}
+
 /// A running container's companions.
 struct Live {
     handle: Handle,
@@ -160,30 +170,39 @@ impl Worker {
         record::find(self.pod.spec.as_ref()?, name).map(std::borrow::Cow::into_owned)
     }
 
-    /// Runs until the pod is gone from this node, or the daemon stops.
-    pub async fn run(mut self) {
+    /// Runs until the pod is gone from this node or nothing is left to do for it, or the daemon stops.
+    pub async fn run(mut self) -> Left {
         let shutdown = self.ctx.tasks.shutdown();
-        tokio::select! {
-            () = self.live_and_die() => {}
+        let left = tokio::select! {
+            left = self.live_and_die() => left,
             // Containers go on without the daemon.
-            () = shutdown.cancelled() => return,
-        }
-        tracing::debug!(pod = %full_name(&self.pod), "the pod is gone");
+            () = shutdown.cancelled() => return Left::Stopped,
+        };
+        tracing::debug!(pod = %full_name(&self.pod), ?left, "the pod's task ends");
+        left
     }
 
-    async fn live_and_die(&mut self) {
+    async fn live_and_die(&mut self) -> Left {
         self.adopt().await;
         loop {
             let wake = self.act();
             self.publish();
-            if self.settled() && self.bury().await {
-                return;
+            let mut resting = false;
+            if self.settled() {
+                if self.bury().await {
+                    return Left::Gone;
+                }
+                resting = self.is_resting();
+                if resting && self.publisher.is_written() {
+                    return Left::Ended;
+                }
             }
-            self.next(wake).await;
+            self.next(wake, resting).await;
         }
     }
 
-    async fn next(&mut self, wake: Option<Instant>) {
+    /// `resting`: all that is left is that the server takes the last status.
+    async fn next(&mut self, wake: Option<Instant>, resting: bool) {
         let timer = async {
             match wake {
                 Some(at) => tokio::time::sleep_until(at).await,
@@ -207,6 +226,7 @@ impl Worker {
                 }
             }
             change = self.changes.recv() => self.take_change(change),
+            () = self.publisher.flush(), if resting => {}
             () = timer => {}
         }
     }

@@ -90,6 +90,17 @@ def import_one(uri: str, expected: str = ""):
     compares(data=brought.output, expected=expected)
 
 
+@dsl.container_component
+def prints_model(model: dsl.Input[dsl.Model]):
+    return dsl.ContainerSpec(image="python:3.11", command=["sh", "-euc", 'cat "$0"/weights'], args=[model.path])
+
+
+@dsl.pipeline(name="modelcar")
+def modelcar(uri: str):
+    brought = dsl.importer(artifact_uri=uri, artifact_class=dsl.Model, reimport=True)
+    prints_model(model=brought.output)
+
+
 def two_steps_with_keys(access: str, secret: str):
     """The environment is part of what is compiled."""
 
@@ -166,6 +177,8 @@ def main() -> None:
         result = finish(create(imports, json.loads(args.argument), enable_caching=False))
     elif case == "import-one":
         result = finish(create(import_one, {"uri": args.argument}, enable_caching=False))
+    elif case == "modelcar":
+        result = finish(create(modelcar, {"uri": args.argument}, enable_caching=False))
     elif case == "failing":
         result = finish(create(failing))
     elif case == "missing-image":

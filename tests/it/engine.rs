@@ -5,6 +5,7 @@ mod compilers;
 mod debug;
 mod killed;
 mod lost;
+mod modelcar;
 mod platform;
 mod refused;
 mod samples;

@@ -44,6 +44,17 @@ pub fn fetch(client: &Client, index: usize, input: &Input) -> Result<Option<Stri
         say!("{told}");
         Ok(Some(told))
     };
+    if input.uri.starts_with("oci://") {
+        // A volume of the pod's.
+        return match input.path.as_deref().map(Path::new) {
+            Some(path) if !path.exists() => {
+                let told = format!("input {} is an image without a folder /models: {}", input.name, input.uri);
+                say!("{told}");
+                Ok(Some(told))
+            }
+            _ => Ok(None),
+        };
+    }
     let Some(files) = &input.files else {
         let why = input.problem.as_deref().unwrap_or("the daemon does not fetch it");
         if input.fatal {

@@ -20,6 +20,7 @@ use crate::{
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 use settings::Settings;
+use std::collections::BTreeSet;
 
 pub const RUN_LABEL: &str = "pipeline/runid";
 pub const COMPONENT_LABEL: &str = "pipelines.kubeflow.org/v2_component";
@@ -30,6 +31,8 @@ pub const MAIN: &str = "main";
 pub const WORKSPACE: &str = "/kfp-workspace";
 const LAUNCHER_VOLUME: &str = "kfbox-launcher";
 const LAUNCHER_MOUNT: &str = "/kfbox/launcher";
+/// Where images that are artifacts are mounted; a model is in their folder `/models`.
+const MODELCARS: &str = "/oci";
 /// The launcher in every step's container.
 pub(super) const LAUNCHER: &str = "/kfbox/launcher/kfbox-launcher";
 /// Artifact paths lie under the first three; steps need not be root to write there, nor to their home's caches.
@@ -101,6 +104,12 @@ pub(super) fn build(
         volumes.push(json!({"name": name, "emptyDir": {}}));
         mounts.push(json!({"name": name, "mountPath": path}));
     }
+    for (n, reference) in modelcars(scope.input)?.into_iter().enumerate() {
+        let name = format!("oci-{n}");
+        let place = format!("{MODELCARS}/{}", reference.replace('/', "_"));
+        mounts.push(json!({"name": name, "mountPath": place, "readOnly": true}));
+        volumes.push(json!({"name": name, "image": {"reference": reference}}));
+    }
     volumes.extend(own.volumes);
     mounts.extend(own.mounts);
     let mut env = own.env;
@@ -164,6 +173,17 @@ pub(super) fn build(
         "spec": spec,
     });
     serde_json::from_value(pod).map_err(|e| format!("its Kubernetes settings make no valid pod: {e}"))
+}
+
+/// The images among a step's inputs, each once. Upstream runs them beside the step, as modelcars, and links to their files;
+/// here they are volumes of the pod, which needs no shell in the image.
+fn modelcars(input: &ExecutorInput) -> Result<BTreeSet<&str>, String> {
+    let artifacts = input.artifacts.values().flatten();
+    let found: BTreeSet<&str> = artifacts.filter_map(|a| a.uri.strip_prefix("oci://")).collect();
+    match found.iter().find(|reference| reference.is_empty() || reference.starts_with('.')) {
+        Some(reference) => Err(format!("oci://{reference} names no image")),
+        None => Ok(found),
+    }
 }
 
 /// What kfbox adds to the environment that a step asks for.

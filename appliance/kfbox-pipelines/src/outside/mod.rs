@@ -10,7 +10,7 @@
 //! | `minio://` | the provider's store | the box's store: refused |
 //! | `s3://`, `gs://` | the provider's store | what is public there |
 //! | `http://`, `https://` | | one file, read only |
-//! | `oci://` | | not fetched: upstream mounts it into the pod as a modelcar, and copies nothing either |
+//! | `oci://` | | not fetched: the image is mounted into the pod, by the pod's own pull secrets |
 //! | others | | not fetched, as upstream: the step gets the address |
 
 mod launcher_config;

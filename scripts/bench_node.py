@@ -1,14 +1,21 @@
 """Benchmarks of the node: containers against crun and runc, pods at once, a shim's memory, Services, images."""
+import base64
 import glob
+import hashlib
+import http.client
+import io
 import json
 import os
 import shutil
 import statistics
 import subprocess
+import tarfile
 import threading
 import time
 import uuid
 
+# The first user's namespace, in whose name the registry holds images.
+PROFILE = "kubeflow-user-example-com"
 # One loop for all runtimes, so that each is measured alike: what a shell's start costs is in none of the times. They take
 # turns a row at a time: moving a process into a cgroup makes the kernel wait, but not again soon after, so each would profit
 # from the one before it.
@@ -247,6 +254,72 @@ def images(box, image: str, rounds: int) -> tuple[list[float], list[float]]:
     return ours, theirs
 
 
+def push(box, namespace: str, name: str, layer: str, digest: str, diff_id: str) -> None:
+    """An image of one layer into the embedded registry, as clients push: two blobs, and the manifest that names them."""
+    connection = http.client.HTTPConnection(box.status()["addresses"]["registry"], timeout=600)
+    basic = base64.b64encode(f"any:{box.run('token').strip()}".encode()).decode()
+
+    def call(method: str, path: str, body=None, **headers) -> str:
+        connection.request(method, path, body=body, headers={"Authorization": f"Basic {basic}", **headers})
+        response = connection.getresponse()
+        answer = response.read()
+        if response.status >= 300:
+            raise SystemExit(f"{method} {path}: {response.status} {answer[:300]!r}")
+        return response.headers.get("Location", "")
+
+    def blob(body, length: int, sha: str) -> None:
+        at = call("POST", f"/v2/{namespace}/{name}/blobs/uploads/", **{"Content-Length": "0"})
+        at = at[at.index("/v2/") :]
+        call("PUT", f"{at}{'&' if '?' in at else '?'}digest={sha}", body, **{"Content-Length": str(length)})
+
+    machine = {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine, os.uname().machine)
+    config = json.dumps({"architecture": machine, "os": "linux", "config": {"Cmd": ["/bin/true"]},
+                         "rootfs": {"type": "layers", "diff_ids": [diff_id]}}).encode()
+    config_digest = f"sha256:{hashlib.sha256(config).hexdigest()}"
+    size = os.path.getsize(layer)
+    with open(layer, "rb") as file:
+        blob(file, size, digest)
+    blob(config, len(config), config_digest)
+    kind = "application/vnd.oci.image"
+    manifest = {"schemaVersion": 2, "mediaType": f"{kind}.manifest.v1+json",
+                "config": {"mediaType": f"{kind}.config.v1+json", "digest": config_digest, "size": len(config)},
+                "layers": [{"mediaType": f"{kind}.layer.v1.tar", "digest": digest, "size": size}]}
+    call("PUT", f"/v2/{namespace}/{name}/manifests/1", json.dumps(manifest), **{"Content-Type": manifest["mediaType"]})
+
+
+def large_pull(box, namespace: str, rounds: int, files: int = 1024) -> tuple[list[float], list[float]]:
+    """Seconds until an image of 1 GiB, in files of 1 MiB, has come from the embedded registry to where containers run from
+    it, verified and on the disk; and those that writing and flushing as much takes there."""
+    layer, hasher = os.path.join(box.folder, "large.tar"), hashlib.sha256()
+    with tarfile.open(layer, "w") as tar:
+        for n in range(files):
+            info = tarfile.TarInfo(f"file-{n}")
+            info.size = 1 << 20
+            tar.addfile(info, io.BytesIO(os.urandom(info.size)))
+    with open(layer, "rb") as file:
+        while chunk := file.read(1 << 20):
+            hasher.update(chunk)
+    digest = f"sha256:{hasher.hexdigest()}"
+    push(box, namespace, "large", layer, digest, digest)
+    name, pulls, writes = f"registry.kfbox.local/{namespace}/large:1", [], []
+    for n in range(rounds):
+        start = time.perf_counter()
+        box.run("image", "pull", name)
+        pulls.append(time.perf_counter() - start)
+        box.run("image", "rm", name)
+        path, chunk = os.path.join(box.folder, "written"), os.urandom(1 << 20)
+        start = time.perf_counter()
+        with open(path, "wb") as file:
+            for _ in range(files):
+                file.write(chunk)
+            file.flush()
+            os.fdatasync(file.fileno())
+        writes.append(time.perf_counter() - start)
+        os.remove(path)
+    os.remove(layer)
+    return pulls, writes
+
+
 def measure(box, k, image: str, figure, rounds: int, many: int) -> None:
     """All of the above, in a namespace of its own; the image is loaded."""
     namespace, connection = "bench-node", k.connect()
@@ -268,3 +341,6 @@ def measure(box, k, image: str, figure, rounds: int, many: int) -> None:
     figure("image, archive to unpacked", statistics.median(ours), "s", "verified and flushed")
     figure("skopeo copy and umoci unpack of the same", statistics.median(theirs), "s")
     figure("ratio of images", statistics.median(ours) / statistics.median(theirs), "x")
+    pulls, writes = large_pull(box, PROFILE, 3)
+    figure("pull of 1 GiB from the embedded registry", statistics.median(pulls), "s", "verified and flushed")
+    figure("ratio to writing 1 GiB to the disk", statistics.median(pulls) / statistics.median(writes), "x")

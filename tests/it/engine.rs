@@ -3,6 +3,7 @@
 
 mod compilers;
 mod debug;
+mod executor_input;
 mod killed;
 mod lost;
 mod modelcar;

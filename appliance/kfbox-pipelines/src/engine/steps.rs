@@ -615,3 +615,57 @@ fn outputs(context: &Context, report: &Report) -> Result<Io, String> {
     }
     Ok(io)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(change: impl FnOnce(&mut ExecutorInput, &mut Vec<String>)) -> String {
+        let artifact = |name: &str, uri: &str| Artifact {
+            name: name.into(),
+            schema_title: "system.Dataset".into(),
+            schema_version: "0.0.1".into(),
+            uri: uri.into(),
+            metadata: serde_json::Map::default(),
+            custom_path: None,
+        };
+        let mut input = ExecutorInput::default();
+        for (name, value) in [("b", json!(2)), ("a", json!({"x": [1, "y"]}))] {
+            input.parameters.insert(name.into(), value);
+        }
+        input.artifacts.insert("data".into(), vec![artifact("data", "minio://b/one")]);
+        input.output_artifacts.insert("out".into(), artifact("out", "minio://b/run/out"));
+        let mut command = vec!["sh".into(), "-c".into(), "true".into()];
+        change(&mut input, &mut command);
+        let types = BTreeMap::from([("p".to_owned(), "STRING".to_owned())]);
+        fingerprint(&input, "python:3.11", &command, &[], &types, "")
+    }
+
+    #[test]
+    fn cache_keys_stay_from_version_to_version_and_differ_by_what_a_step_is_given() {
+        // Written by the first version: another value here means that an upgrade forgets everybody's cache.
+        let first = "a03443f37d5c6605a5c3e9afd60a8d1b9e1cd586e94bf26772d74588ba7400b0";
+        assert_eq!(key(|_, _| {}), first);
+        // Where outputs go differs in each run, and the order of parameters is nobody's wish.
+        let same: [fn(&mut ExecutorInput, &mut Vec<String>); 2] = [
+            |input, _| input.output_artifacts.get_mut("out").unwrap().uri = "minio://b/other/out".into(),
+            |input, _| {
+                let b = input.parameters.remove("b").unwrap();
+                input.parameters.insert("b".into(), b);
+            },
+        ];
+        for change in same {
+            assert_eq!(key(change), first);
+        }
+        let other: [fn(&mut ExecutorInput, &mut Vec<String>); 6] = [
+            |input, _| drop(input.parameters.insert("b".into(), json!("2"))),
+            |input, _| drop(input.parameters.insert("c".into(), Value::Null)),
+            |input, _| input.artifacts.get_mut("data").unwrap()[0].uri = "minio://b/two".into(),
+            |input, _| input.output_artifacts.get_mut("out").unwrap().schema_title = "system.Model".into(),
+            |_, command| command.push(String::new()),
+            |_, command| command[2] = "false".into(),
+        ];
+        let keys: std::collections::BTreeSet<String> = other.into_iter().map(key).collect();
+        assert!(keys.len() == other.len() && !keys.contains(first));
+    }
+}

@@ -99,7 +99,12 @@ impl Backend for DaemonBackend {
     fn remove_image(&self, name: String) -> BoxFuture<'_, Result<(), ErrorBody>> {
         Box::pin(async move {
             let removed = self.node.images().remove(&name).await;
-            removed.map(drop).map_err(|e| failed(e, "`kfbox image list` shows what is stored"))
+            removed.map_err(|e| failed(e, "`kfbox image list` shows what is stored"))?;
+            // The name is gone in any case; housekeeping looks at the content again.
+            if let Err(error) = self.node.collect_images().await {
+                tracing::warn!(%error, "the content of a removed image stays for now");
+            }
+            Ok(())
         })
     }
 

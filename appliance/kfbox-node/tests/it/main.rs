@@ -4,6 +4,7 @@ mod debug;
 mod devices;
 mod disk;
 mod gpu;
+mod lab;
 mod leaks;
 mod limits;
 mod pods;

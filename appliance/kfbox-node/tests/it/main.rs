@@ -7,6 +7,7 @@ mod gpu;
 mod lab;
 mod leaks;
 mod limits;
+mod nfs;
 mod pods;
 mod registry;
 mod shims;

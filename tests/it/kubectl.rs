@@ -7,6 +7,7 @@ mod deleting;
 mod nodes;
 mod old;
 mod reading;
+mod storage;
 mod streams;
 mod workloads;
 mod writing;

@@ -21,4 +21,5 @@ mod postgres;
 mod python_clients;
 mod registry;
 mod routes;
+mod snapshots;
 mod survival;

@@ -1,6 +1,6 @@
 //! The definitions under `bundles/` are generated from the types of this crate and checked in.
 
-use crate::{Profile, pipelines};
+use crate::{Profile, pipelines, snapshots};
 use kube::CustomResourceExt;
 use std::{env, fs, path::Path};
 
@@ -11,9 +11,12 @@ fn bundles_are_what_the_types_say() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../bundles");
     let text = |crd| serde_yaml::to_string(&crd).unwrap();
     let pipelines: Vec<String> = pipelines::crds().into_iter().map(text).collect();
-    for (file, wanted) in
-        [("profiles/crd.yaml", text(Profile::crd())), ("pipelines/crds.yaml", pipelines.join("---\n"))]
-    {
+    let snapshots: Vec<String> = snapshots::crds().into_iter().map(text).collect();
+    for (file, wanted) in [
+        ("profiles/crd.yaml", text(Profile::crd())),
+        ("pipelines/crds.yaml", pipelines.join("---\n")),
+        ("snapshots/crds.yaml", snapshots.join("---\n")),
+    ] {
         let (path, wanted) = (folder.join(file), format!("{header}{wanted}"));
         if env::var_os("KFBOX_WRITE_BUNDLES").is_some() {
             fs::create_dir_all(path.parent().unwrap()).unwrap();

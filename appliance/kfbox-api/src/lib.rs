@@ -6,5 +6,6 @@ mod bundles;
 pub mod names;
 pub mod pipelines;
 pub mod profile;
+pub mod snapshots;
 
 pub use profile::{Profile, ProfileSpec, ProfileStatus};

@@ -147,6 +147,10 @@ impl<K: Kind> Cache<K> {
         let _ = synced.wait_for(|synced| *synced).await;
     }
 
+    pub fn is_synced(&self) -> bool {
+        *self.synced.borrow()
+    }
+
     fn applied(&self, object: K) {
         let object = Arc::new(lean(object));
         let old = {

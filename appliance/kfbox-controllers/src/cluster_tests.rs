@@ -28,6 +28,7 @@ const NODE: &str = "node-a";
 
 mod policy;
 mod scaling;
+mod snapshots;
 
 struct World {
     client: Client,

@@ -1,6 +1,6 @@
 //! What every controller holds: the client, the shared caches, the outlet for events.
 
-use crate::{Config, account_tokens, cache::Cache, events::Events, garbage::discovery::Resource};
+use crate::{Config, account_tokens, cache::Cache, events::Events, garbage::discovery::Resource, snapshots};
 use k8s_openapi::api::{
     apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet},
     autoscaling::v2::HorizontalPodAutoscaler,
@@ -28,6 +28,10 @@ pub struct Context {
     pub client: Client,
     pub config: Config,
     pub caches: Caches,
+    /// Filled when the cluster knows these kinds.
+    pub snapshots: snapshots::Caches,
+    /// Set when what an earlier run left half made or half removed is gone.
+    pub volumes_swept: tokio::sync::OnceCell<()>,
     pub events: Events,
     /// The cluster's kinds, as last discovered; empty at first.
     pub resources: watch::Sender<Vec<Arc<Resource>>>,
@@ -40,6 +44,8 @@ impl Context {
             client,
             config,
             caches: Caches::default(),
+            snapshots: snapshots::Caches::default(),
+            volumes_swept: tokio::sync::OnceCell::new(),
             events: Events::default(),
             resources: watch::Sender::new(Vec::new()),
             shutdown: tasks.shutdown(),

@@ -31,6 +31,7 @@ mod revisions;
 mod scheduler;
 mod selectors;
 mod service_accounts;
+mod snapshots;
 mod stateful_sets;
 mod taint_eviction;
 mod volumes;
@@ -111,6 +112,7 @@ pub fn start(client: kube::Client, config: Config, tasks: &Tasks, readiness: &Re
     for (name, controller) in controllers {
         tasks.essential(format!("controller {name}"), controller);
     }
+    tasks.essential("controller volumesnapshot", snapshots::run(context.clone()));
     tasks.essential("controller garbage-collector", garbage::run(context.clone()));
     tasks.essential("events of controllers", events::run(context.clone()));
     context.caches.watch(&context.client, tasks);

@@ -3,6 +3,7 @@
 //! Upstream: <https://kubernetes.io/docs/concepts/storage/persistent-volumes/>.
 
 mod bind;
+mod clone;
 mod folder;
 
 use crate::{
@@ -12,16 +13,25 @@ use crate::{
     pods,
     queue::{Outcome, Queue},
     scheduler,
+    scheduler::fit::milli,
+    snapshots,
     write::{self, WriteError},
 };
 use bind::Step;
-pub use bind::suits;
-use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
+pub use bind::{is_bound, is_ours, suits};
+pub use clone::CloneError;
+pub use folder::{FolderError, Origin, Taken, forget, take, taken};
+use k8s_openapi::{
+    api::core::v1::{PersistentVolume, PersistentVolumeClaim},
+    apimachinery::pkg::api::resource::Quantity,
+};
 use serde_json::json;
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 const COMPONENT: &str = "persistentvolume-controller";
 const WORKERS: usize = 8;
+/// Between looks at what a claim is made from; snapshots are told of at once.
+const SOURCE_AGAIN: Duration = Duration::from_secs(10);
 const PROTECTION: &str = "kubernetes.io/pvc-protection";
 const VOLUME_PROTECTION: &str = "kubernetes.io/pv-protection";
 pub const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
@@ -59,6 +69,15 @@ pub fn register(context: &Arc<Context>) -> Registered {
             q.add(cache::key(&**claim));
         }
     });
+    let (q, claims) = (claims_queue.clone(), caches.claims.clone());
+    context.snapshots.snapshots.on_change(move |change| {
+        for snapshot in change.both() {
+            let namespace = snapshot.metadata.namespace.clone().unwrap_or_default();
+            for claim in claims.in_namespace(&namespace).iter().filter(|c| !bind::is_bound(c) && source(c).is_some()) {
+                q.add(cache::key(&**claim));
+            }
+        }
+    });
     // A claim in use stays until its last pod is gone.
     let (q, claims) = (claims_queue.clone(), caches.claims.clone());
     caches.pods.on_change(move |change| {
@@ -82,7 +101,7 @@ pub fn register(context: &Arc<Context>) -> Registered {
     let context = context.clone();
     let run = async move {
         context.caches.synced().await;
-        folder::sweep(&context.config.local_path_root).await;
+        swept(&context).await;
         let (a, b) = (context.clone(), context.clone());
         let claims = claims_queue
             .run("persistentvolumeclaim", WORKERS, context.shutdown.clone(), move |key| claim(a.clone(), key));
@@ -92,6 +111,85 @@ pub fn register(context: &Arc<Context>) -> Registered {
         claims.and(volumes)
     };
     ("persistentvolume", Box::pin(run))
+}
+
+/// Waits until the rests of an earlier run are gone, so that they are not taken for what is being made.
+pub async fn swept(context: &Context) {
+    context.volumes_swept.get_or_init(|| folder::sweep(&context.config.local_path_root)).await;
+}
+
+/// What a claim is to be made from: the group (none: the core's), kind and name.
+pub fn source(claim: &PersistentVolumeClaim) -> Option<(Option<String>, String, String)> {
+    let spec = claim.spec.as_ref()?;
+    let group = |group: &Option<String>| group.clone().filter(|g| !g.is_empty());
+    let reference = spec.data_source_ref.as_ref().map(|r| (group(&r.api_group), r.kind.clone(), r.name.clone()));
+    reference.or_else(|| spec.data_source.as_ref().map(|s| (group(&s.api_group), s.kind.clone(), s.name.clone())))
+}
+
+/// The volume of a bound claim, if it is one of ours and bound to it.
+pub fn ours(context: &Context, claim: &PersistentVolumeClaim) -> Option<Arc<PersistentVolume>> {
+    let name = claim.spec.as_ref()?.volume_name.as_ref()?;
+    let volume = context.caches.volumes.get("", name)?;
+    (bind::is_bound(claim)
+        && bind::phase(&volume, Some(claim)) == "Bound"
+        && is_ours(&volume, &context.config.local_path_root))
+    .then_some(volume)
+}
+
+/// Bytes that a volume was asked to have.
+pub fn size(volume: &PersistentVolume) -> i64 {
+    bytes(volume.spec.as_ref().and_then(|s| s.capacity.as_ref()?.get("storage")))
+}
+
+fn bytes(quantity: Option<&Quantity>) -> i64 {
+    quantity.and_then(milli).and_then(|n| i64::try_from((n + 999) / 1000).ok()).unwrap_or(0)
+}
+
+/// What the claim's volume is made from, if it is made from anything; or why that cannot be, in upstream's words.
+fn origin(context: &Context, claim: &PersistentVolumeClaim) -> Result<Option<Origin>, (&'static str, String)> {
+    let Some((group, kind, name)) = source(claim) else { return Ok(None) };
+    let spec = claim.spec.clone().unwrap_or_default();
+    let (namespace, _) = cache::key(claim);
+    let wanted = bytes(spec.resources.as_ref().and_then(|r| r.requests.as_ref()?.get("storage")));
+    let elsewhere = spec.data_source_ref.as_ref().and_then(|r| r.namespace.as_ref()).is_some_and(|n| *n != namespace);
+    let found = match (group.as_deref(), kind.as_str()) {
+        _ if elsewhere => Err("a data source in another namespace is not allowed".to_owned()),
+        (None, "PersistentVolumeClaim") => of_claim(context, &namespace, &name, wanted),
+        (Some(kfbox_api::snapshots::GROUP), "VolumeSnapshot") => snapshots::origin(context, &namespace, &name, wanted),
+        _ => {
+            let message = "The data source for this PVC does not match any registered VolumePopulator";
+            return Err(("UnrecognizedDataSourceKind", message.into()));
+        }
+    };
+    found.map(Some).map_err(|why| {
+        let class = spec.storage_class_name.unwrap_or_default();
+        let message = format!(
+            "failed to provision volume with StorageClass {class:?}: error getting handle for DataSource Type {kind} by Name {name}: {why}"
+        );
+        ("ProvisioningFailed", message)
+    })
+}
+
+fn of_claim(context: &Context, namespace: &str, name: &str, wanted: i64) -> Result<Origin, String> {
+    let source = context.caches.claims.get(namespace, name).ok_or_else(|| {
+        format!("error getting PVC {name} (namespace {namespace:?}) from api server: persistentvolumeclaim {name:?} not found")
+    })?;
+    if source.metadata.deletion_timestamp.is_some() {
+        return Err(format!("the PVC DataSource {name} is currently being deleted"));
+    }
+    if !bind::is_bound(&source) {
+        let phase = source.status.as_ref().and_then(|s| s.phase.clone()).unwrap_or_default();
+        return Err(format!("the PVC DataSource {name} must have a status of Bound.  Got {phase}"));
+    }
+    let requests = source.spec.as_ref().and_then(|s| s.resources.as_ref()?.requests.as_ref());
+    let size = bytes(requests.and_then(|r| r.get("storage")));
+    if wanted < size {
+        return Err(format!(
+            "error, new PVC request must be greater than or equal in size to the specified PVC data source, requested {wanted} but source is {size}"
+        ));
+    }
+    let volume = ours(context, &source).ok_or("claim in dataSource not bound or invalid")?;
+    Ok(Origin::Volume(volume.metadata.name.clone().unwrap_or_default()))
 }
 
 /// The volumes, but for free ones that the node chosen for the claim's pod cannot reach.
@@ -159,9 +257,27 @@ async fn claim(context: Arc<Context>, key: Key) -> Result<Outcome, WriteError> {
             }
             Step::Provision(volume) => {
                 let name = volume.metadata.name.clone().unwrap_or_default();
-                folder::create(&context.config.local_path_root, &name)
-                    .await
-                    .map_err(|source| disk("cannot make the volume folder", &context, &name, source))?;
+                let root = &context.config.local_path_root;
+                match origin(&context, &claim) {
+                    Ok(None) => folder::create(root, &name)
+                        .await
+                        .map_err(|source| disk("cannot make the volume folder", &context, &name, source))?,
+                    Ok(Some(origin)) => {
+                        let made = folder::create_from(root, &name, &origin, &context.shutdown).await;
+                        if let Err(error) = made {
+                            if context.shutdown.is_cancelled() {
+                                return Ok(Outcome::Done);
+                            }
+                            let message = format!("failed to provision volume: {error}");
+                            context.events.warning(&*claim, LOCAL_PATH_PROVISIONER, "ProvisioningFailed", message);
+                            return Err(error.into());
+                        }
+                    }
+                    Err((reason, message)) => {
+                        context.events.warning(&*claim, LOCAL_PATH_PROVISIONER, reason, message);
+                        return Ok(Outcome::Again(SOURCE_AGAIN));
+                    }
+                }
                 write::create(client, &caches.volumes, &*volume, None).await?;
                 let message = format!("Successfully provisioned volume {name}");
                 context.events.normal(&*claim, LOCAL_PATH_PROVISIONER, "ProvisioningSucceeded", message);
@@ -240,7 +356,7 @@ async fn volume(context: Arc<Context>, name: String) -> Result<Outcome, WriteErr
             .iter()
             .any(|p| !pods::is_finished(p) && pods::node(p).is_some() && bind::uses(p, reference.as_ref()));
         if in_use {
-            return Ok(Outcome::Again(std::time::Duration::from_secs(1)));
+            return Ok(Outcome::Again(Duration::from_secs(1)));
         }
         folder::remove(&context.config.local_path_root, &name)
             .await

@@ -21,6 +21,8 @@ pub enum WriteError {
     Taken { kind: String, name: String },
     #[error("cannot express the object as JSON: {0}")]
     Json(#[from] serde_json::Error),
+    #[error(transparent)]
+    Folder(#[from] crate::volumes::FolderError),
     #[error("{what} {path}: {source}")]
     Disk {
         what: &'static str,

@@ -329,6 +329,12 @@ pub fn phase(volume: &PersistentVolume, claim: Option<&PersistentVolumeClaim>) -
 
 /// Whether the volume's folder was made by us for this volume, and its policy says to remove it.
 pub fn is_ours_to_remove(volume: &PersistentVolume, root: &Path) -> bool {
+    let policy = volume.spec.as_ref().and_then(|s| s.persistent_volume_reclaim_policy.as_deref());
+    is_ours(volume, root) && policy == Some("Delete")
+}
+
+/// Whether the volume's folder was made by us for this volume.
+pub fn is_ours(volume: &PersistentVolume, root: &Path) -> bool {
     let Some(spec) = &volume.spec else { return false };
     let name = volume.metadata.name.as_deref().unwrap_or_default();
     let by_us = volume
@@ -338,10 +344,7 @@ pub fn is_ours_to_remove(volume: &PersistentVolume, root: &Path) -> bool {
         .and_then(|a| a.get(PROVISIONED_BY))
         .is_some_and(|p| p == LOCAL_PATH_PROVISIONER);
     let own = folder::path(root, name).map(|p| p.display().to_string());
-    by_us
-        && name.starts_with("pvc-")
-        && spec.persistent_volume_reclaim_policy.as_deref() == Some("Delete")
-        && spec.host_path.as_ref().map(|h| h.path.clone()) == own
+    by_us && name.starts_with("pvc-") && spec.host_path.as_ref().map(|h| h.path.clone()) == own
 }
 
 /// Whether the pod mounts the claim.

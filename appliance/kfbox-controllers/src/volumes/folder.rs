@@ -1,14 +1,49 @@
-//! Folders of local volumes. Guarantees: only a direct child of the root is made or removed; a link in its place is
-//! removed and never followed; a folder half removed at a crash is not mistaken for a volume (it was renamed first) and is
-//! swept at the next start.
+//! Folders of local volumes, and of their snapshots in a folder beside them that no other user of the machine can enter.
+//! Guarantees: only a direct child of the root is made or removed; a link in its place is removed and never followed; a
+//! folder half removed or half made at a crash is not mistaken for a volume or a snapshot (it has another name, and what is
+//! made is on the disk before it is renamed) and is swept at the next start.
 
+use super::clone::{self, CloneError};
+use serde::{Deserialize, Serialize};
 use std::{
     fs, io,
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
 };
+use tokio_util::sync::CancellationToken;
 
 const LEAVING: &str = ".leaving-";
+const MAKING: &str = ".making-";
+/// Below the root: one folder a snapshot, with its files in [`CONTENT`] and what is known of it in [`TAKEN`].
+const SNAPSHOTS: &str = ".snapshots";
+const CONTENT: &str = "content";
+const TAKEN: &str = "snapshot.json";
+
+#[derive(Debug, thiserror::Error)]
+pub enum FolderError {
+    #[error(transparent)]
+    Clone(#[from] CloneError),
+    #[error("{path}: {source}")]
+    Io {
+        path: String,
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn at(path: &Path) -> impl FnOnce(io::Error) -> FolderError + '_ {
+    move |source| FolderError::Io { path: path.display().to_string(), source }
+}
+
+/// A snapshot on the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Taken {
+    /// Nanoseconds since 1970.
+    pub time: i64,
+    /// What the volume's claim had asked for, in bytes.
+    pub size: i64,
+}
 
 /// The folder of a volume; `None` when the name is no plain name.
 pub fn path(root: &Path, volume: &str) -> Option<PathBuf> {
@@ -59,6 +94,104 @@ pub async fn remove(root: &Path, volume: &str) -> io::Result<()> {
     .await
 }
 
+/// What a new volume is made from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    Volume(String),
+    Snapshot(String),
+}
+
+/// Makes a volume's folder with the content of another volume or of a snapshot.
+pub async fn create_from(
+    root: &Path,
+    volume: &str,
+    origin: &Origin,
+    stop: &CancellationToken,
+) -> Result<(), FolderError> {
+    let target = path(root, volume).ok_or_else(bad_name).map_err(at(root))?;
+    let from = match origin {
+        Origin::Volume(name) => path(root, name),
+        Origin::Snapshot(name) => path(&root.join(SNAPSHOTS), name).map(|folder| folder.join(CONTENT)),
+    };
+    let (root, volume, stop) = (root.to_owned(), volume.to_owned(), stop.clone());
+    let from = from.ok_or_else(bad_name).map_err(at(&root))?;
+    apart(move || {
+        // Made before, though nobody noted it.
+        if fs::symlink_metadata(&target).is_ok_and(|meta| meta.is_dir()) {
+            return Ok(());
+        }
+        let making = room(&root, &volume)?;
+        clone::tree(&from, &making, &stop)?;
+        clone::settle(&making).map_err(at(&making))?;
+        fs::rename(&making, &target).map_err(at(&target))
+    })
+    .await
+}
+
+/// Takes a snapshot of a volume, once: the same again is the first one.
+pub async fn take(
+    root: &Path,
+    volume: &str,
+    name: &str,
+    size: i64,
+    stop: &CancellationToken,
+) -> Result<Taken, FolderError> {
+    let from = path(root, volume).ok_or_else(bad_name).map_err(at(root))?;
+    let target = path(&root.join(SNAPSHOTS), name).ok_or_else(bad_name).map_err(at(root))?;
+    if let Some(taken) = taken(root, name).await.map_err(at(&target))? {
+        return Ok(taken);
+    }
+    let (root, name, stop) = (root.to_owned(), name.to_owned(), stop.clone());
+    apart(move || {
+        let making = room(&root, &name)?;
+        fs::DirBuilder::new().mode(0o700).create(&making).map_err(at(&making))?;
+        let time = i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX);
+        let taken = Taken { time, size };
+        clone::tree(&from, &making.join(CONTENT), &stop)?;
+        let text = serde_json::to_vec(&taken).map_err(io::Error::other);
+        text.and_then(|text| fs::write(making.join(TAKEN), text)).map_err(at(&making))?;
+        clone::settle(&making).map_err(at(&making))?;
+        fs::rename(&making, &target).map_err(at(&target))?;
+        Ok(taken)
+    })
+    .await
+}
+
+/// The snapshot of that name, if it is there.
+pub async fn taken(root: &Path, name: &str) -> io::Result<Option<Taken>> {
+    let path = path(&root.join(SNAPSHOTS), name).ok_or_else(bad_name)?.join(TAKEN);
+    off_thread(move || match fs::read(&path) {
+        Ok(text) => serde_json::from_slice(&text).map(Some).map_err(io::Error::other),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    })
+    .await
+}
+
+pub async fn forget(root: &Path, name: &str) -> io::Result<()> {
+    remove(&root.join(SNAPSHOTS), name).await
+}
+
+/// An unused name for what is being made, where files can be cloned.
+fn room(root: &Path, name: &str) -> Result<PathBuf, FolderError> {
+    let folder = root.join(SNAPSHOTS);
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(at(&folder))?;
+    clone::check(&folder)?;
+    let making = folder.join(format!("{MAKING}{name}"));
+    drop_tree(&making).map_err(at(&making))?;
+    Ok(making)
+}
+
+async fn apart<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, FolderError> + Send + 'static,
+) -> Result<T, FolderError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(_) => Err(CloneError::Stopped.into()),
+    }
+}
+
 /// `remove_dir_all` opens each folder without following links.
 fn drop_tree(path: &Path) -> io::Result<()> {
     match fs::remove_dir_all(path) {
@@ -69,16 +202,20 @@ fn drop_tree(path: &Path) -> io::Result<()> {
 
 /// Removes what an earlier run left half removed.
 pub async fn sweep(root: &Path) {
-    let root = root.to_owned();
+    let folders = [root.to_owned(), root.join(SNAPSHOTS)];
     let swept = off_thread(move || {
-        let entries = match fs::read_dir(&root) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            entries => entries?,
-        };
-        for entry in entries {
-            let entry = entry?;
-            if entry.file_name().to_string_lossy().starts_with(LEAVING) {
-                drop_tree(&entry.path())?;
+        for folder in folders {
+            let entries = match fs::read_dir(&folder) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                entries => entries?,
+            };
+            for entry in entries {
+                let entry = entry?;
+                let name = entry.file_name();
+                let name = name.to_string_lossy();
+                if name.starts_with(LEAVING) || name.starts_with(MAKING) {
+                    drop_tree(&entry.path())?;
+                }
             }
         }
         Ok(())
@@ -114,6 +251,20 @@ mod tests {
         assert!(outside.path().join("precious").exists());
         for bad in ["", ".", "..", "../x", "a/b", "/etc", ".leaving-x", "a\0b"] {
             assert!(create(&root, bad).await.is_err() && remove(&root, bad).await.is_err(), "{bad}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_crash_left_half_made_is_no_snapshot_and_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let half = dir.path().join(".snapshots/.making-snapcontent-1/content");
+        fs::create_dir_all(&half).unwrap();
+        fs::create_dir_all(dir.path().join(".snapshots/.leaving-snapcontent-2")).unwrap();
+        assert_eq!(taken(dir.path(), "snapcontent-1").await.unwrap(), None);
+        sweep(dir.path()).await;
+        assert_eq!(fs::read_dir(dir.path().join(".snapshots")).unwrap().count(), 0);
+        for bad in ["..", "../pvc-1", ".making-x", "a/b"] {
+            assert!(taken(dir.path(), bad).await.is_err() && forget(dir.path(), bad).await.is_err(), "{bad}");
         }
     }
 

@@ -16,7 +16,7 @@ pub enum BlobError {
     NotADigest(String),
     #[error("content is longer than the {limit} bytes declared")]
     TooLong { limit: u64 },
-    #[error("{path}: {source}")]
+    #[error("{path}: {source}{}", super::advice(source))]
     Io {
         path: PathBuf,
         #[source]

@@ -86,8 +86,12 @@ impl ImageStore {
         let guard = self.inner.activity.clone().read_owned().await;
         let (inner, path) = (self.inner.clone(), path.to_owned());
         blocking(move || {
-            let _guard = guard;
-            import(&inner, &path, &options, &progress)
+            let imported = import(&inner, &path, &options, &progress);
+            drop(guard);
+            if imported.is_err() {
+                inner.give_up();
+            }
+            imported
         })
         .await
     }
@@ -140,9 +144,14 @@ impl ImageStore {
         let guard = self.inner.activity.clone().read_owned().await;
         let inner = self.inner.clone();
         blocking(move || {
-            let _guard = guard;
-            let (digest, size) = inner.blobs.write(&layer[..], None, MAX_BLOB)?;
-            single_layer(&inner, &name, digest, size, config, &super::silent())
+            let written = inner.blobs.write(&layer[..], None, MAX_BLOB).map_err(ImportError::from);
+            let imported =
+                written.and_then(|(digest, size)| single_layer(&inner, &name, digest, size, config, &super::silent()));
+            drop(guard);
+            if imported.is_err() {
+                inner.give_up();
+            }
+            imported
         })
         .await
     }
@@ -212,7 +221,8 @@ enum Source {
     Archive(HashMap<String, (String, u64)>),
 }
 
-/// Stores each file of an archive as a blob. What turns out to be needed by no image is freed with the next collection.
+/// Stores each file of an archive as a blob. What turns out to be needed by no image is freed with the next collection,
+/// or at once when nothing comes of the archive.
 fn unfold(inner: &Inner, path: &Path) -> Result<Source, ImportError> {
     let file = File::open(path).map_err(StoreError::at(path))?;
     let plain = unpack::decompress(file).map_err(ImportError::Archive)?;

@@ -89,6 +89,27 @@ pub enum Progress {
 /// Told of progress, on any thread, often.
 pub type OnProgress = Arc<dyn Fn(Progress) + Send + Sync>;
 
+/// What to add to an error when there is no room for content.
+pub(crate) fn advice(error: &std::io::Error) -> &'static str {
+    if is_no_room(error) {
+        "; the disk is full: delete pods and files that are done with, remove images (`kfbox image list`, `kfbox image \
+         remove NAME`), or put the data directory on a larger disk"
+    } else {
+        ""
+    }
+}
+
+fn is_no_room(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded)
+}
+
+/// Whether that was the cause of an error.
+pub(crate) fn for_lack_of_room(error: &(dyn std::error::Error + 'static)) -> bool {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.filter_map(|cause| cause.downcast_ref::<std::io::Error>()).any(is_no_room)
+}
+
 /// For callers who do not look.
 pub fn silent() -> OnProgress {
     Arc::new(|_| {})

@@ -250,6 +250,23 @@ async fn fetch(
     progress: OnProgress,
 ) -> Result<Image, PullError> {
     let pinned = inner.pins.hold();
+    let result = fetch_from_any(&inner, &pinned, &name, &auth, &progress).await;
+    drop(pinned);
+    // After other failures what came whole stays for the next try.
+    if result.as_ref().is_err_and(|error| super::for_lack_of_room(error)) {
+        let inner = inner.clone();
+        drop(blocking(move || Ok::<(), StoreError>(inner.give_up())).await);
+    }
+    result
+}
+
+async fn fetch_from_any(
+    inner: &Arc<Inner>,
+    pinned: &Pinned,
+    name: &ImageName,
+    auth: &RegistryAuth,
+    progress: &OnProgress,
+) -> Result<Image, PullError> {
     let ca = match &inner.config.ca_file {
         None => None,
         Some(path) => {
@@ -259,20 +276,14 @@ async fn fetch(
         }
     };
     let mut last = None;
-    for endpoint in endpoints(&inner.config, &name) {
+    for endpoint in endpoints(&inner.config, name) {
         progress(Progress::Resolving { from: endpoint.host.clone() });
         // Credentials are for the registry they were given for, not for whoever mirrors it.
         let auth = if endpoint.host == name.registry { auth.clone() } else { RegistryAuth::Anonymous };
-        let source = Source {
-            inner: &inner,
-            pinned: &pinned,
-            name: &name,
-            client: client(&inner.config, &endpoint, ca.clone()),
-            endpoint,
-            auth,
-        };
-        match source.image(&progress).await {
+        let source = Source { inner, pinned, name, client: client(&inner.config, &endpoint, ca.clone()), endpoint, auth };
+        match source.image(progress).await {
             Ok(image) => return Ok(image),
+            Err(error) if super::for_lack_of_room(&error) => return Err(error),
             Err(error) => {
                 tracing::debug!(%name, registry = %source.endpoint.host, %error, "not pulled from here");
                 last = Some(error);

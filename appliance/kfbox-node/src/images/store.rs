@@ -24,8 +24,8 @@ use std::{
     time::Duration,
 };
 
-/// How often garbage collection looks for a moment without activity before it makes one, and with which pauses.
-const TRIES_ALONE: usize = 600;
+/// How often garbage collection looks for a moment without activity, and with which pauses.
+const TRIES_ALONE: usize = 100;
 const PAUSE_ALONE: Duration = Duration::from_millis(100);
 /// The most layers of an image: overlayfs takes 500 lower directories, Docker makes at most 127.
 const MAX_LAYERS: usize = 256;
@@ -46,12 +46,14 @@ pub enum StoreError {
     },
     #[error(transparent)]
     Blob(#[from] BlobError),
-    #[error("{path}: {source}")]
+    #[error("{path}: {source}{}", super::advice(source))]
     Io {
         path: PathBuf,
         #[source]
         source: io::Error,
     },
+    #[error("images are being fetched or loaded; content that nobody needs is removed afterwards")]
+    Busy,
     #[error("the image work was stopped")]
     Stopped,
 }
@@ -150,6 +152,8 @@ pub(crate) struct Inner {
     marking: Mutex<()>,
     /// One lock a layer, so that two images which share one unpack it once.
     unpacking: Mutex<HashMap<String, Arc<Mutex<()>>>>,
+    /// Layers unpacked for images that are not complete yet.
+    unclaimed: Mutex<HashSet<PathBuf>>,
     /// Held for reading while content is added or handed out, for writing while garbage is collected: content that no
     /// manifest names yet is not garbage. Never held over the network, where `pins` do the same.
     pub(super) activity: Arc<tokio::sync::RwLock<()>>,
@@ -191,6 +195,7 @@ impl ImageStore {
             known: RwLock::default(),
             marking: Mutex::default(),
             unpacking: Mutex::default(),
+            unclaimed: Mutex::default(),
             activity: Arc::default(),
             pins: Pins::default(),
             pulls: super::pull::Pulls::default(),
@@ -255,8 +260,9 @@ impl ImageStore {
             };
             let mut names: BTreeSet<String> =
                 known.by_manifest.get(&digest).into_iter().flat_map(|image| image.names.iter().cloned()).collect();
-            if let Some(gone) = gone {
-                names.remove(&gone);
+            match gone {
+                Some(gone) => drop(names.remove(&gone)),
+                None => names.clear(),
             }
             // Names by digest alone would keep an image that nobody can see under any name of their own.
             if !names.iter().any(|name| !name.contains('@')) {
@@ -306,7 +312,7 @@ impl ImageStore {
     /// Frees what no image needs. `in_use` names layer directories of containers that still run (their image may be
     /// removed); those that this mount namespace has mounted are found without being named.
     pub async fn gc(&self, in_use: &HashSet<PathBuf>) -> Result<Collected, StoreError> {
-        let guard = self.alone().await;
+        let guard = self.alone().await?;
         let (inner, in_use) = (self.inner.clone(), in_use.clone());
         blocking(move || {
             let (collected, doomed) = inner.collect(&in_use)?;
@@ -321,15 +327,15 @@ impl ImageStore {
     }
 
     /// Waits for a moment without activity. A writer that queued would hold up every pod that starts until an import of
-    /// minutes is done; only one that has found no such moment for long does.
-    async fn alone(&self) -> tokio::sync::OwnedRwLockWriteGuard<()> {
+    /// minutes is done.
+    async fn alone(&self) -> Result<tokio::sync::OwnedRwLockWriteGuard<()>, StoreError> {
         for _ in 0..TRIES_ALONE {
             if let Ok(guard) = self.inner.activity.clone().try_write_owned() {
-                return guard;
+                return Ok(guard);
             }
             tokio::time::sleep(PAUSE_ALONE).await;
         }
-        self.inner.activity.clone().write_owned().await
+        Err(StoreError::Busy)
     }
 }
 
@@ -394,7 +400,10 @@ impl Inner {
         }
         let invalid = |error: serde_json::Error| StoreError::Invalid { what: "list of proofs", why: error.to_string() };
         let next = folder.join("next");
-        fs::write(&next, serde_json::to_vec(&proofs).map_err(invalid)?).map_err(StoreError::at(&next))?;
+        if let Err(error) = fs::write(&next, serde_json::to_vec(&proofs).map_err(invalid)?) {
+            drop(fs::remove_file(&next));
+            return Err(StoreError::at(&next)(error));
+        }
         fs::rename(&next, &path).map_err(StoreError::at(&path))
     }
 
@@ -446,7 +455,17 @@ impl Inner {
         if !known.by_manifest.contains_key(digest) {
             known.by_manifest.insert(digest.to_owned(), Arc::new(image.clone()));
         }
-        self.rename(&mut known, digest, all)?;
+        if let Err(error) = self.rename(&mut known, digest, all) {
+            // Without a name it was not here before.
+            if known.by_manifest.get(digest).is_some_and(|image| image.names.is_empty()) {
+                known.by_manifest.remove(digest);
+            }
+            return Err(error);
+        }
+        let mut unclaimed = self.unclaimed.lock();
+        for layer in &image.layers {
+            unclaimed.remove(&self.layer_path(&layer.diff_id)?);
+        }
         Ok(known.by_manifest.get(digest).map_or(image, |image| (**image).clone()))
     }
 
@@ -490,7 +509,10 @@ impl Inner {
         let bytes = serde_json::to_vec_pretty(index)
             .map_err(|error| StoreError::Invalid { what: "list (images.json)", why: error.to_string() })?;
         let mut file = File::create(&next).map_err(StoreError::at(&next))?;
-        file.write_all(&bytes).and_then(|()| file.sync_data()).map_err(StoreError::at(&next))?;
+        if let Err(error) = file.write_all(&bytes).and_then(|()| file.sync_data()) {
+            drop(fs::remove_file(&next));
+            return Err(StoreError::at(&next)(error));
+        }
         fs::rename(&next, &path).map_err(StoreError::at(&path))?;
         File::open(&self.root).and_then(|folder| folder.sync_all()).map_err(StoreError::at(&self.root))
     }
@@ -517,6 +539,9 @@ impl Inner {
         let result = self.unpack_to(layer, &path, progress);
         drop(held);
         self.unpacking.lock().remove(&layer.diff_id);
+        if result.is_ok() {
+            self.unclaimed.lock().insert(path.clone());
+        }
         result.map(|()| path)
     }
 
@@ -591,9 +616,8 @@ impl Inner {
         Ok(())
     }
 
-    /// Removes blobs, and puts layers aside as trees for the caller to remove.
-    fn collect(&self, in_use: &HashSet<PathBuf>) -> Result<(Collected, Vec<PathBuf>), StoreError> {
-        self.forget_deleted(in_use)?;
+    /// The blobs and unpacked layers that images and repositories need.
+    fn needed(&self) -> Result<(HashSet<String>, HashSet<PathBuf>), StoreError> {
         let (mut blobs, mut layers) = (self.repositories.needed(), HashSet::new());
         for image in self.known.read().by_manifest.values() {
             blobs.extend([image.digest.clone(), image.id.clone()]);
@@ -602,6 +626,42 @@ impl Inner {
                 layers.insert(self.layer_path(&layer.diff_id)?);
             }
         }
+        Ok((blobs, layers))
+    }
+
+    /// Removes what was brought for an image that will not be complete. While somebody else adds content, that is left to
+    /// the next collection: theirs may look the same.
+    pub(super) fn give_up(&self) {
+        let Ok(_alone) = self.activity.try_write() else { return };
+        if let Err(error) = self.remove_unclaimed() {
+            tracing::warn!(%error, "what was brought for an image that failed could not be removed; it will be tried again");
+        }
+    }
+
+    fn remove_unclaimed(&self) -> Result<(), StoreError> {
+        let (blobs, layers) = self.needed()?;
+        for digest in self.blobs.list()?.into_iter().filter(|digest| !blobs.contains(digest)) {
+            self.pins.unless_pinned(&digest, || self.blobs.remove(&digest)).transpose()?;
+        }
+        let unclaimed = std::mem::take(&mut *self.unclaimed.lock());
+        for path in unclaimed.into_iter().filter(|path| !layers.contains(path)) {
+            let doomed = self.put_aside(&path)?;
+            fs::remove_dir_all(&doomed).map_err(StoreError::at(&doomed))?;
+        }
+        Ok(())
+    }
+
+    /// So that a crash never leaves half a layer under its name.
+    fn put_aside(&self, path: &Path) -> Result<PathBuf, StoreError> {
+        let doomed = self.root.join("tmp").join(uuid::Uuid::new_v4().to_string());
+        fs::rename(path, &doomed).map_err(StoreError::at(path))?;
+        Ok(doomed)
+    }
+
+    /// Removes blobs, and puts layers aside as trees for the caller to remove.
+    fn collect(&self, in_use: &HashSet<PathBuf>) -> Result<(Collected, Vec<PathBuf>), StoreError> {
+        self.forget_deleted(in_use)?;
+        let (blobs, layers) = self.needed()?;
         // What was known of images that are gone.
         for entry in fs::read_dir(self.root.join("pulled")).into_iter().flatten().flatten() {
             let name = entry.file_name();
@@ -629,10 +689,7 @@ impl Inner {
             if layers.contains(&path) || in_use.contains(&path) || is_mounted {
                 continue;
             }
-            // Renamed first, so that a crash never leaves half a layer under its name.
-            let doomed = self.root.join("tmp").join(uuid::Uuid::new_v4().to_string());
-            fs::rename(&path, &doomed).map_err(StoreError::at(&path))?;
-            aside.push(doomed);
+            aside.push(self.put_aside(&path)?);
             collected.layers += 1;
         }
         Ok((collected, aside))

@@ -442,6 +442,47 @@ async fn garbage_is_what_no_image_and_no_container_needs() {
     assert!(lower[1].is_dir() && !lower[0].exists());
     assert_eq!(store.gc(&HashSet::new()).await.unwrap().layers, 1);
     assert_eq!(fs::read_dir(folder.path().join("images/blobs/sha256")).unwrap().count(), 0);
+
+    // By its id or digest, an image goes with all its names.
+    for by in [|image: &Image| image.id.clone(), |image: &Image| image.digest.clone()] {
+        let image = store.import(&path, ImportOptions::default(), silent()).await.unwrap().remove(0);
+        store.remove(&by(&image)).await.unwrap();
+        assert!(store.list().is_empty() && store.resolve("one:1").is_none());
+        assert_eq!(store.gc(&HashSet::new()).await.unwrap().layers, 2);
+    }
+}
+
+#[tokio::test]
+async fn an_import_that_finds_no_room_leaves_nothing() {
+    use nix::mount::{MntFlags, MsFlags, mount, umount2};
+    struct Mounted(PathBuf);
+    impl Drop for Mounted {
+        fn drop(&mut self) {
+            let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+        }
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let disk = Mounted(folder.path().join("images"));
+    fs::create_dir(&disk.0).unwrap();
+    mount(Some("tmpfs"), &disk.0, Some("tmpfs"), MsFlags::empty(), Some("size=8m")).unwrap();
+    let store = store(folder.path());
+    let noise = |seed: u32| -> Vec<u8> {
+        (0..3 << 18).flat_map(|n: u32| (n ^ seed).wrapping_mul(0x9e37_79b9).to_le_bytes()).collect()
+    };
+    let layer = |seed| {
+        let plain = tar_of(&[file("large", &noise(seed))]);
+        (plain.clone(), plain)
+    };
+    // The blobs fit, and the first layer once more, not the second.
+    let path = archive(folder.path(), &layout(&[layer(1), layer(2)], Some("large:1")).files);
+    let error = store.import(&path, ImportOptions::default(), silent()).await.unwrap_err().to_string();
+    assert!(error.contains("No space left on device") && error.contains("the disk is full: "), "{error}");
+    for left in ["blobs/sha256", "layers", "tmp"] {
+        assert_eq!(fs::read_dir(disk.0.join(left)).unwrap().count(), 0, "{left}");
+    }
+    assert!(store.list().is_empty());
+    let path = archive(folder.path(), &layout(&[layer(1)], Some("small:1")).files);
+    assert_eq!(store.import(&path, ImportOptions::default(), silent()).await.unwrap().len(), 1);
 }
 
 #[tokio::test]

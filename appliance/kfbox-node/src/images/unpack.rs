@@ -51,7 +51,7 @@ pub enum UnpackError {
     TooMany,
     #[error("the unpacked layer does not match its digest: expected {expected}, found {found}")]
     Mismatch { expected: String, found: String },
-    #[error("entry {path:?}: {source}")]
+    #[error("entry {path:?}: {source}{}", super::advice(source))]
     Entry {
         path: PathBuf,
         #[source]

@@ -12,6 +12,7 @@ use super::{
     storage,
 };
 use crate::{
+    images::{StoreError, blocking},
     oci::resources,
     pod::{
         admit::{Conditions, is_critical},
@@ -25,6 +26,7 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use kfbox_base::Tasks;
 use std::{
     collections::{HashMap, HashSet},
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -64,7 +66,7 @@ pub fn run(node: &Arc<Node>, conditions: watch::Sender<Conditions>, tasks: &Task
             conditions,
             seen: Seen::default(),
             measured: HashMap::new(),
-            images: HashMap::new(),
+            images: None,
             images_next: Instant::now(),
         };
         let interval = rounds.node.config.eviction.interval;
@@ -87,8 +89,8 @@ struct Rounds {
     seen: Seen,
     /// When a limited pod's disk is due again, by uid.
     measured: HashMap<String, Instant>,
-    /// When each image was last used, or first seen, by digest.
-    images: HashMap<String, Instant>,
+    /// When each image was last used, or first seen, by digest. None before the first look.
+    images: Option<HashMap<String, Instant>>,
     images_next: Instant,
 }
 
@@ -100,6 +102,7 @@ impl Rounds {
         if let Some(shortage) = short.first() {
             self.relieve(shortage).await;
         }
+        self.note_images(&self.used_images(true));
         if now >= self.images_next {
             self.images_next = now + self.node.config.image_gc.interval;
             self.free_images().await;
@@ -164,7 +167,11 @@ impl Rounds {
         let text = format!("Attempting to reclaim {resource}");
         self.node.ctx.events.node(&self.node.config.node_name, Level::Warning, "EvictionThresholdMet", text);
         if matches!(shortage.signal, Signal::Disk | Signal::Inodes) {
-            self.remove_images(u64::MAX, Duration::ZERO).await;
+            // What only stopped containers came from goes too, as upstream; their logs stay.
+            let used = self.used_images(false);
+            if let Err(error) = self.remove_images(&used, Duration::ZERO, |_| false).await {
+                tracing::warn!(%error, "unused images stay");
+            }
             let config = &self.node.config;
             let left = pressure::shortages(&config.eviction, &pressure::observe(&config.data_dir));
             if !left.iter().any(|s| s.signal == shortage.signal) {
@@ -247,95 +254,157 @@ impl Rounds {
     /// Removes images, the longest unused first, where their disk is fuller than it may be.
     async fn free_images(&mut self) {
         let config = self.node.config.image_gc.clone();
-        let disk = Disk::of(&self.node.config.data_dir.join("images"));
-        let wanted = to_free(&disk, &config);
-        self.note_images();
+        let folder = self.node.config.data_dir.join("images");
+        let wanted = to_free(&Disk::of(&folder), &config);
         if wanted == 0 {
             return;
         }
-        let freed = self.remove_images(wanted, config.minimum_age).await;
-        if freed < wanted {
-            let message = format!(
-                "Failed to garbage collect required amount of images. Attempted to free {wanted} bytes, but only found \
-                 {freed} bytes eligible to free."
-            );
-            self.node.ctx.events.node(&self.node.config.node_name, Level::Warning, "FreeDiskSpaceFailed", message);
-        }
+        let used = self.used_images(true);
+        let outcome = self.remove_images(&used, config.minimum_age, |disk| above_low(disk, &config) == 0).await;
+        let (reason, message) = match outcome {
+            Ok(freed) if above_low(&Disk::of(&folder), &config) > 0 => {
+                ("FreeDiskSpaceFailed", self.not_enough(wanted, freed, &used))
+            }
+            Ok(_) => return,
+            // Somebody fetches one just now, and may need the room.
+            Err(StoreError::Busy) => {
+                self.images_next = Instant::now();
+                return;
+            }
+            Err(error) => ("ImageGCFailed", format!("{error}; `kfbox doctor` looks at the data directory")),
+        };
+        tracing::warn!(%message, "images could not make enough room");
+        self.node.ctx.events.node(&self.node.config.node_name, Level::Warning, reason, message);
     }
 
-    /// The digests of images that a pod of this node may start from.
-    fn used_images(&self) -> HashSet<String> {
+    /// Upstream's sentence, what holds the rest, and what to do.
+    fn not_enough(&self, wanted: u64, freed: u64, used: &HashSet<String>) -> String {
+        let (store, folder) = (&self.node.ctx.images, self.node.config.data_dir.display());
+        let kept = store.list();
+        let imported = kept.iter().filter(|image| !store.is_pulled(image)).count();
+        let in_use = kept.iter().filter(|image| store.is_pulled(image) && used.contains(&image.digest)).count();
+        format!(
+            "Failed to garbage collect required amount of images. Attempted to free {wanted} bytes, but only found {freed} \
+             bytes eligible to free. Images of pods stay ({in_use}), and those that were loaded by hand ({imported}). next: \
+             delete pods that are done with, remove loaded images (`kfbox image list`, `kfbox image remove NAME`) or other \
+             files on the disk of {folder}, or make it larger"
+        )
+    }
+
+    /// The digests of images that a pod of this node may start from; also those of pods that ended, if `ended` count.
+    fn used_images(&self, ended: bool) -> HashSet<String> {
         let pods: Vec<Arc<Pod>> = self.node.pods.lock().values().cloned().collect();
-        let ended = |pod: &Pod| {
+        let has_ended = |pod: &Pod| {
             pod.status.as_ref().and_then(|s| s.phase.as_deref()).is_some_and(|p| matches!(p, "Succeeded" | "Failed"))
         };
         let mut names: HashSet<String> = HashSet::new();
-        for spec in pods.iter().filter(|pod| !ended(pod)).filter_map(|pod| pod.spec.as_ref()) {
-            names.extend(record::containers(spec).filter_map(|(_, c)| c.image.clone()));
-            names.extend(spec.volumes.iter().flatten().filter_map(|v| v.image.as_ref()?.reference.clone()));
+        for pod in pods.iter().filter(|pod| ended || !has_ended(pod)) {
+            if let Some(spec) = &pod.spec {
+                names.extend(record::containers(spec).filter_map(|(_, c)| c.image.clone()));
+                names.extend(spec.volumes.iter().flatten().filter_map(|v| v.image.as_ref()?.reference.clone()));
+            }
+            // A name may mean another image by now.
+            for status in pod.status.iter() {
+                let all =
+                    [&status.init_container_statuses, &status.container_statuses, &status.ephemeral_container_statuses];
+                names.extend(all.into_iter().flatten().flatten().map(|s| s.image_id.clone()));
+            }
         }
         names.iter().filter_map(|name| self.node.ctx.images.resolve(name)).map(|image| image.digest).collect()
     }
 
-    /// Remembers which images are used now. Returns those.
-    fn note_images(&mut self) -> HashSet<String> {
-        let (now, used) = (Instant::now(), self.used_images());
+    /// Remembers that these are used now.
+    fn note_images(&mut self, used: &HashSet<String>) {
+        let now = Instant::now();
+        // Those that were here before this daemon are not new.
+        let first_seen = match &self.images {
+            Some(_) => now,
+            None => now.checked_sub(self.node.config.image_gc.minimum_age).unwrap_or(now),
+        };
         let all: HashSet<String> = self.node.ctx.images.list().into_iter().map(|image| image.digest).collect();
-        self.images.retain(|digest, _| all.contains(digest));
+        let images = self.images.get_or_insert_default();
+        images.retain(|digest, _| all.contains(digest));
         for digest in all {
             if used.contains(&digest) {
-                self.images.insert(digest, now);
+                images.insert(digest, now);
             } else {
-                self.images.entry(digest).or_insert(now);
+                images.entry(digest).or_insert(first_seen);
             }
         }
-        used
     }
 
-    /// Removes pulled images that nobody uses until so much is free. Returns what that freed.
-    async fn remove_images(&mut self, wanted: u64, minimum_age: Duration) -> u64 {
-        let used = self.note_images();
+    /// Removes pulled images that are not in use, until it is enough. Returns the bytes that this freed.
+    async fn remove_images(
+        &mut self,
+        used: &HashSet<String>,
+        minimum_age: Duration,
+        enough: impl Fn(&Disk) -> bool,
+    ) -> Result<u64, StoreError> {
+        self.note_images(used);
         let store = self.node.ctx.images.clone();
         let folder = self.node.config.data_dir.join("images");
+        let times = self.images.clone().unwrap_or_default();
         let mut unused: Vec<_> =
             store.list().into_iter().filter(|i| store.is_pulled(i) && !used.contains(&i.digest)).collect();
-        unused.sort_by_key(|image| self.images.get(&image.digest).copied());
+        unused.sort_by_key(|image| times.get(&image.digest).copied());
         let before = Disk::of(&folder).free;
         // What was deleted already goes first.
-        if let Err(error) = self.node.collect_images().await {
-            tracing::warn!(%error, "content that nobody needs could not be removed");
-        }
-        let freed = || Disk::of(&folder).free.saturating_sub(before);
+        self.collect(&folder).await?;
         for image in unused {
-            if freed() >= wanted {
+            if enough(&Disk::of(&folder)) {
                 break;
             }
-            if self.images.get(&image.digest).is_some_and(|at| at.elapsed() < minimum_age) {
+            if times.get(&image.digest).is_some_and(|at| at.elapsed() < minimum_age) {
                 continue;
             }
             tracing::info!(image = ?image.names, "removing an image that nobody uses, for its disk space");
-            let removed = store.remove(&image.digest).await;
-            if let Err(error) = removed.map(drop) {
-                tracing::warn!(%error, "an image could not be removed");
+            match store.remove(&image.digest).await {
+                // Somebody else was quicker.
+                Ok(()) | Err(StoreError::NotFound { .. }) => {}
+                Err(error) => return Err(error),
             }
-            if let Err(error) = self.node.collect_images().await {
-                tracing::warn!(%error, "an image's content could not be removed");
-                break;
-            }
+            self.collect(&folder).await?;
         }
-        freed()
+        Ok(Disk::of(&folder).free.saturating_sub(before))
+    }
+
+    async fn collect(&self, folder: &Path) -> Result<(), StoreError> {
+        self.node.collect_images().await?;
+        let folder = folder.to_owned();
+        blocking(move || {
+            count_what_is_free(&folder);
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// btrfs counts what was deleted as free when its transaction ends, half a minute later: without this, every image would go.
+fn count_what_is_free(folder: &Path) {
+    use nix::sys::statfs::{BTRFS_SUPER_MAGIC, fstatfs};
+    let Ok(file) = std::fs::File::open(folder) else { return };
+    if fstatfs(&file).is_ok_and(|found| found.filesystem_type() == BTRFS_SUPER_MAGIC)
+        && let Err(error) = nix::unistd::syncfs(&file)
+    {
+        tracing::warn!(%error, "what the removal of images freed may not be counted yet");
     }
 }
 
 /// Bytes, none while the disk is emptier than the upper threshold.
 fn to_free(disk: &Disk, config: &ImageGcConfig) -> u64 {
+    if above(disk, config.high_percent).is_some() { above_low(disk, config) } else { 0 }
+}
+
+/// Bytes in use beyond the lower threshold.
+fn above_low(disk: &Disk, config: &ImageGcConfig) -> u64 {
+    above(disk, config.low_percent).unwrap_or(0)
+}
+
+/// Bytes in use beyond a share of the disk; none if fewer are.
+fn above(disk: &Disk, percent: u64) -> Option<u64> {
     let used = disk.total.saturating_sub(disk.free);
-    let share = |percent: u64| u64::try_from(u128::from(disk.total) * u128::from(percent) / 100).unwrap_or(u64::MAX);
-    if disk.total == 0 || used < share(config.high_percent) {
-        0
-    } else {
-        used.saturating_sub(share(config.low_percent))
-    }
+    let share = u64::try_from(u128::from(disk.total) * u128::from(percent) / 100).unwrap_or(u64::MAX);
+    used.checked_sub(share).filter(|_| disk.total > 0)
 }
 
 #[cfg(test)]

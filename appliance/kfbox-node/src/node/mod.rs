@@ -41,7 +41,7 @@ use crate::{
     sandbox, services,
     shim::records::{self, SHIM_CONFIG, ShimConfig},
     usage::Meter,
-    volumes::is_mount_point,
+    volumes::{is_mount_point, nfs::NfsConfig},
 };
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kfbox_base::{Authorizer, Readiness, Tasks};
@@ -87,6 +87,7 @@ pub struct NodeConfig {
     /// The lowest of the host's user and group ids that pods with users of their own have; 65536 are a pod's.
     pub first_user_id: u32,
     pub devices: DevicesConfig,
+    pub nfs: NfsConfig,
 }
 
 /// Below it are the ranges that distributions give to people (`/etc/subuid`), above the end of the pods' ids those that
@@ -115,6 +116,7 @@ impl NodeConfig {
             pod_pids_limit: None,
             first_user_id: FIRST_USER_ID,
             devices,
+            nfs: NfsConfig::default(),
         }
     }
 }
@@ -237,6 +239,7 @@ impl Node {
             log_max_bytes: config.log_max_bytes,
             log_max_files: config.log_max_files,
             pod_pids_limit: config.pod_pids_limit,
+            nfs: config.nfs.clone(),
             user_blocks: Blocks::new(config.data_dir.join("pods"), config.first_user_id, register::MAX_PODS),
             devices,
             handles: Mutex::default(),

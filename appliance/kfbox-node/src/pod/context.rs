@@ -12,7 +12,7 @@ use crate::{
     sandbox::DnsConfig,
     services::{Directory, Policies},
     usage::Meter,
-    volumes::PodDirs,
+    volumes::{PodDirs, nfs::NfsConfig},
 };
 use k8s_openapi::api::core::v1::Service;
 use kfbox_base::Tasks;
@@ -81,6 +81,7 @@ pub struct Context {
     /// Of the host's user ids, for pods with users of their own.
     pub user_blocks: Blocks,
     pub devices: Devices,
+    pub nfs: NfsConfig,
     /// Running containers, by pod uid and name, for those who join them.
     pub handles: Mutex<HashMap<(String, String), Handle>>,
     /// Containers' use of the machine.

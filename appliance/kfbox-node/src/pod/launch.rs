@@ -24,7 +24,7 @@ use crate::{
         kept,
         records::{self, Exit, Overlay, SHIM_CONFIG, ShimConfig, Started},
     },
-    volumes::{self, PodDirs, ReadyVolumes, Tokens, VolumeError},
+    volumes::{self, Brought, PodDirs, ReadyVolumes, Tokens, VolumeError},
 };
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Secret};
 use kube::Api;
@@ -120,11 +120,18 @@ pub async fn prepare(ctx: &Arc<Context>, pod: &Arc<Pod>) -> Result<Prepared, Pre
     };
     let objects = async { Ok(objects::fetch(&ctx.client, &namespace, &references).await?) };
     let tokens = async { Ok(volumes::issue_tokens(&ctx.client, pod).await?) };
-    let claims = async { Ok(volumes::resolve_claims(&ctx.client, pod).await?) };
-    let ((network, first_user), objects, tokens, claims, images) =
-        tokio::try_join!(network, objects, tokens, claims, image_volumes(ctx, pod))?;
+    let run_volumes = ctx.dirs(&uid).run.join("volumes");
+    let volumes = async {
+        let volumes::Claimed { folders, mut shares } = volumes::resolve_claims(&ctx.client, pod).await?;
+        shares.extend(volumes::nfs::of_pod(pod));
+        let shares = volumes::nfs::mount_all(&ctx.nfs, &run_volumes, shares).await?;
+        Ok::<_, PrepareError>((folders, shares))
+    };
+    let ((network, first_user), objects, tokens, (claims, shares), images) =
+        tokio::try_join!(network, objects, tokens, volumes, image_volumes(ctx, pod))?;
 
-    let layers: Vec<PathBuf> = images.values().flatten().cloned().collect();
+    let brought = Brought { claims, images, shares };
+    let layers: Vec<PathBuf> = brought.images.values().flatten().cloned().collect();
     if !layers.is_empty() {
         ctx.layers.lock().insert(uid.clone(), layers);
     }
@@ -144,7 +151,7 @@ pub async fn prepare(ctx: &Arc<Context>, pod: &Arc<Pod>) -> Result<Prepared, Pre
         let (mut namespaces, shm) = sandbox::namespaces(&pod, &dirs.run, network.netns_path)?;
         namespaces.pid = shared_processes(&context, &pod)?;
         let files = sandbox::files(&pod, &dirs.data, ip, &dns)?;
-        let volumes = volumes::prepare(&pod, &dirs, &claims, &images)?;
+        let volumes = volumes::prepare(&pod, &dirs, &brought)?;
         volumes::fill(&pod, &dirs, &around, &objects, &tokens)?;
         Ok(Prepared { namespaces, shm, files, ip, volumes, tokens, first_user, admission: None })
     });

@@ -1,11 +1,12 @@
 //! A pod's volumes on the host: where each is, how it is filled, and its removal.
 //!
-//! Layout: `DATA/pods/UID/volumes/NAME` on disk, `RUN/pods/UID/volumes/NAME` in memory (secrets, tokens, `Memory`), and
-//! `RUN/pods/UID/subpaths/CONTAINER/INDEX` for parts of volumes.
+//! Layout: `DATA/pods/UID/volumes/NAME` on disk, `RUN/pods/UID/volumes/NAME` in memory (secrets, tokens, `Memory`) and for
+//! what is mounted there (images, shares of NFS servers), `RUN/pods/UID/subpaths/CONTAINER/INDEX` for parts of volumes.
 //! Upstream: <https://kubernetes.io/docs/concepts/storage/volumes/>
 
 pub mod atomic;
 pub mod content;
+pub mod nfs;
 pub mod subpath;
 
 use crate::{
@@ -62,6 +63,12 @@ pub enum VolumeError {
         volume: String,
         #[source]
         source: kube::Error,
+    },
+    #[error("MountVolume.SetUp failed for volume \"{volume}\" : {source}")]
+    Nfs {
+        volume: String,
+        #[source]
+        source: nfs::NfsError,
     },
     #[error("cannot read volume objects: {0}")]
     Api(#[from] kube::Error),
@@ -180,9 +187,17 @@ fn fs_group(pod: &Pod) -> Option<u32> {
     u32::try_from(group).ok()
 }
 
-/// What the cluster says about the pod's claims: the host folder of each, by claim name.
-pub async fn resolve_claims(client: &Client, pod: &Pod) -> Result<BTreeMap<String, PathBuf>, VolumeError> {
-    let mut found = BTreeMap::new();
+/// What is behind the pod's claims, by volume.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Claimed {
+    /// Folders of the host.
+    pub folders: BTreeMap<String, PathBuf>,
+    pub shares: BTreeMap<String, nfs::Share>,
+}
+
+/// What the cluster says about the pod's claims.
+pub async fn resolve_claims(client: &Client, pod: &Pod) -> Result<Claimed, VolumeError> {
+    let mut found = Claimed::default();
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let pod_name = pod.metadata.name.as_deref().unwrap_or_default();
     for volume in pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()) {
@@ -194,12 +209,17 @@ pub async fn resolve_claims(client: &Client, pod: &Pod) -> Result<BTreeMap<Strin
         let name = name.ok_or_else(|| VolumeError::Unbound(claim_name.clone()))?;
         let volumes: Api<PersistentVolume> = Api::all(client.clone());
         let spec = volumes.get_opt(&name).await?.and_then(|v| v.spec);
+        if let Some((source, spec)) = spec.as_ref().and_then(|s| Some((s.nfs.as_ref()?, s))) {
+            let share = nfs::Share::of(source, spec.mount_options.as_ref());
+            found.shares.insert(volume.name.clone(), share);
+            continue;
+        }
         let path = spec.and_then(|s| s.host_path.map(|h| h.path).or_else(|| s.local.map(|l| l.path)));
         let path = path.ok_or_else(|| VolumeError::Unsupported {
             volume: volume.name.clone(),
-            reason: format!("PersistentVolume {name} is neither hostPath nor local"),
+            reason: format!("PersistentVolume {name} is neither hostPath, local nor nfs"),
         })?;
-        found.insert(volume.name.clone(), path.into());
+        found.folders.insert(volume.name.clone(), path.into());
     }
     Ok(found)
 }
@@ -213,13 +233,19 @@ pub fn claim_name(pod: &str, volume: &Volume) -> Option<String> {
     }
 }
 
-/// Makes every volume ready. `claims` and `images` hold the host folders of claims and image volumes. Blocking.
-pub fn prepare(
-    pod: &Pod,
-    dirs: &PodDirs,
-    claims: &BTreeMap<String, PathBuf>,
-    images: &BTreeMap<String, Vec<PathBuf>>,
-) -> Result<ReadyVolumes, VolumeError> {
+/// What volumes are made of that others brought here, by volume.
+#[derive(Debug, Default)]
+pub struct Brought {
+    /// Folders of the host, of claims.
+    pub claims: BTreeMap<String, PathBuf>,
+    /// Layers.
+    pub images: BTreeMap<String, Vec<PathBuf>>,
+    /// Where shares are mounted, and whether for reading only.
+    pub shares: BTreeMap<String, (PathBuf, bool)>,
+}
+
+/// Makes every volume ready. Blocking.
+pub fn prepare(pod: &Pod, dirs: &PodDirs, brought: &Brought) -> Result<ReadyVolumes, VolumeError> {
     let mut all = ReadyVolumes::new();
     let group = fs_group(pod);
     for volume in pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()) {
@@ -228,6 +254,7 @@ pub fn prepare(
             move |source| VolumeError::File { volume, path, source }
         };
         let own = dirs.volume(volume);
+        let read_only_claim = volume.persistent_volume_claim.as_ref().and_then(|c| c.read_only).unwrap_or(false);
         let (path, read_only) = if content::is_content(volume) {
             // Filled by `fill`, whose files a container may not change.
             fs::create_dir_all(&own).map_err(at(&own))?;
@@ -250,12 +277,14 @@ pub fn prepare(
         } else if let Some(source) = &volume.host_path {
             host_path(&volume.name, &source.path, source.type_.as_deref().unwrap_or_default())?;
             (PathBuf::from(&source.path), false)
-        } else if let Some(path) = claims.get(&volume.name) {
+        } else if let Some((path, read_only)) = brought.shares.get(&volume.name) {
+            // Not looked into: its server may be silent.
+            (path.clone(), *read_only || read_only_claim)
+        } else if let Some(path) = brought.claims.get(&volume.name) {
             fs::create_dir_all(path).map_err(at(path))?;
             own_by_group(path, group).map_err(at(path))?;
-            let read_only = volume.persistent_volume_claim.as_ref().and_then(|c| c.read_only).unwrap_or(false);
-            (path.clone(), read_only)
-        } else if let Some(layers) = images.get(&volume.name) {
+            (path.clone(), read_only_claim)
+        } else if let Some(layers) = brought.images.get(&volume.name) {
             (image_volume(&dirs.run.join("volumes").join(&volume.name), layers).map_err(at(&own))?, true)
         } else {
             return Err(VolumeError::Unsupported {
@@ -452,13 +481,12 @@ mod tests {
             ..Volume::default()
         };
         let pod = pod(vec![empty("disk", None, None), empty("mem", Some("Memory"), Some("1Mi"))]);
-        let none = BTreeMap::new();
-        let ready = prepare(&pod, &dirs, &none, &BTreeMap::new()).unwrap();
+        let ready = prepare(&pod, &dirs, &Brought::default()).unwrap();
         let disk = fs::metadata(&ready["disk"].path).unwrap();
         assert_eq!((disk.gid(), disk.mode() & 0o7777), (4321, 0o2777));
         assert!(is_mount_point(&ready["mem"].path));
         assert!(fs::write(ready["mem"].path.join("big"), vec![0; 2 << 20]).is_err(), "the size limit holds");
-        let again = prepare(&pod, &dirs, &none, &BTreeMap::new()).unwrap();
+        let again = prepare(&pod, &dirs, &Brought::default()).unwrap();
         assert_eq!(ready, again);
         let count = || fs::read_to_string("/proc/self/mountinfo").unwrap().matches(root.to_str().unwrap()).count();
         assert_eq!(count(), 1, "mounted once");
@@ -490,7 +518,7 @@ mod tests {
             host_path: Some(HostPathVolumeSource { path: root.join("h").display().to_string(), type_: None }),
             ..Volume::default()
         };
-        let ready = prepare(&pod(vec![volume]), &dirs, &BTreeMap::new(), &BTreeMap::new()).unwrap();
+        let ready = prepare(&pod(vec![volume]), &dirs, &Brought::default()).unwrap();
         let mount = |name: &str, sub: Option<&str>| Container {
             name: "c".into(),
             volume_mounts: Some(vec![VolumeMount {

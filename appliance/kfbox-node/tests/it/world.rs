@@ -85,6 +85,22 @@ impl World {
         mount(Some("kfbox-test"), &config.data_dir, Some("tmpfs"), MsFlags::empty(), Some(size.as_str())).unwrap();
     }
 
+    /// The same with a file system of this kind, in a file that is gone when it is unmounted.
+    pub fn own_disk(config: &NodeConfig, kind: &str, mebibytes: u64) {
+        fs::create_dir_all(&config.data_dir).unwrap();
+        let image = config.data_dir.with_extension("disk");
+        fs::File::create(&image).unwrap().set_len(mebibytes << 20).unwrap();
+        let run = |program: &str, arguments: &[&std::ffi::OsStr]| {
+            let done = std::process::Command::new(program).args(arguments).output();
+            let done = done.expect("apt-get install e2fsprogs btrfs-progs xfsprogs mount");
+            assert!(done.status.success(), "{program}: {}", String::from_utf8_lossy(&done.stderr));
+        };
+        run(&format!("mkfs.{kind}"), &["-q".as_ref(), image.as_os_str()]);
+        // The loop device lets go by itself when it is unmounted.
+        run("mount", &["-o".as_ref(), "loop".as_ref(), image.as_os_str(), config.data_dir.as_os_str()]);
+        fs::remove_file(&image).unwrap();
+    }
+
     pub async fn start_with(change: impl FnOnce(&mut NodeConfig)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let n = unique();

@@ -3,6 +3,7 @@
 mod bad_input;
 mod browser;
 mod cli;
+mod dual_stack;
 mod engine;
 mod helm;
 mod identity;

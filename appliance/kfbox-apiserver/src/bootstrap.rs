@@ -77,7 +77,7 @@ fn others(core: &Core) -> Vec<Value> {
         }),
         json!({
             "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
-            "metadata": {"name": "kubernetes"}, "spec": {"cidrs": [core.config.service_cidr]},
+            "metadata": {"name": "kubernetes"}, "spec": {"cidrs": ranges(core)},
         }),
         json!({
             "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass",
@@ -94,6 +94,11 @@ fn others(core: &Core) -> Vec<Value> {
         ),
         class("system-node-critical", 2_000_001_000, "For system pods that must not be moved from their node."),
     ]
+}
+
+/// One range a family.
+fn ranges(core: &Core) -> Vec<&String> {
+    std::iter::once(&core.config.service_cidr).chain(&core.config.second_service_cidr).collect()
 }
 
 fn call_for(core: &Arc<Core>, object: &Value) -> Result<verbs::Call, ApiError> {
@@ -168,6 +173,23 @@ async fn tell_range(core: &Arc<Core>) -> Result<(), ApiError> {
     let range =
         json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"}});
     let call = call_for(core, &range)?;
+    // A second family comes and goes with the settings; the first range is for good.
+    let now = json!(ranges(core));
+    let how = Modification { subresource: "", track: true, replace: false };
+    let told = verbs::modify(&call, &how, |stored| {
+        let mut range = stored.clone();
+        let cidrs = &mut range["spec"]["cidrs"];
+        if cidrs[0] == now[0] && *cidrs != now {
+            *cidrs = now.clone();
+        }
+        Ok(range)
+    });
+    match told.await {
+        // A second range of another place: the object still tells the former one.
+        Err(error) if error.reason() == "Invalid" => tracing::warn!(%error, "the ServiceCIDR could not be changed"),
+        Err(error) if error.reason() != "NotFound" => return Err(error),
+        _ => {}
+    }
     let how = Modification { subresource: "status", track: true, replace: false };
     let told = verbs::modify(&call, &how, |stored| {
         let mut range = stored.clone();

@@ -3,7 +3,7 @@
 use crate::{
     resources::Resource,
     status::ApiError,
-    store::{Object, selectable_fields},
+    store::{Object, SECOND_CLUSTER_IP, selectable_fields},
 };
 
 /// What an object must satisfy to be seen.
@@ -227,7 +227,10 @@ fn field_source(resource: &Resource, key: &str) -> Option<FieldSource> {
     // events.k8s.io calls the same field by another name.
     let key =
         if &*resource.collection == "events" { key.replace("regarding.", "involvedObject.") } else { key.to_owned() };
-    selectable_fields(&resource.collection).iter().position(|f| *f == key).map(FieldSource::Indexed)
+    selectable_fields(&resource.collection)
+        .iter()
+        .position(|f| *f == key && *f != SECOND_CLUSTER_IP)
+        .map(FieldSource::Indexed)
 }
 
 /// Splits at commas that no backslash precedes.

@@ -64,6 +64,8 @@ pub struct Config {
     pub issuer: String,
     /// Cluster IPs come from here.
     pub service_cidr: String,
+    /// And their IPv6 ones from here, where the cluster has both families.
+    pub second_service_cidr: Option<String>,
     /// The cluster IP kept for DNS.
     pub dns_ip: Ipv4Addr,
     /// The cluster IP of the Service `kubernetes`.
@@ -86,6 +88,7 @@ impl Config {
             data_dir: data_dir.into(),
             issuer: "https://kubernetes.default.svc.cluster.local".into(),
             service_cidr: "10.96.0.0/16".into(),
+            second_service_cidr: None,
             dns_ip: Ipv4Addr::new(10, 96, 0, 10),
             api_service_ip: Ipv4Addr::new(10, 96, 0, 1),
             api_endpoint: None,
@@ -109,6 +112,8 @@ pub enum OpenError {
     Audit(#[from] AuditError),
     #[error("the Service network {0:?} is not an IPv4 network such as 10.96.0.0/16")]
     ServiceNetwork(String),
+    #[error("the second Service network {0:?} is not an IPv6 network such as fd00:10:96::/112")]
+    SecondServiceNetwork(String),
     #[error("cannot create {path}: {source}")]
     DataDir {
         path: PathBuf,
@@ -192,6 +197,12 @@ impl ApiServer {
             .map_err(|source| OpenError::DataDir { path: config.data_dir.clone(), source })?;
         let addresses = Addresses::new(&config.service_cidr, &[config.dns_ip, config.api_service_ip])
             .ok_or_else(|| OpenError::ServiceNetwork(config.service_cidr.clone()))?;
+        let addresses = match &config.second_service_cidr {
+            None => addresses,
+            Some(second) => {
+                addresses.with_second(second).ok_or_else(|| OpenError::SecondServiceNetwork(second.clone()))?
+            }
+        };
         let pki = config.data_dir.join("pki");
         let mut names = config.extra_sans.clone();
         names.push(config.api_service_ip.to_string());

@@ -117,7 +117,7 @@ fn make(name: &str, ipc: Option<&Path>, uts: Option<&Path>) -> Result<(), Sandbo
 }
 
 /// Writes the pod's `/etc/hosts`, `/etc/hostname` and `/etc/resolv.conf`. Blocking.
-pub fn files(pod: &Pod, data: &Path, ip: Option<IpAddr>, dns: &DnsConfig) -> Result<[PathBuf; 3], SandboxError> {
+pub fn files(pod: &Pod, data: &Path, ips: &[IpAddr], dns: &DnsConfig) -> Result<[PathBuf; 3], SandboxError> {
     let folder = data.join("etc");
     fs::create_dir_all(&folder).map_err(at("cannot create", &folder))?;
     let empty = PodSpec::default();
@@ -132,7 +132,7 @@ pub fn files(pod: &Pod, data: &Path, ip: Option<IpAddr>, dns: &DnsConfig) -> Res
     let host_hosts = if host_network { fs::read_to_string("/etc/hosts").ok() } else { None };
     let host_resolv = fs::read_to_string(&dns.host_resolv).unwrap_or_default();
     let contents = [
-        ("hosts", hosts(spec, namespace, &name, ip, &dns.domain, host_hosts.as_deref())),
+        ("hosts", hosts(spec, namespace, &name, ips, &dns.domain, host_hosts.as_deref())),
         ("hostname", format!("{name}\n")),
         ("resolv.conf", resolv(spec, namespace, dns, &host_resolv)),
     ];
@@ -146,14 +146,14 @@ pub fn files(pod: &Pod, data: &Path, ip: Option<IpAddr>, dns: &DnsConfig) -> Res
     Ok(contents.map(|(file, _)| folder.join(file)))
 }
 
-fn hosts(spec: &PodSpec, namespace: &str, name: &str, ip: Option<IpAddr>, domain: &str, host: Option<&str>) -> String {
+fn hosts(spec: &PodSpec, namespace: &str, name: &str, ips: &[IpAddr], domain: &str, host: Option<&str>) -> String {
     let mut text = match host {
         Some(host) => format!("# The host's own file, because the pod is in its network.\n{host}"),
         None => {
             let mut text = String::from("# Written by kfbox for this pod.\n127.0.0.1\tlocalhost\n");
             text.push_str("::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nfe00::\tip6-mcastprefix\n");
             text.push_str("fe00::1\tip6-allnodes\nfe00::2\tip6-allrouters\n");
-            if let Some(ip) = ip {
+            for ip in ips {
                 match spec.subdomain.as_deref().filter(|s| !s.is_empty()) {
                     Some(sub) => text.push_str(&format!("{ip}\t{name}.{sub}.{namespace}.svc.{domain}\t{name}\n")),
                     None => text.push_str(&format!("{ip}\t{name}\n")),
@@ -263,8 +263,10 @@ mod tests {
             host_aliases: Some(vec![HostAlias { ip: "1.2.3.4".into(), hostnames: Some(vec!["x".into(), "y".into()]) }]),
             ..PodSpec::default()
         };
-        let text = hosts(&spec, "ns", "p", Some([10, 244, 0, 9].into()), "cluster.local", None);
+        let text =
+            hosts(&spec, "ns", "p", &[[10, 244, 0, 9].into(), "fd00::9".parse().unwrap()], "cluster.local", None);
         assert!(text.contains("\n10.244.0.9\tp.sub.ns.svc.cluster.local\tp\n"), "{text}");
+        assert!(text.contains("\nfd00::9\tp.sub.ns.svc.cluster.local\tp\n"), "{text}");
         assert!(text.ends_with("1.2.3.4\tx\ty\n"), "{text}");
     }
 

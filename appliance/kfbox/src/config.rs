@@ -8,8 +8,12 @@ pub use gateway::{Gateway, TlsMode};
 use crate::failure::{Code, Failure};
 use anyhow::Context;
 use clap::Args;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use kfbox_gateway::ConnectorConfig;
-use kfbox_node::{DevicesConfig, GpuConfig, MigStrategy};
+use kfbox_node::{
+    DevicesConfig, GpuConfig, MigStrategy,
+    network::{Pairing, SecondRanges},
+};
 use kfbox_platform::{PodSecurity, Walls};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -65,11 +69,11 @@ pub struct UpOptions {
     /// The image registry, to push to from outside of pods
     #[arg(long, env = "KFBOX_REGISTRY_ADDRESS", value_name = "ADDR:PORT")]
     pub registry_address: Option<SocketAddr>,
-    /// The pods' network
-    #[arg(long, env = "KFBOX_POD_CIDR", value_name = "CIDR")]
+    /// The pods' network; with an IPv6 one after a comma, pods have an address of each
+    #[arg(long, env = "KFBOX_POD_CIDR", value_name = "CIDR[,CIDR]")]
     pub pod_cidr: Option<String>,
-    /// The Services' network
-    #[arg(long, env = "KFBOX_SERVICE_CIDR", value_name = "CIDR")]
+    /// The Services' network, likewise
+    #[arg(long, env = "KFBOX_SERVICE_CIDR", value_name = "CIDR[,CIDR]")]
     pub service_cidr: Option<String>,
     /// What pods in people's namespaces may not ask for: `privileged` (anything goes), `baseline` or `restricted`
     #[arg(long, env = "KFBOX_POD_SECURITY", value_name = "LEVEL")]
@@ -132,6 +136,8 @@ pub struct Audit {
 pub struct Network {
     /// Empty: the instance's name and a zero.
     pub bridge: String,
+    /// An IPv4 network, and after a comma an IPv6 one: either both settings have one or neither. Without, IPv6 is off:
+    /// with it the machine forwards IPv6, which changes it for others too.
     pub pod_cidr: String,
     pub service_cidr: String,
 }
@@ -453,19 +459,38 @@ impl Config {
         enabled.then_some(kfbox_apiserver::AuditConfig { policy, max_bytes, files })
     }
 
-    /// The addresses that follow from the two networks.
+    /// The addresses that follow from the networks.
     pub fn addresses(&self) -> anyhow::Result<Addresses> {
-        let pods = parse_cidr("pod_cidr", &self.network.pod_cidr, 28)?;
-        let services = parse_cidr("service_cidr", &self.network.service_cidr, 27)?;
-        let overlap = |a: (u32, u8), b: (u32, u8)| {
-            let shift = 32 - a.1.min(b.1);
-            a.0.checked_shr(shift.into()) == b.0.checked_shr(shift.into())
-        };
-        if overlap(pods, services) {
+        let (pods, second_pods) = parse_cidrs("pod_cidr", &self.network.pod_cidr, 28)?;
+        let (services, second_services) = parse_cidrs("service_cidr", &self.network.service_cidr, 27)?;
+        if overlap(pods.into(), services.into()) {
             return Err(wrong("pod_cidr and service_cidr overlap".to_owned()).into());
         }
-        let nth = |network: u32, n: u32| Ipv4Addr::from(network + n);
-        Ok(Addresses { bridge: nth(pods.0, 1), api_service: nth(services.0, 1), dns: nth(services.0, 10) })
+        let second = match (second_pods, second_services) {
+            (None, None) => None,
+            (Some(second_pods), Some(second_services)) => {
+                if overlap(second_pods.into(), second_services.into()) {
+                    return Err(wrong("the IPv6 networks of pod_cidr and service_cidr overlap".to_owned()).into());
+                }
+                if !(Pairing { first: pods, second: second_pods }).fits() {
+                    let longest = 96 + pods.prefix_len();
+                    let message = format!(
+                        "network.pod_cidr: {second_pods} has less addresses than {pods}; it may be a /{longest} at most"
+                    );
+                    return Err(wrong(message).into());
+                }
+                Some(SecondRanges { pods: second_pods, services: second_services })
+            }
+            (some, _) => {
+                let (has, lacks) =
+                    if some.is_some() { ("pod_cidr", "service_cidr") } else { ("service_cidr", "pod_cidr") };
+                let message = format!("network.{has} has an IPv6 network and network.{lacks} has none");
+                return Err(wrong(message).into());
+            }
+        };
+        let nth = |net: Ipv4Net, n: u32| Ipv4Addr::from(u32::from(net.network()) + n);
+        let (bridge, api_service, dns) = (nth(pods, 1), nth(services, 1), nth(services, 10));
+        Ok(Addresses { pods, services, second, bridge, api_service, dns })
     }
 
     pub fn control_socket(data_dir: &Path) -> PathBuf {
@@ -473,27 +498,54 @@ impl Config {
     }
 }
 
-/// Derived addresses.
+/// The networks, and derived addresses.
 #[derive(Debug, Clone, Copy)]
 pub struct Addresses {
+    pub pods: Ipv4Net,
+    pub services: Ipv4Net,
+    pub second: Option<SecondRanges>,
     /// The pods' gateway: where pods reach the daemon.
     pub bridge: Ipv4Addr,
     pub api_service: Ipv4Addr,
     pub dns: Ipv4Addr,
 }
 
-fn parse_cidr(field: &str, text: &str, longest: u8) -> anyhow::Result<(u32, u8)> {
-    let parsed = text.split_once('/').and_then(|(address, length)| {
-        let address: Ipv4Addr = address.parse().ok()?;
-        let length: u8 = length.parse().ok().filter(|l| (8..=longest).contains(l))?;
-        let bits = u32::from(address);
-        (bits & (u32::MAX << (32 - length)) == bits).then_some((bits, length))
-    });
-    parsed.ok_or_else(|| {
-        wrong(format!("network.{field} {text:?} must be an IPv4 network such as 10.244.0.0/22 (/8 to /{longest})"))
-            .into()
-    })
+fn overlap(a: IpNet, b: IpNet) -> bool {
+    a.contains(&b) || b.contains(&a)
 }
+
+/// One network a family, the IPv4 one first. `longest` is the smallest that the IPv4 one may be.
+fn parse_cidrs(field: &str, text: &str, longest: u8) -> anyhow::Result<(Ipv4Net, Option<Ipv6Net>)> {
+    let first_of = |text: &str| {
+        let net: Ipv4Net = text.trim().parse().ok()?;
+        ((8..=longest).contains(&net.prefix_len()) && net.trunc() == net).then_some(net)
+    };
+    let second_of = |text: &str| {
+        let net: Ipv6Net = text.trim().parse().ok()?;
+        // Unique local or global unicast: anything else means something of its own.
+        let (first, plain) = (net.addr().segments()[0], net.trunc() == net);
+        let unicast = first & 0xfe00 == 0xfc00 || first & 0xe000 == 0x2000;
+        (unicast && plain && (32..=SECOND_LONGEST).contains(&net.prefix_len())).then_some(net)
+    };
+    let (first, second) = match text.split_once(',') {
+        None => (text, None),
+        Some((first, second)) => (first, Some(second)),
+    };
+    let first = first_of(first).ok_or_else(|| {
+        let order = if first.contains(':') { "; an IPv6 network comes second, after a comma" } else { "" };
+        let what = format!("must be an IPv4 network such as 10.244.0.0/22 (/8 to /{longest}){order}");
+        wrong(format!("network.{field} {text:?} {what}"))
+    })?;
+    let Some(second) = second else { return Ok((first, None)) };
+    let second = second_of(second).ok_or_else(|| {
+        let what = format!("such as fd00:10:244::/64 (/32 to /{SECOND_LONGEST}, of unique local or global addresses)");
+        wrong(format!("network.{field} {text:?} must have one IPv6 network after the comma, {what}"))
+    })?;
+    Ok((first, Some(second)))
+}
+
+/// Room for 256 addresses.
+const SECOND_LONGEST: u8 = 120;
 
 fn wrong(message: String) -> Failure {
     Failure::new(
@@ -571,6 +623,21 @@ mod tests {
             ("instance = \"Not Good\"", "lower-case"),
             ("[network]\npod_cidr = \"10.9.0.1/22\"", "pod_cidr"),
             ("[network]\npod_cidr = \"10.96.4.0/22\"", "overlap"),
+            ("[network]\npod_cidr = \"10.244.0.0/22,fd00:1::/64\"", "service_cidr has none"),
+            ("[network]\nservice_cidr = \"10.96.0.0/16,fd00:1::/64\"", "pod_cidr has none"),
+            ("[network]\npod_cidr = \"fd00:1::/64,10.244.0.0/22\"", "comes second"),
+            ("[network]\npod_cidr = \"10.244.0.0/22,10.245.0.0/22\"", "IPv6 network after the comma"),
+            ("[network]\npod_cidr = \"10.244.0.0/22,fd00:1::/64,fd00:2::/64\"", "IPv6 network after the comma"),
+            ("[network]\npod_cidr = \"10.244.0.0/22,fe80::/64\"", "unique local"),
+            ("[network]\npod_cidr = \"10.244.0.0/22,fd00:1::1/64\"", "IPv6 network after the comma"),
+            (
+                "[network]\npod_cidr = \"10.244.0.0/22,fd00:1::/64\"\nservice_cidr = \"10.96.0.0/16,fd00:1::/112\"",
+                "overlap",
+            ),
+            (
+                "[network]\npod_cidr = \"10.244.0.0/22,fd00:1::/119\"\nservice_cidr = \"10.96.0.0/16,fd00:2::/112\"",
+                "/118 at most",
+            ),
             ("[kubernetes.audit]\nfiles = 0", "kubernetes.audit"),
             ("[profiles]\npod_security = \"lax\"", "lax"),
             ("[pipelines]\nkeep_run_days = 3", "keep_run_days"),

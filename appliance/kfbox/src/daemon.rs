@@ -201,7 +201,8 @@ impl Listeners {
 
 async fn start(config: &Config, tasks: &Tasks, announce: bool) -> anyhow::Result<Control> {
     let data_dir = &config.data_dir;
-    let Addresses { bridge, api_service, dns } = config.addresses()?;
+    let networks = config.addresses()?;
+    let Addresses { bridge, api_service, dns, .. } = networks;
     let listeners = Listeners::bind(config).await?;
     let gateway_address = listeners.gateway.local_addr()?;
     let kubernetes_address = listeners.kubernetes.local_addr()?;
@@ -238,7 +239,8 @@ async fn start(config: &Config, tasks: &Tasks, announce: bool) -> anyhow::Result
     // The cluster.
     let api = ApiServer::open(
         kfbox_apiserver::Config {
-            service_cidr: config.network.service_cidr.clone(),
+            service_cidr: networks.services.to_string(),
+            second_service_cidr: networks.second.map(|second| second.services.to_string()),
             dns_ip: dns,
             api_service_ip: api_service,
             api_endpoint: Some((bridge, port::KUBERNETES)),
@@ -571,19 +573,16 @@ async fn store_launcher(node: &Node) -> anyhow::Result<String> {
 }
 
 fn node_config(config: &Config, node_name: &str) -> anyhow::Result<NodeConfig> {
-    let cidr = |field: &str, text: &str| {
-        text.parse().map_err(|e| {
-            Failure::new(Code::Configuration, format!("network.{field} {text:?}: {e}"), "correct the configuration")
-        })
-    };
+    let networks = config.addresses()?;
     // Mounts and sockets of this boot; two boxes on one machine differ by their instance.
     let run_dir = Path::new("/run/kfbox").join(&config.instance);
     let network = NetworkConfig {
         instance: config.instance.clone(),
         bridge: config.network.bridge.clone(),
-        pod_cidr: cidr("pod_cidr", &config.network.pod_cidr)?,
-        service_cidr: cidr("service_cidr", &config.network.service_cidr)?,
-        dns_ip: config.addresses()?.dns,
+        pod_cidr: networks.pods,
+        service_cidr: networks.services,
+        second: networks.second,
+        dns_ip: networks.dns,
         mtu: 0,
         run_dir: run_dir.clone(),
     };

@@ -14,7 +14,7 @@ use hyper_util::{
     client::legacy::Client,
     rt::{TokioExecutor, TokioIo},
 };
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv6Net};
 use kfbox_base::BoxError;
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -130,7 +130,8 @@ fn special(address: IpAddr) -> Option<&'static str> {
                 Some("no address of anybody's")
             } else if v6.is_unicast_link_local() {
                 Some("a link-local address")
-            } else if v6.segments()[..3] == [0xfd00, 0x0ec2, 0] {
+            } else if [[0xfd00, 0x0ec2, 0], [0xfd20, 0x00ce, 0]].iter().any(|place| v6.segments()[..3] == *place) {
+                // Amazon's and Google's.
                 Some(METADATA)
             } else {
                 None
@@ -141,7 +142,8 @@ fn special(address: IpAddr) -> Option<&'static str> {
 
 /// The cluster's networks from their settings.
 pub fn networks(cidrs: &[&str]) -> anyhow::Result<Vec<IpNet>> {
-    cidrs.iter().map(|cidr| Ok(cidr.parse::<Ipv4Net>()?.into())).collect()
+    // A setting may hold one of each family.
+    cidrs.iter().flat_map(|cidrs| cidrs.split(',')).map(|cidr| Ok(cidr.trim().parse()?)).collect()
 }
 
 /// Connects within the policy.
@@ -360,7 +362,7 @@ mod tests {
 
     fn policy(named: &[&str]) -> Policy {
         let named = named.iter().map(|u| u.parse().unwrap()).collect();
-        Policy::new(named, networks(&["10.244.0.0/22", "10.96.0.0/16"]).unwrap())
+        Policy::new(named, networks(&["10.244.0.0/22,fd07:1::/64", "10.96.0.0/16, fd07:2::/112"]).unwrap())
     }
 
     #[test]
@@ -388,6 +390,9 @@ mod tests {
             "2001:0:1::1",
             "fe80::1",
             "fd00:ec2::254",
+            "fd20:ce::254",
+            "fd07:1::9",
+            "fd07:2::9",
             "ff02::1",
             "2001:db8::7",
         ] {

@@ -21,6 +21,7 @@ mod priority;
 pub mod quota;
 mod runtime_class;
 mod service_account;
+mod service_families;
 mod services;
 mod storage_protection;
 mod webhooks;

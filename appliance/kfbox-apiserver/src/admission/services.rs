@@ -1,25 +1,34 @@
-//! Addresses and ports of Services (`pkg/registry/core/service/storage/alloc.go`), for IPv4.
+//! Addresses and ports of Services (`pkg/registry/core/service/storage/alloc.go`), of one family or both.
 
-use super::Request;
+use super::{Request, service_families};
 use crate::{object::meta, schema::FieldError, status::ApiError, verbs::Call};
 use kfbox_base::ResourceAttributes;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+};
 
 const NODE_PORTS: std::ops::RangeInclusive<u16> = 30000..=32767;
 
-/// The Service network, and what is being given out at this moment.
+/// Of an IPv6 network, addresses are chosen among the first so many: enough, and short to read.
+const CHOSEN_FROM: u128 = 1 << 16;
+
+/// The Service networks, and what is being given out at this moment.
 pub struct Addresses {
     first: u32,
     last: u32,
+    /// The IPv6 network's, where there is one.
+    second: Option<(u128, u128)>,
     kept: Vec<Ipv4Addr>,
     pending: Mutex<Pending>,
 }
 
 #[derive(Default)]
 struct Pending {
-    addresses: BTreeSet<Ipv4Addr>,
+    addresses: BTreeSet<IpAddr>,
     ports: BTreeSet<u16>,
 }
 
@@ -30,7 +39,7 @@ pub struct Reservation {
 }
 
 enum Reserved {
-    Address(Ipv4Addr),
+    Address(IpAddr),
     Port(u16),
 }
 
@@ -54,11 +63,48 @@ impl Addresses {
         }
         let mask = u32::MAX << (32 - bits);
         let base = u32::from(network) & mask;
-        Some(Self { first: base + 1, last: (base | !mask) - 1, kept: kept.to_vec(), pending: Mutex::default() })
+        let (first, last) = (base + 1, (base | !mask) - 1);
+        Some(Self { first, last, second: None, kept: kept.to_vec(), pending: Mutex::default() })
     }
 
-    fn contains(&self, address: Ipv4Addr) -> bool {
-        (self.first..=self.last).contains(&u32::from(address))
+    /// Adds the IPv6 network.
+    pub fn with_second(self, cidr: &str) -> Option<Self> {
+        let (network, bits) = cidr.split_once('/')?;
+        let (network, bits): (Ipv6Addr, u32) = (network.parse().ok()?, bits.parse().ok()?);
+        if !(8..=125).contains(&bits) {
+            return None;
+        }
+        let mask = u128::MAX << (128 - bits);
+        let base = u128::from(network) & mask;
+        // IPv6 has no broadcast address.
+        Some(Self { second: Some((base + 1, base | !mask)), ..self })
+    }
+
+    pub fn is_dual(&self) -> bool {
+        self.second.is_some()
+    }
+
+    fn contains(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(v4) => (self.first..=self.last).contains(&u32::from(v4)),
+            IpAddr::V6(v6) => self.second.is_some_and(|(first, last)| (first..=last).contains(&u128::from(v6))),
+        }
+    }
+
+    /// One of the family that is free, from anywhere: a just freed address, which clients may still remember, rarely comes
+    /// back at once.
+    fn choose(&self, family: &str, taken: &BTreeSet<IpAddr>) -> Option<IpAddr> {
+        let free = |address: &IpAddr| !taken.contains(address);
+        if family == "IPv6" {
+            let (first, last) = self.second?;
+            let size = (last - first).saturating_add(1).min(CHOSEN_FROM);
+            let start = rand::random_range(0..size);
+            return (0..size).map(|n| Ipv6Addr::from(first + (start + n) % size).into()).find(free);
+        }
+        let size = self.last - self.first + 1;
+        let start = rand::random_range(0..size);
+        let all = (0..size).map(|n| Ipv4Addr::from(self.first + (start + n) % size));
+        all.filter(|address| !self.kept.contains(address)).map(IpAddr::V4).find(free)
     }
 }
 
@@ -173,38 +219,38 @@ fn assign(call: &Call, object: &mut Value, old: Option<&Value>) -> Result<Vec<Re
         }
         return Ok(reservations);
     }
-    let invalid = |field: &str, value: &Value, why: &str| {
-        Err(ApiError::invalid("", "Service", &name, &[FieldError::invalid(field, value, why)]))
-    };
-    let asked = object["spec"]["clusterIP"].as_str().unwrap_or_default().to_owned();
-    let had = old.and_then(|o| o["spec"]["clusterIP"].as_str()).unwrap_or_default();
-    if asked.is_empty() || asked != had {
-        let chosen = match asked.as_str() {
-            "" => Some(reserve_address(call, None)?),
-            "None" => None,
-            asked => match asked.parse::<Ipv4Addr>() {
-                Ok(address) if call.core.addresses.contains(address) => Some(reserve_address(call, Some(address))?),
-                Ok(_) => {
-                    let why = "failed to allocate IP: the provided IP is not in the valid range";
-                    return invalid("spec.clusterIPs", &json!([asked]), why);
-                }
-                Err(_) => return invalid("spec.clusterIPs[0]", &json!(asked), "must be a valid IPv4 address or None"),
-            },
+    let before = old.filter(|old| has_address(old)).map(|old| &old["spec"]);
+    let refused = |errors: &[FieldError]| ApiError::invalid("", "Service", &name, errors);
+    service_families::decide(&mut object["spec"], before, call.core.addresses.is_dual())
+        .map_err(|errors| refused(&errors))?;
+    if object["spec"]["clusterIP"] != "None" {
+        let strings = |value: &Value| -> Vec<String> {
+            value.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
         };
-        let text = chosen.as_ref().map_or("None".into(), |(address, _)| address.to_string());
-        object["spec"]["clusterIP"] = text.clone().into();
-        object["spec"]["clusterIPs"] = json!([text]);
-        reservations.extend(chosen.map(|(_, reservation)| reservation));
-    }
-    if object["spec"]["clusterIPs"].is_null() {
-        object["spec"]["clusterIPs"] = json!([object["spec"]["clusterIP"].clone()]);
-    }
-    let spec = &mut object["spec"];
-    if spec["ipFamilies"].is_null() {
-        spec["ipFamilies"] = json!(["IPv4"]);
-    }
-    if spec["ipFamilyPolicy"].is_null() {
-        spec["ipFamilyPolicy"] = "SingleStack".into();
+        let asked = strings(&object["spec"]["clusterIPs"]);
+        let had = before.map(|spec| strings(&spec["clusterIPs"])).unwrap_or_default();
+        let mut given = Vec::new();
+        for (at, family) in strings(&object["spec"]["ipFamilies"]).iter().enumerate() {
+            if let Some(same) = asked.get(at).filter(|asked| had.get(at) == Some(*asked)) {
+                given.push(same.clone());
+                continue;
+            }
+            let wanted = match asked.get(at).map(|text| text.parse::<IpAddr>()) {
+                Some(Ok(address)) if call.core.addresses.contains(address) => Some(address),
+                Some(_) => {
+                    let why = "failed to allocate IP: the provided IP is not in the valid range";
+                    return Err(refused(&[FieldError::invalid("spec.clusterIPs", &json!(asked), why)]));
+                }
+                // What was stored with both families, when the cluster had both, is left alone.
+                None if family == "IPv6" && !call.core.addresses.is_dual() => continue,
+                None => None,
+            };
+            let (address, reservation) = reserve_address(call, family, wanted)?;
+            given.push(address.to_string());
+            reservations.push(reservation);
+        }
+        object["spec"]["clusterIP"] = given.first().cloned().unwrap_or_default().into();
+        object["spec"]["clusterIPs"] = json!(given);
     }
 
     if has_node_ports(object) {
@@ -229,14 +275,14 @@ fn assign(call: &Call, object: &mut Value, old: Option<&Value>) -> Result<Vec<Re
     Ok(reservations)
 }
 
-fn reserve_address(call: &Call, asked: Option<Ipv4Addr>) -> Result<(Ipv4Addr, Reservation), ApiError> {
+fn reserve_address(call: &Call, family: &str, asked: Option<IpAddr>) -> Result<(IpAddr, Reservation), ApiError> {
     let addresses = &call.core.addresses;
     let mut pending = addresses.pending.lock();
     let stored = call.core.store.list("services", None, None, None)?;
-    let taken: BTreeSet<Ipv4Addr> = stored
+    let taken: BTreeSet<IpAddr> = stored
         .objects
         .iter()
-        .filter_map(|o| o.fields.first()?.parse().ok())
+        .flat_map(|o| o.fields.iter().take(2).filter_map(|field| field.parse().ok()))
         .chain(pending.addresses.iter().copied())
         .collect();
     let address = match asked {
@@ -249,15 +295,9 @@ fn reserve_address(call: &Call, asked: Option<Ipv4Addr>) -> Result<(Ipv4Addr, Re
             return Err(ApiError::invalid("", "Service", &call.target.name, &[error]));
         }
         Some(asked) => asked,
-        None => {
-            // Start anywhere: a just freed address, which clients may still remember, rarely comes back at once.
-            let size = addresses.last - addresses.first + 1;
-            let start = rand::random_range(0..size);
-            (0..size)
-                .map(|n| Ipv4Addr::from(addresses.first + (start + n) % size))
-                .find(|a| !taken.contains(a) && !addresses.kept.contains(a))
-                .ok_or_else(|| ApiError::internal("failed to allocate a serviceIP: range is full"))?
-        }
+        None => addresses
+            .choose(family, &taken)
+            .ok_or_else(|| ApiError::internal("failed to allocate a serviceIP: range is full"))?,
     };
     pending.addresses.insert(address);
     drop(pending);
@@ -267,7 +307,7 @@ fn reserve_address(call: &Call, asked: Option<Ipv4Addr>) -> Result<(Ipv4Addr, Re
 fn node_ports_taken(call: &Call) -> BTreeSet<u16> {
     let Ok(stored) = call.core.store.list("services", None, None, None) else { return BTreeSet::new() };
     let with_ports =
-        stored.objects.iter().filter(|o| matches!(o.fields.get(1).map(|t| &**t), Some("NodePort" | "LoadBalancer")));
+        stored.objects.iter().filter(|o| matches!(o.fields.get(2).map(|t| &**t), Some("NodePort" | "LoadBalancer")));
     with_ports
         .flat_map(|o| o.value()["spec"]["ports"].as_array().cloned().unwrap_or_default())
         .filter_map(|p| p["nodePort"].as_u64().and_then(|n| u16::try_from(n).ok()))
@@ -321,10 +361,21 @@ mod tests {
     #[test]
     fn a_network_gives_out_its_hosts_only() {
         let addresses = Addresses::new("10.96.0.0/16", &[]).unwrap();
-        assert!(addresses.contains(Ipv4Addr::new(10, 96, 0, 1)));
-        assert!(addresses.contains(Ipv4Addr::new(10, 96, 255, 254)));
-        assert!(!addresses.contains(Ipv4Addr::new(10, 96, 255, 255)));
-        assert!(!addresses.contains(Ipv4Addr::new(10, 97, 0, 1)));
+        let holds = |addresses: &Addresses, text: &str| addresses.contains(text.parse().unwrap());
+        assert!(holds(&addresses, "10.96.0.1") && holds(&addresses, "10.96.255.254"));
+        assert!(!holds(&addresses, "10.96.255.255") && !holds(&addresses, "10.97.0.1"));
+        assert!(!holds(&addresses, "fd00::1") && !addresses.is_dual());
+        let addresses = addresses.with_second("fd00::/125").unwrap();
+        assert!(holds(&addresses, "fd00::1") && holds(&addresses, "fd00::7") && holds(&addresses, "10.96.0.1"));
+        assert!(!holds(&addresses, "fd00::") && !holds(&addresses, "fd00::8"));
+        let mut taken = BTreeSet::new();
+        while let Some(address) = addresses.choose("IPv6", &taken) {
+            assert!(taken.insert(address));
+        }
+        assert_eq!(taken.len(), 7);
+        let whole = Addresses::new("10.96.0.0/16", &[]).unwrap().with_second("fd00::/8").unwrap();
+        assert!(whole.choose("IPv6", &BTreeSet::new()).is_some());
+        assert!(Addresses::new("10.96.0.0/16", &[]).unwrap().with_second("10.0.0.0/8").is_none());
         assert!(Addresses::new("10.96.0.0", &[]).is_none());
         assert!(Addresses::new("fd00::/64", &[]).is_none());
     }

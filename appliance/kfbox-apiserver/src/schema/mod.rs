@@ -31,7 +31,7 @@ pub use default::default;
 pub use field::FieldError;
 #[cfg(test)]
 use field::Reason;
-pub use kinds::{is_dns_subdomain, validate_metadata, validate_write};
+pub use kinds::{is_dns_subdomain, service_addresses, validate_metadata, validate_write};
 pub use prune::prune;
 pub use typed_defaults::default_builtin;
 pub(crate) use typed_defaults::drop_nulls;

@@ -605,9 +605,8 @@ fn service(spec: &mut Object) {
         set(spec, "allocateLoadBalancerNodePorts", true);
     }
     if kind != "ExternalName" {
+        // The families depend on the cluster and on what was there before: addresses are given out with them.
         set_text(spec, "internalTrafficPolicy", "Cluster");
-        set_text(spec, "ipFamilyPolicy", "SingleStack");
-        set(spec, "ipFamilies", json!(["IPv4"]));
     }
 }
 

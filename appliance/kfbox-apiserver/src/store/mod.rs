@@ -13,7 +13,7 @@ mod watcher;
 mod writer;
 
 pub use log::SCHEMA;
-pub use record::{Encoded, Key, Object, encode, field, selectable_fields};
+pub use record::{Encoded, Key, Object, SECOND_CLUSTER_IP, encode, field, selectable_fields};
 pub use state::{Change, Expired, KEPT_REVISIONS, Range, Snapshot};
 pub use told::Telling;
 pub use watcher::Watcher;

@@ -186,9 +186,19 @@ pub(super) fn restore(collection: &str, key: Key, revision: u64, written: i64, j
     Object { key, revision, written, json: json.into(), version, uid, labels, fields }
 }
 
+/// A Service's second address: counted among those that are taken, and no field that a selector may name.
+pub const SECOND_CLUSTER_IP: &str = "spec.clusterIPs.1";
+
+fn member<'a>(value: &'a Value, step: &str) -> &'a Value {
+    match value {
+        Value::Array(list) => step.parse::<usize>().ok().and_then(|at| list.get(at)).unwrap_or(&Value::Null),
+        value => &value[step],
+    }
+}
+
 /// A field as selectors compare it: absent is empty, scalars are their text.
 pub fn field(object: &Value, path: &str) -> String {
-    match path.split('.').fold(object, |value, step| &value[step]) {
+    match path.split('.').fold(object, member) {
         Value::String(s) => s.clone(),
         Value::Bool(b) => b.to_string(),
         Value::Number(n) => n.to_string(),
@@ -228,7 +238,7 @@ pub fn selectable_fields(collection: &str) -> &'static [&'static str] {
         "secrets" => &["type"],
         "nodes" => &["spec.unschedulable"],
         "namespaces" => &["status.phase"],
-        "services" => &["spec.clusterIP", "spec.type"],
+        "services" => &["spec.clusterIP", SECOND_CLUSTER_IP, "spec.type"],
         "replicationcontrollers" | "replicasets.apps" => &["status.replicas"],
         "jobs.batch" => &["status.successful"],
         "certificatesigningrequests.certificates.k8s.io" => &["spec.signerName"],

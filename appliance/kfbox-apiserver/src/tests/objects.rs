@@ -298,6 +298,69 @@ async fn services_get_addresses_of_their_own() {
     assert_eq!(updated.ports.unwrap()[0].node_port, specs[1].ports.as_ref().unwrap()[0].node_port);
 }
 
+/// As upstream's page on dual stack tells it, over the API.
+#[tokio::test]
+async fn services_get_addresses_of_both_families() {
+    let world = crate::tests::world_with(|config| config.second_service_cidr = Some("fd00:96::/112".into())).await;
+    let services = "/api/v1/namespaces/default/services";
+    let make = async |name: &str, mut spec: Value| {
+        spec["ports"] = json!([{"port": 80}]);
+        spec["selector"] = json!({"a": "b"});
+        world.post(services, json!({"metadata": {"name": name}, "spec": spec})).await
+    };
+    let (_, own) = world.get(&format!("{services}/kubernetes")).await;
+    assert_eq!(
+        (own["spec"]["ipFamilyPolicy"].as_str(), own["spec"]["clusterIPs"].as_array().unwrap().len()),
+        (Some("SingleStack"), 1)
+    );
+    let (_, range) = world.get("/apis/networking.k8s.io/v1/servicecidrs/kubernetes").await;
+    assert_eq!(range["spec"]["cidrs"], json!(["10.96.0.0/16", "fd00:96::/112"]));
+
+    let (code, plain) = make("plain", json!({})).await;
+    assert_eq!((code.as_u16(), &plain["spec"]["ipFamilies"]), (201, &json!(["IPv4"])), "{plain}");
+    let (code, both) = make("both", json!({"ipFamilyPolicy": "RequireDualStack"})).await;
+    assert_eq!((code.as_u16(), &both["spec"]["ipFamilies"]), (201, &json!(["IPv4", "IPv6"])), "{both}");
+    let ips = both["spec"]["clusterIPs"].clone();
+    assert!(
+        ips[0].as_str().unwrap().starts_with("10.96.") && ips[1].as_str().unwrap().starts_with("fd00:96::"),
+        "{both}"
+    );
+    assert_eq!(both["spec"]["clusterIP"], ips[0]);
+    let (code, second) = make("second", json!({"ipFamilies": ["IPv6"]})).await;
+    assert_eq!((code.as_u16(), &second["spec"]["ipFamilyPolicy"]), (201, &json!("SingleStack")), "{second}");
+    assert!(second["spec"]["clusterIP"].as_str().unwrap().starts_with("fd00:96::"), "{second}");
+
+    // An address that is another's, as its first or its second, is refused; one of no range too.
+    for taken in [&ips[1], &second["spec"]["clusterIP"], &json!("fd00:97::1")] {
+        let (code, answer) = make("taken", json!({"clusterIP": taken})).await;
+        assert_eq!(code.as_u16(), 422, "{answer}");
+        assert!(answer["message"].as_str().unwrap().contains("failed to allocate IP"), "{answer}");
+    }
+
+    // Up, with an update that says so, and down again. The first address stays.
+    let (code, answer) = world.merge(&format!("{services}/plain"), json!({"metadata": {"labels": {"x": "y"}}})).await;
+    assert_eq!((code.as_u16(), answer["spec"]["clusterIPs"].as_array().unwrap().len()), (200, 1));
+    let policy = |policy: &str| json!({"spec": {"ipFamilyPolicy": policy}});
+    let (code, up) = world.merge(&format!("{services}/plain"), policy("PreferDualStack")).await;
+    assert_eq!((code.as_u16(), up["spec"]["clusterIPs"].as_array().unwrap().len()), (200, 2), "{up}");
+    assert_eq!(up["spec"]["clusterIP"], plain["spec"]["clusterIP"]);
+    let (code, down) = world.merge(&format!("{services}/plain"), policy("SingleStack")).await;
+    assert_eq!((code.as_u16(), &down["spec"]["clusterIPs"]), (200, &plain["spec"]["clusterIPs"]), "{down}");
+    assert_eq!(down["spec"]["ipFamilies"], json!(["IPv4"]));
+
+    // What may not change does not.
+    let both_at = format!("{services}/both");
+    for (patch, why) in [
+        (json!({"spec": {"ipFamilies": ["IPv6", "IPv4"]}}), "spec.clusterIPs[0]"),
+        (json!({"spec": {"clusterIPs": [ips[0], "fd00:96::77"]}}), "spec.clusterIPs[1]"),
+        (json!({"spec": {"clusterIPs": [ips[0]], "ipFamilies": ["IPv4"]}}), "spec.clusterIPs[1]"),
+    ] {
+        let (code, answer) = world.merge(&both_at, patch.clone()).await;
+        assert_eq!(code.as_u16(), 422, "{patch}: {answer}");
+        assert!(answer["message"].as_str().unwrap().contains(why), "{patch}: {answer}");
+    }
+}
+
 #[tokio::test]
 async fn status_and_spec_are_written_apart() {
     let world = world().await;

@@ -1,5 +1,5 @@
-//! The cluster's DNS server, in the daemon: on the bridge's address, where the network sends what is asked of the DNS
-//! service address. Source: the Kubernetes "DNS for Services and Pods" page.
+//! The cluster's DNS server, in the daemon: on the bridge's IPv4 address, where the network sends what is asked of the DNS
+//! service address. It tells addresses of both families. Source: the Kubernetes "DNS for Services and Pods" page.
 //!
 //! Guarantees: answers about the cluster are as new as the watches; a look-up outside that cannot be made fails fast.
 //! Architecture Invariant: it listens on the bridge alone, and never asks itself.
@@ -36,7 +36,7 @@ use std::{
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::watch;
 use upstream::{Forwarder, Outside};
-use zone::{Answer, Zone};
+use zone::{Answer, Ranges, Zone};
 
 /// A TCP client that sends nothing is let go.
 const IDLE: Duration = Duration::from_secs(10);
@@ -107,8 +107,7 @@ pub async fn run(
     let handler = Handler {
         domain,
         aliases,
-        pods: network.config().pod_cidr,
-        services: network.config().service_cidr,
+        ranges: Ranges { pods: network.config().pod_ranges(), services: network.config().service_ranges() },
         forwarder: Forwarder::new(config.upstream, own),
         changes: directory.changes(),
         zone: Mutex::new(None),
@@ -156,8 +155,7 @@ struct Handler {
     domain: Name,
     /// Few: they are looked through.
     aliases: Vec<(Name, Name)>,
-    pods: ipnet::Ipv4Net,
-    services: ipnet::Ipv4Net,
+    ranges: Ranges,
     forwarder: Forwarder,
     directory: Directory,
     changes: watch::Receiver<u64>,
@@ -189,7 +187,7 @@ impl Handler {
             return zone.clone();
         }
         let (services, slices) = (self.directory.services.state(), self.directory.slices.state());
-        let zone = Arc::new(Zone::new(&self.domain, self.pods, self.services, &services, &slices));
+        let zone = Arc::new(Zone::new(&self.domain, &self.ranges, &services, &slices));
         *current = Some((version, zone.clone()));
         zone
     }

@@ -35,10 +35,15 @@ fn world() -> (Vec<Arc<Service>>, Vec<Arc<EndpointSlice>>) {
     (services, vec![Arc::new(serde_json::from_value(slice).unwrap())])
 }
 
+fn ranges() -> Ranges {
+    let of = |texts: [&str; 2]| texts.iter().map(|text| text.parse().unwrap()).collect();
+    Ranges { pods: of(["10.244.0.0/22", "fd00::/64"]), services: of(["10.96.0.0/16", "fd01::/112"]) }
+}
+
 fn zone() -> Zone {
     let (services, slices) = world();
     let domain = Name::from_ascii("cluster.local.").unwrap();
-    Zone::new(&domain, "10.244.0.0/22".parse().unwrap(), "10.96.0.0/16".parse().unwrap(), &services, &slices)
+    Zone::new(&domain, &ranges(), &services, &slices)
 }
 
 fn shown(answer: Answer) -> String {
@@ -241,5 +246,44 @@ async fn without_an_answer_from_outside_names_fail_fast() {
     for upstream in [Upstream::File(file), Upstream::File(folder.path().join("none")), Upstream::None] {
         let forwarder = Forwarder::new(upstream, own.clone());
         assert!(matches!(forwarder.ask(&name, RecordType::A).await, Outside::NoName(_)));
+    }
+}
+
+#[test]
+fn names_have_addresses_of_both_families() {
+    let both = json!({"clusterIP": "10.96.1.1", "clusterIPs": ["10.96.1.1", "fd01::a"], "ports": [{"name": "http", "port": 80}]});
+    let services = [service("web", both), service("db", json!({"clusterIP": "None"}))];
+    let slice = |kind: &str, named: &str, plain: &str| {
+        let object = json!({
+            "metadata": {"name": format!("db-{kind}"), "namespace": "ns", "labels": {"kubernetes.io/service-name": "db"}},
+            "addressType": kind, "endpoints": [{"addresses": [named], "hostname": "db-0"}, {"addresses": [plain]}],
+        });
+        Arc::new(serde_json::from_value::<EndpointSlice>(object).unwrap())
+    };
+    let slices = [slice("IPv4", "10.244.0.5", "10.244.0.6"), slice("IPv6", "fd00::5", "fd00::6")];
+    let zone = Zone::new(&Name::from_ascii("cluster.local.").unwrap(), &ranges(), &services, &slices);
+    let reverse = |address: &str| Name::from(address.parse::<IpAddr>().unwrap()).to_string();
+    let (of_web, of_db, of_nobody) = (reverse("fd01::a"), reverse("fd00::5"), reverse("fd00::7"));
+    for (name, kind, wanted) in [
+        ("web.ns.svc.cluster.local.", RecordType::A, "10.96.1.1"),
+        ("web.ns.svc.cluster.local.", RecordType::AAAA, "fd01::a"),
+        ("db.ns.svc.cluster.local.", RecordType::A, "10.244.0.5, 10.244.0.6"),
+        ("db.ns.svc.cluster.local.", RecordType::AAAA, "fd00::5, fd00::6"),
+        ("db-0.db.ns.svc.cluster.local.", RecordType::AAAA, "fd00::5"),
+        ("fd00--6.db.ns.svc.cluster.local.", RecordType::AAAA, "fd00::6"),
+        ("fd00--6.db.ns.svc.cluster.local.", RecordType::A, "NoData"),
+        ("fd00--9.ns.pod.cluster.local.", RecordType::AAAA, "fd00::9"),
+        ("fd00-0-0-0-0-0-0-9.ns.pod.cluster.local.", RecordType::AAAA, "fd00::9"),
+        ("fd99--9.ns.pod.cluster.local.", RecordType::AAAA, "NoName"),
+        ("10-244-0-9.ns.pod.cluster.local.", RecordType::AAAA, "NoData"),
+        (of_web.as_str(), RecordType::PTR, "web.ns.svc.cluster.local."),
+        (of_db.as_str(), RecordType::PTR, "db-0.db.ns.svc.cluster.local."),
+        (of_db.as_str(), RecordType::A, "NoData"),
+        (of_nobody.as_str(), RecordType::PTR, "NoName"),
+        (reverse("2001:db8::1").as_str(), RecordType::PTR, "Elsewhere"),
+    ] {
+        let mut name = Name::from_ascii(name).unwrap();
+        name.set_fqdn(true);
+        assert_eq!(shown(zone.answer(&name, kind)), wanted, "{name} {kind}");
     }
 }

@@ -7,14 +7,14 @@
 use crate::services::desired::{State, state};
 use hickory_proto::rr::{
     Name, RData, Record, RecordType,
-    rdata::{A, CNAME, PTR, SOA, SRV, TXT},
+    rdata::{A, AAAA, CNAME, PTR, SOA, SRV, TXT},
 };
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use kube::ResourceExt;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
 };
 
@@ -46,7 +46,7 @@ struct Entry {
 enum Kind {
     #[default]
     Headless,
-    Addresses(Vec<Ipv4Addr>),
+    Addresses(Vec<IpAddr>),
     External(Name),
 }
 
@@ -59,7 +59,7 @@ struct NamedPort {
 
 #[derive(Debug, Default)]
 struct Host {
-    addresses: BTreeSet<Ipv4Addr>,
+    addresses: BTreeSet<IpAddr>,
     ports: BTreeSet<NamedPort>,
 }
 
@@ -69,26 +69,25 @@ pub struct Zone {
     domain: Name,
     /// The domain's labels, lower case.
     suffix: Vec<String>,
-    pods: Ipv4Net,
-    service_range: Ipv4Net,
+    ranges: Ranges,
     services: HashMap<(String, String), Entry>,
     namespaces: HashSet<String>,
-    pointers: HashMap<Ipv4Addr, Vec<Name>>,
+    pointers: HashMap<IpAddr, Vec<Name>>,
+}
+
+/// The cluster's addresses, of one family or both.
+#[derive(Debug, Clone)]
+pub struct Ranges {
+    pub pods: Vec<IpNet>,
+    pub services: Vec<IpNet>,
 }
 
 impl Zone {
-    pub fn new(
-        domain: &Name,
-        pods: Ipv4Net,
-        service_range: Ipv4Net,
-        services: &[Arc<Service>],
-        slices: &[Arc<EndpointSlice>],
-    ) -> Self {
+    pub fn new(domain: &Name, ranges: &Ranges, services: &[Arc<Service>], slices: &[Arc<EndpointSlice>]) -> Self {
         let mut zone = Self {
             domain: domain.clone(),
             suffix: labels(domain),
-            pods,
-            service_range,
+            ranges: ranges.clone(),
             services: HashMap::new(),
             namespaces: HashSet::new(),
             pointers: HashMap::new(),
@@ -125,14 +124,14 @@ impl Zone {
         let own_name = self.name(&[&key.1, &key.0, "svc"]);
         if spec.cluster_ip.as_deref() != Some("None") {
             let ips = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip);
-            let ips: BTreeSet<Ipv4Addr> = ips.filter_map(|ip| ip.parse().ok()).collect();
+            let ips: BTreeSet<IpAddr> = ips.filter_map(|ip| ip.parse().ok()).collect();
             for ip in &ips {
                 self.pointers.entry(*ip).or_default().extend(own_name.clone());
             }
             entry.kind = Kind::Addresses(ips.into_iter().collect());
             return Some(entry);
         }
-        for slice in slices.iter().filter(|slice| slice.address_type == "IPv4") {
+        for slice in slices.iter().filter(|slice| matches!(slice.address_type.as_str(), "IPv4" | "IPv6")) {
             let ports: Vec<NamedPort> = slice
                 .ports
                 .iter()
@@ -141,7 +140,7 @@ impl Zone {
                 .collect();
             for endpoint in slice.endpoints.iter().flatten() {
                 let ready = state(endpoint) == State::Ready || spec.publish_not_ready_addresses == Some(true);
-                let Some(address) = endpoint.addresses.first().and_then(|a| a.parse::<Ipv4Addr>().ok()) else {
+                let Some(address) = endpoint.addresses.first().and_then(|a| a.parse::<IpAddr>().ok()) else {
                     continue;
                 };
                 if !ready {
@@ -174,8 +173,8 @@ impl Zone {
             return self.inside(name, &rest, kind);
         }
         match name.parse_arpa_name() {
-            Ok(ipnet::IpNet::V4(net)) if self.pods.contains(&net) || self.service_range.contains(&net) => {
-                let pointers = self.pointers.get(&net.addr()).filter(|_| net.prefix_len() == 32);
+            Ok(net) if self.ranges.pods.iter().chain(&self.ranges.services).any(|range| range.contains(&net)) => {
+                let pointers = self.pointers.get(&net.addr()).filter(|_| net.prefix_len() == net.max_prefix_len());
                 match pointers {
                     None => Answer::NoName,
                     Some(_) if kind != RecordType::PTR => Answer::NoData,
@@ -225,10 +224,12 @@ impl Zone {
                     Answer::NoName
                 }
             }
-            [address, _, "pod"] => match undashed(address).filter(|a| self.pods.contains(a)) {
-                Some(address) => self.addresses(name, [address], kind),
-                None => Answer::NoName,
-            },
+            [address, _, "pod"] => {
+                match undashed(address).filter(|a| self.ranges.pods.iter().any(|range| range.contains(a))) {
+                    Some(address) => self.addresses(name, [address], kind),
+                    None => Answer::NoName,
+                }
+            }
             [service, namespace, "svc"] => self.service(name, service, namespace, kind),
             [host, service, namespace, "svc"] if !host.starts_with('_') => {
                 let Some(entry) = self.find(service, namespace) else { return Answer::NoName };
@@ -272,17 +273,21 @@ impl Zone {
             _ if kind == RecordType::SRV => self.locations(name, entry, service, namespace, |_| true),
             Kind::Addresses(addresses) => self.addresses(name, addresses.iter().copied(), kind),
             Kind::Headless => {
-                let all: BTreeSet<Ipv4Addr> = entry.hosts.values().flat_map(|h| h.addresses.iter().copied()).collect();
+                let all: BTreeSet<IpAddr> = entry.hosts.values().flat_map(|h| h.addresses.iter().copied()).collect();
                 self.addresses(name, all, kind)
             }
         }
     }
 
-    fn addresses(&self, name: &Name, addresses: impl IntoIterator<Item = Ipv4Addr>, kind: RecordType) -> Answer {
-        if kind != RecordType::A {
-            return Answer::NoData;
-        }
-        records(addresses.into_iter().map(|a| Record::from_rdata(name.clone(), TTL, RData::A(A(a)))).collect())
+    fn addresses(&self, name: &Name, addresses: impl IntoIterator<Item = IpAddr>, kind: RecordType) -> Answer {
+        let data = |address| match (address, kind) {
+            (IpAddr::V4(v4), RecordType::A) => Some(RData::A(A(v4))),
+            (IpAddr::V6(v6), RecordType::AAAA) => Some(RData::AAAA(AAAA(v6))),
+            _ => None,
+        };
+        records(
+            addresses.into_iter().filter_map(data).map(|data| Record::from_rdata(name.clone(), TTL, data)).collect(),
+        )
     }
 
     fn locations(
@@ -341,10 +346,13 @@ fn named_port(name: Option<&str>, protocol: Option<&str>, number: Option<i32>) -
     Some(NamedPort { name: name.unwrap_or_default().to_owned(), protocol, number: u16::try_from(number?).ok()? })
 }
 
-fn dashed(address: Ipv4Addr) -> String {
-    address.to_string().replace('.', "-")
+/// An address as a label: its dots or colons become dashes, as upstream writes it.
+fn dashed(address: IpAddr) -> String {
+    address.to_string().replace(['.', ':'], "-")
 }
 
-fn undashed(label: &str) -> Option<Ipv4Addr> {
-    label.replace('-', ".").parse().ok().filter(|address| dashed(*address) == label)
+fn undashed(label: &str) -> Option<IpAddr> {
+    let v4 = label.replace('-', ".").parse::<Ipv4Addr>().ok().map(IpAddr::V4);
+    v4.filter(|address| dashed(*address) == label)
+        .or_else(|| label.replace('-', ":").parse::<Ipv6Addr>().ok().map(IpAddr::V6))
 }

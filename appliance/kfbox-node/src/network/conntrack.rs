@@ -4,13 +4,14 @@
 //! The messages are those of `nfnetlink_conntrack`: a dump, and one deletion for each flow that is to be forgotten.
 //! Source: the kernel's `include/uapi/linux/netfilter/nfnetlink_conntrack.h`.
 
+use super::Family;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, connect, recv, send, setsockopt, socket,
     sockopt::ReceiveTimeout,
 };
 use std::{
     io,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::{AsRawFd, OwnedFd},
 };
 
@@ -39,16 +40,16 @@ const BUFFER: usize = 64 * 1024;
 /// A flow as it was addressed, and who answers it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Flow {
-    pub destination: Ipv4Addr,
+    pub destination: IpAddr,
     pub port: u16,
-    pub answering: Ipv4Addr,
+    pub answering: IpAddr,
     pub answering_port: u16,
 }
 
-/// Forgets the UDP flows that are `stale`. Returns how many. Blocking, for some milliseconds.
-pub fn forget_udp(stale: impl Fn(&Flow) -> bool) -> io::Result<usize> {
+/// Forgets the UDP flows of a family that are `stale`. Returns how many. Blocking, for some milliseconds.
+pub fn forget_udp(family: Family, stale: impl Fn(&Flow) -> bool) -> io::Result<usize> {
     let socket = open()?;
-    send(socket.as_raw_fd(), &message(GET, REQUEST | DUMP, &[]), MsgFlags::empty())?;
+    send(socket.as_raw_fd(), &message(family, GET, REQUEST | DUMP, &[]), MsgFlags::empty())?;
     let mut doomed = Vec::new();
     let mut buffer = vec![0; BUFFER];
     'dump: loop {
@@ -69,7 +70,7 @@ pub fn forget_udp(stale: impl Fn(&Flow) -> bool) -> io::Result<usize> {
     }
     let mut forgotten = 0;
     for identity in doomed {
-        send(socket.as_raw_fd(), &message(DELETE, REQUEST | ACKNOWLEDGE, &identity), MsgFlags::empty())?;
+        send(socket.as_raw_fd(), &message(family, DELETE, REQUEST | ACKNOWLEDGE, &identity), MsgFlags::empty())?;
         let n = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
         for (kind, payload) in messages(&buffer[..n]) {
             if kind == ERROR {
@@ -92,15 +93,19 @@ fn open() -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// A netlink header, a netfilter header for IPv4, and attributes.
-fn message(kind: u16, flags: u16, attributes: &[u8]) -> Vec<u8> {
+/// A netlink header, a netfilter header, and attributes.
+fn message(family: Family, kind: u16, flags: u16, attributes: &[u8]) -> Vec<u8> {
     let length = u32::try_from(20 + attributes.len()).unwrap_or(u32::MAX);
     let mut bytes = Vec::with_capacity(20 + attributes.len());
     bytes.extend_from_slice(&length.to_ne_bytes());
     bytes.extend_from_slice(&kind.to_ne_bytes());
     bytes.extend_from_slice(&flags.to_ne_bytes());
     bytes.extend_from_slice(&[0; 8]);
-    let family = u8::try_from(libc::AF_INET).unwrap_or(0);
+    let family = match family {
+        Family::V4 => libc::AF_INET,
+        Family::V6 => libc::AF_INET6,
+    };
+    let family = u8::try_from(family).unwrap_or(0);
     bytes.extend_from_slice(&[family, 0, 0, 0]);
     bytes.extend_from_slice(attributes);
     bytes
@@ -165,15 +170,18 @@ fn udp_flow(payload: &[u8]) -> Option<(Flow, Vec<u8>)> {
 }
 
 /// Source and destination addresses, source and destination ports; None for another protocol.
-fn tuple(bytes: &[u8]) -> Option<(Ipv4Addr, Ipv4Addr, u16, u16)> {
+fn tuple(bytes: &[u8]) -> Option<(IpAddr, IpAddr, u16, u16)> {
     let (mut from, mut to, mut from_port, mut to_port, mut protocol) = (None, None, None, None, None);
-    let address = |value: &[u8]| <[u8; 4]>::try_from(value).ok().map(Ipv4Addr::from);
+    let v4 = |value: &[u8]| <[u8; 4]>::try_from(value).ok().map(Ipv4Addr::from).map(IpAddr::V4);
+    let v6 = |value: &[u8]| <[u8; 16]>::try_from(value).ok().map(Ipv6Addr::from).map(IpAddr::V6);
     let port = |value: &[u8]| <[u8; 2]>::try_from(value).ok().map(u16::from_be_bytes);
     for (kind, value, _) in attributes(bytes) {
         for (inner, value, _) in attributes(value) {
             match (kind, inner) {
-                (TUPLE_IP, 1) => from = address(value),
-                (TUPLE_IP, 2) => to = address(value),
+                (TUPLE_IP, 1) => from = v4(value),
+                (TUPLE_IP, 2) => to = v4(value),
+                (TUPLE_IP, 3) => from = v6(value),
+                (TUPLE_IP, 4) => to = v6(value),
                 (TUPLE_PROTOCOL, 1) => protocol = value.first().copied(),
                 (TUPLE_PROTOCOL, 2) => from_port = port(value),
                 (TUPLE_PROTOCOL, 3) => to_port = port(value),
@@ -213,8 +221,8 @@ mod tests {
         let id = attribute(ID, &[1, 2, 3, 4]);
         let payload = [vec![2, 0, 0, 0], original.clone(), reply, attribute(3, &[0; 4]), id.clone()].concat();
         let (flow, identity) = udp_flow(&payload).unwrap();
-        assert_eq!((flow.destination, flow.port), ([10, 96, 0, 1].into(), 53));
-        assert_eq!((flow.answering, flow.answering_port), ([10, 0, 0, 9].into(), 5353));
+        assert_eq!((flow.destination, flow.port), (IpAddr::from([10, 96, 0, 1]), 53));
+        assert_eq!((flow.answering, flow.answering_port), (IpAddr::from([10, 0, 0, 9]), 5353));
         assert_eq!(identity, [original, id].concat());
         for cut in 0..payload.len() {
             // Never out of bounds, whatever comes.
@@ -226,7 +234,30 @@ mod tests {
     }
 
     #[test]
+    fn a_flow_of_ipv6_is_read_too() {
+        let tuple = |kind, from: &str, to: &str, ports: (u16, u16)| {
+            let octets = |text: &str| text.parse::<Ipv6Addr>().unwrap().octets();
+            let ip = [attribute(3, &octets(from)), attribute(4, &octets(to))].concat();
+            let ports =
+                [attribute(1, &[UDP]), attribute(2, &ports.0.to_be_bytes()), attribute(3, &ports.1.to_be_bytes())];
+            attribute(kind | 0x8000, &[attribute(1 | 0x8000, &ip), attribute(2 | 0x8000, &ports.concat())].concat())
+        };
+        let original = tuple(TUPLE_ORIGINAL, "fd00::2", "fd01::1", (4000, 53));
+        let reply = tuple(TUPLE_REPLY, "fd00::9", "fd00::2", (5353, 4000));
+        let (flow, _) = udp_flow(&[vec![10, 0, 0, 0], original, reply].concat()).unwrap();
+        let wanted = Flow {
+            destination: "fd01::1".parse().unwrap(),
+            port: 53,
+            answering: "fd00::9".parse().unwrap(),
+            answering_port: 5353,
+        };
+        assert_eq!(flow, wanted);
+    }
+
+    #[test]
     fn the_kernel_shows_its_table() {
-        assert_eq!(forget_udp(|_| false).unwrap(), 0);
+        for family in [Family::V4, Family::V6] {
+            assert_eq!(forget_udp(family, |_| false).unwrap(), 0);
+        }
     }
 }

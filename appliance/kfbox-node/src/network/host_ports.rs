@@ -1,10 +1,10 @@
-//! Ports of pods on the host's addresses (`hostPort`), sent to the pod by the kernel.
+//! Ports of pods on the host's addresses (`hostPort`), sent to the pod by the kernel. Of IPv4: no port is opened by IPv6.
 //!
 //! Guarantees: a port that another pod still has is refused, so that a pod that comes early tries again; what a pod had
 //! goes with [`super::Network::detach`]. UDP flows that led to a pod which is gone are forgotten.
 //! Upstream: <https://kubernetes.io/docs/reference/kubernetes-api/workload-resources/pod-v1/#ports>
 
-use super::{Network, NetworkError, conntrack, nft};
+use super::{Family, Network, NetworkError, conntrack, nft};
 use std::{collections::HashMap, fmt::Write as _, net::Ipv4Addr};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -107,7 +107,7 @@ fn elements(verb: &str, table: &str, (pod, ports): &(Ipv4Addr, Vec<HostPort>)) -
 fn forget_flows(ports: &[HostPort]) {
     let udp: Vec<u16> = ports.iter().filter(|p| p.protocol == "udp").map(|p| p.port).collect();
     if !udp.is_empty()
-        && let Err(error) = conntrack::forget_udp(|flow| udp.contains(&flow.port))
+        && let Err(error) = conntrack::forget_udp(Family::V4, |flow| udp.contains(&flow.port))
     {
         tracing::warn!(%error, "flows to a host port could not be forgotten");
     }

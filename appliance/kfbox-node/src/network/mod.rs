@@ -6,22 +6,26 @@
 //! which the daemon listens for pods, and the route to the service addresses, so that a machine without any network works.
 //!
 //! Guarantees: [`Network::attach`] and [`Network::detach`] are idempotent; addresses survive a restart of the daemon;
-//! [`Network::reset`] removes all that an instance made. IPv4 only; IPv6 is switched off on the pods' links.
+//! [`Network::reset`] removes all that an instance made. With IPv6 ranges pods have an address of each family
+//! ([`second`]); without them IPv6 is switched off on the pods' links.
 //! Architecture Invariant: no thread of the daemon leaves the host's network namespace but the one that makes a pod's.
 
 pub mod conntrack;
+mod family;
 mod host_ports;
 mod ipam;
 mod namespace;
 pub mod nft;
+mod second;
 
+pub use family::{Family, Pairing, SecondRanges};
 pub use host_ports::HostPort;
 pub use ipam::IpamError;
 pub use nft::NftError;
 
 use futures::TryStreamExt;
 use ipam::Ipam;
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use kfbox_base::Tasks;
 use nix::net::if_::{if_nameindex, if_nametoindex};
 use parking_lot::Mutex;
@@ -36,7 +40,7 @@ use sha2::{Digest, Sha256};
 use std::{
     fmt::Write as _,
     fs, io,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -60,9 +64,19 @@ pub enum NetworkError {
         source: io::Error,
     },
     #[error("the pod network {ours} overlaps with {theirs} on {interface}; choose another range for pods")]
-    Overlap { ours: Ipv4Net, theirs: Ipv4Net, interface: String },
+    Overlap { ours: IpNet, theirs: IpNet, interface: String },
     #[error("{cidr} is too small for a pod network: it needs at least 4 addresses")]
     TooSmall { cidr: Ipv4Net },
+    #[error("{second} is too small for the pods' IPv6 addresses: it needs as many as {first} has")]
+    TooSmallSecond { first: Ipv4Net, second: Ipv6Net },
+    #[error("this kernel has no IPv6; leave out the IPv6 ranges for pods and services")]
+    NoIpv6,
+    #[error(
+        "links of {mtu} bytes are too small for IPv6, which needs 1280; leave out the IPv6 ranges for pods and services"
+    )]
+    SmallMtu { mtu: u32 },
+    #[error("the packet filter cannot hold IPv6 rules ({0}); leave out the IPv6 ranges for pods and services")]
+    NoIpv6Filter(#[source] NftError),
     #[error("{0:?} cannot name a network interface: 1 to 15 letters, digits, '-' and '_'")]
     BadName(String),
     #[error("{path}: {source}")]
@@ -86,6 +100,8 @@ pub struct NetworkConfig {
     pub bridge: String,
     pub pod_cidr: Ipv4Net,
     pub service_cidr: Ipv4Net,
+    /// IPv6 beside IPv4. None: IPv4 alone.
+    pub second: Option<SecondRanges>,
     /// The service address of the cluster's DNS.
     pub dns_ip: Ipv4Addr,
     /// Of the pods' links. 0 takes the smallest of the machine's own links, at most 1500.
@@ -105,8 +121,17 @@ pub struct PodNetworkSpec {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PodNetwork {
     pub ip: Ipv4Addr,
+    /// Its IPv6 address, where the network had both families when the pod was made.
+    pub second: Option<Ipv6Addr>,
     /// `None` when the pod shares the host's network.
     pub netns_path: Option<PathBuf>,
+}
+
+impl PodNetwork {
+    /// Its addresses, the first family's first.
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        [Some(IpAddr::V4(self.ip)), self.second.map(IpAddr::V6)].into_iter().flatten().collect()
+    }
 }
 
 /// A running network. Cloning shares it.
@@ -130,12 +155,38 @@ impl NetworkConfig {
         ipam::gateway(&self.pod_cidr)
     }
 
+    /// The pods' ranges of both families, where there are two.
+    pub fn pairing(&self) -> Option<Pairing> {
+        self.second.map(|second| Pairing { first: self.pod_cidr, second: second.pods })
+    }
+
+    /// The host's IPv6 address as pods see it.
+    pub fn second_gateway(&self) -> Option<Ipv6Addr> {
+        self.pairing()?.partner(self.gateway())
+    }
+
+    /// The ranges of the pods.
+    pub fn pod_ranges(&self) -> Vec<IpNet> {
+        [Some(self.pod_cidr.into()), self.second.map(|s| s.pods.into())].into_iter().flatten().collect()
+    }
+
+    /// The ranges of the Services.
+    pub fn service_ranges(&self) -> Vec<IpNet> {
+        [Some(self.service_cidr.into()), self.second.map(|s| s.services.into())].into_iter().flatten().collect()
+    }
+
+    /// All tables of this instance, by the names that they have in each family.
+    fn tables(&self) -> [String; 3] {
+        let table = self.table();
+        [format!("{table}_services"), format!("{table}_policy"), table]
+    }
+
     /// How the names of this instance's links on the host begin.
     pub fn link_prefix(&self) -> String {
         format!("kf{}", short_hash(&self.instance, 4))
     }
 
-    /// This instance's nftables table (family ip); its parts with their own life add a suffix.
+    /// This instance's nftables table (family ip, and ip6 where there are two); its parts with their own life add a suffix.
     pub fn table(&self) -> String {
         let plain: String =
             self.instance.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).take(32).collect();
@@ -190,6 +241,8 @@ impl Network {
             return Err(NetworkError::TooSmall { cidr: config.pod_cidr });
         }
         refuse_overlap(&config)?;
+        let mtu = if config.mtu == 0 { smallest_mtu() } else { config.mtu };
+        second::possible(&config, mtu)?;
         let netns = config.netns_dir();
         fs::create_dir_all(&netns).map_err(|source| NetworkError::Io { path: netns, source })?;
         let ipam = Ipam::open(&config.run_dir.join("addresses"), config.pod_cidr)?;
@@ -202,12 +255,17 @@ impl Network {
                 () = shutdown.cancelled() => {}
             }
         });
-        let mtu = if config.mtu == 0 { smallest_mtu() } else { config.mtu };
+        if config.second.is_some() {
+            second::mark(&config)?;
+        } else {
+            second::close(&config).await?;
+        }
         let network = Self {
             inner: Arc::new(Inner { mtu, ipam: Mutex::new(ipam), exposed: Default::default(), handle, config }),
         };
-        network.bridge().await?;
+        // The rules first: nothing passes before what may not is dropped.
         network.rules().await?;
+        network.bridge().await?;
         Ok(network)
     }
 
@@ -230,14 +288,17 @@ impl Network {
     pub async fn attach(&self, pod_uid: &str, spec: &PodNetworkSpec) -> Result<PodNetwork, NetworkError> {
         let config = &self.inner.config;
         if spec.host_network {
-            return Ok(PodNetwork { ip: config.gateway(), netns_path: None });
+            return Ok(PodNetwork { ip: config.gateway(), second: config.second_gateway(), netns_path: None });
         }
         let address = self.inner.ipam.lock().allocate(pod_uid)?;
         let (path, link) = (config.netns_path(pod_uid), config.link_name(pod_uid));
-        let network = PodNetwork { ip: address, netns_path: Some(path.clone()) };
+        let second = config.pairing().and_then(|pairing| pairing.partner(address));
+        let network = PodNetwork { ip: address, second, netns_path: Some(path.clone()) };
         // The route on the host is the last thing made: without it the daemon was killed in between.
         if namespace::exists(&path) && is_routed(&link) {
-            return Ok(network);
+            // A pod that was made with one family keeps to it.
+            let second = second.filter(|address| second::is_routed(&link, *address));
+            return Ok(PodNetwork { second, ..network });
         }
         self.remove_link(&link).await?;
         namespace::remove(&path)?;
@@ -246,11 +307,12 @@ impl Network {
             host_link: link.clone(),
             address,
             gateway: config.gateway(),
+            second: second.zip(config.second_gateway()),
             mtu: self.inner.mtu,
             given: spec.namespace.clone(),
         };
         let made = match namespace::create(plan).await {
-            Ok(()) => self.connect(&link, address).await,
+            Ok(()) => self.connect(&link, address, second).await,
             Err(error) => Err(error),
         };
         if let Err(error) = made {
@@ -318,10 +380,10 @@ impl Network {
                 _ => {}
             }
         }
-        open_foreign_filter(config, false).await;
-        let table = config.table();
+        open_foreign_filter(config, false, &[Family::V4, Family::V6]).await;
+        second::remove(config).await?;
         let mut script = String::new();
-        for table in [table.clone(), format!("{table}_services"), format!("{table}_policy")] {
+        for table in config.tables() {
             let _ = writeln!(script, "add table ip {table}\ndelete table ip {table}");
         }
         Ok(nft::apply(&script).await?)
@@ -357,6 +419,7 @@ impl Network {
             .pref_source(config.gateway())
             .build();
         handle.route().add(services).replace().execute().await.map_err(failed("route to the services"))?;
+        second::bridge(config, handle, index).await?;
         // The bridge never has a carrier, since it has no port.
         set_sysctl(&format!("net/ipv4/conf/{}/ignore_routes_with_linkdown", config.bridge), "0")?;
         set_sysctl("net/ipv4/ip_forward", "1")
@@ -364,23 +427,31 @@ impl Network {
 
     async fn rules(&self) -> Result<(), NetworkError> {
         let config = &self.inner.config;
-        let script = base_rules(config, true);
+        let second = second::base_rules(config);
+        let script = base_rules(config, true) + &second;
         if let Err(error) = nft::apply(&script).await {
+            if !second.is_empty() {
+                return Err(NetworkError::NoIpv6Filter(error));
+            }
             // The reverse-path expression is a module of its own; the kernel's own check on each link remains.
             tracing::warn!(%error, "the packet filter lacks `fib`; relying on rp_filter against forged addresses");
             nft::apply(&base_rules(config, false)).await?;
         }
-        open_foreign_filter(config, true).await;
+        let families = if config.second.is_some() { &[Family::V4, Family::V6][..] } else { &[Family::V4] };
+        open_foreign_filter(config, true, families).await;
         Ok(())
     }
 
     /// The host's side of a pod's link: up, its route, and what it may send.
-    async fn connect(&self, link: &str, address: Ipv4Addr) -> Result<(), NetworkError> {
+    async fn connect(&self, link: &str, address: Ipv4Addr, second: Option<Ipv6Addr>) -> Result<(), NetworkError> {
         let (config, handle) = (&self.inner.config, &self.inner.handle);
         let failed = |what| move |source| NetworkError::Netlink { what, source };
         let index = if_nametoindex(link)
             .map_err(|e| NetworkError::Namespace { what: "find the host's link", source: e.into() })?;
-        drop(fs::write(format!("/proc/sys/net/ipv6/conf/{link}/disable_ipv6"), "1"));
+        match second {
+            Some(second) => second::connect(config, handle, (link, index), (second, link_address(address))).await?,
+            None => drop(fs::write(format!("/proc/sys/net/ipv6/conf/{link}/disable_ipv6"), "1")),
+        }
         set_sysctl(&format!("net/ipv4/conf/{link}/rp_filter"), "1")?;
         // A node port on 127.0.0.1 leads to a pod; the base rules drop what a pod itself sends to 127.0.0.0/8.
         set_sysctl(&format!("net/ipv4/conf/{link}/route_localnet"), "1")?;
@@ -539,6 +610,7 @@ fn refuse_overlap(config: &NetworkConfig) -> Result<(), NetworkError> {
         for ours in [config.pod_cidr, config.service_cidr] {
             // A wide route such as 10.0.0.0/8 may be meant to be narrowed; one inside ours, or equal, is not.
             if ours.contains(&theirs) {
+                let (ours, theirs) = (ours.into(), theirs.into());
                 return Err(NetworkError::Overlap { ours, theirs, interface: (*interface).to_owned() });
             }
         }
@@ -549,27 +621,36 @@ fn refuse_overlap(config: &NetworkConfig) -> Result<(), NetworkError> {
 /// Where another program's filter drops by default (Docker sets the iptables chain FORWARD so, ufw INPUT too), lets pass what
 /// pods send, and what they ask of the daemon on the bridge's address.
 /// Best effort: what cannot be opened shows as no connection, and `kfbox doctor` names it.
-async fn open_foreign_filter(config: &NetworkConfig, open: bool) {
+async fn open_foreign_filter(config: &NetworkConfig, open: bool, families: &[Family]) {
     let links = format!("\"{}*\"", config.link_prefix());
-    let forward = [format!("iifname {links}"), format!("oifname {links}")];
-    let input = [format!("iifname {links} ip daddr {}", config.gateway())];
-    for (chain, matches) in [("FORWARD", &forward[..]), ("INPUT", &input[..])] {
-        let Ok(listing) = nft::run(&["-a", "list", "chain", "ip", "filter", chain], "").await else { continue };
-        let mut script = String::new();
-        for line in listing.lines().filter(|line| line.contains(&links)) {
-            if let Some((_, handle)) = line.rsplit_once("# handle ") {
-                let _ = writeln!(script, "delete rule ip filter {chain} handle {}", handle.trim());
+    for family in families {
+        let gateway = match family {
+            Family::V4 => Some(IpAddr::V4(config.gateway())),
+            Family::V6 => config.second_gateway().map(IpAddr::V6),
+        };
+        let family = family.keyword();
+        let forward = [format!("iifname {links}"), format!("oifname {links}")];
+        let input: Vec<String> =
+            gateway.iter().map(|gateway| format!("iifname {links} {family} daddr {gateway}")).collect();
+        for (chain, matches) in [("FORWARD", &forward[..]), ("INPUT", &input[..])] {
+            let listing = nft::run(&["-a", "list", "chain", family, "filter", chain], "").await;
+            let Ok(listing) = listing else { continue };
+            let mut script = String::new();
+            for line in listing.lines().filter(|line| line.contains(&links)) {
+                if let Some((_, handle)) = line.rsplit_once("# handle ") {
+                    let _ = writeln!(script, "delete rule {family} filter {chain} handle {}", handle.trim());
+                }
             }
-        }
-        if open && listing.contains("policy drop") {
-            for matched in matches {
-                let _ = writeln!(script, "insert rule ip filter {chain} {matched} counter accept");
+            if open && listing.contains("policy drop") {
+                for matched in matches {
+                    let _ = writeln!(script, "insert rule {family} filter {chain} {matched} counter accept");
+                }
             }
-        }
-        if !script.is_empty()
-            && let Err(error) = nft::apply(&script).await
-        {
-            tracing::warn!(%error, chain, "an iptables chain drops by default and could not be opened for pods");
+            if !script.is_empty()
+                && let Err(error) = nft::apply(&script).await
+            {
+                tracing::warn!(%error, family, chain, "an iptables chain drops by default and could not be opened for pods");
+            }
         }
     }
 }

@@ -1,7 +1,7 @@
 //! A pod's network namespace: made on a thread of its own, which enters it for good and ends, so that no other thread of
 //! the daemon ever leaves the host's namespace. A bind mount keeps the namespace without a process in it.
 
-use super::{NetworkError, link_address};
+use super::{NetworkError, link_address, second};
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     net::if_::if_nametoindex,
@@ -18,7 +18,7 @@ use rtnetlink::{
 use std::{
     fs::{self, File},
     io,
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
     os::fd::AsRawFd,
     path::{Path, PathBuf},
 };
@@ -31,6 +31,8 @@ pub struct Plan {
     pub host_link: String,
     pub address: Ipv4Addr,
     pub gateway: Ipv4Addr,
+    /// The pod's IPv6 address and the gateway's.
+    pub second: Option<(Ipv6Addr, Ipv6Addr)>,
     pub mtu: u32,
     /// A kept namespace to take in place of a new one.
     pub given: Option<PathBuf>,
@@ -123,13 +125,16 @@ async fn configure(handle: &Handle, on_host: &Handle, plan: &Plan, host: &File) 
     handle.link().add(pair).execute().await.map_err(failed("make the pod's link"))?;
     handle.link().set(LinkUnspec::new_with_index(1).up().build()).execute().await.map_err(failed("bring up lo"))?;
     let eth0 = if_nametoindex("eth0").map_err(|e| NetworkError::Namespace { what: "find eth0", source: e.into() })?;
+    // The pod is alone on its link, so every packet passes the host's routing, where filters and services act on it.
+    match plan.second {
+        Some(_) => second::prepare_link("eth0")?,
+        None => drop(fs::write("/proc/sys/net/ipv6/conf/eth0/disable_ipv6", "1")),
+    }
     // The host's end first: the end that comes up last can send at once, and that is to be the pod's.
     let host_end = LinkUnspec::new_with_name(&plan.host_link).up().build();
     on_host.link().set(host_end).execute().await.map_err(failed("bring up the host's link"))?;
     let pod_end = LinkUnspec::new_with_index(eth0).up().build();
     handle.link().set(pod_end).execute().await.map_err(failed("bring up the pod's link"))?;
-    // The pod is alone on its link, so every packet passes the host's routing, where filters and services act on it.
-    drop(fs::write("/proc/sys/net/ipv6/conf/eth0/disable_ipv6", "1"));
     handle.address().add(eth0, plan.address.into(), 32).execute().await.map_err(failed("give the pod its address"))?;
     handle
         .neighbours()
@@ -145,5 +150,9 @@ async fn configure(handle: &Handle, on_host: &Handle, plan: &Plan, host: &File) 
         .build();
     handle.route().add(to_gateway).execute().await.map_err(failed("route to the gateway"))?;
     let default = RouteMessageBuilder::<Ipv4Addr>::new().gateway(plan.gateway).output_interface(eth0).build();
-    handle.route().add(default).execute().await.map_err(failed("set the default route"))
+    handle.route().add(default).execute().await.map_err(failed("set the default route"))?;
+    match plan.second {
+        Some(both) => second::configure_pod(handle, eth0, both, link_address(plan.gateway)).await,
+        None => Ok(()),
+    }
 }

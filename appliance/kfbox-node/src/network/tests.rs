@@ -18,6 +18,20 @@ pub(crate) struct TestNetwork {
 
 impl TestNetwork {
     pub async fn start() -> Self {
+        Self::with(|_| None).await
+    }
+
+    /// A network of both families.
+    pub async fn start_dual() -> Self {
+        // Unique local addresses, so that two runs do not meet.
+        Self::with(|unique| {
+            let of = |subnet| format!("fd7f:{:x}:{:x}:{subnet}::/112", unique >> 16, unique & 0xffff).parse().unwrap();
+            Some(SecondRanges { pods: of(0), services: of(1) })
+        })
+        .await
+    }
+
+    async fn with(second: impl FnOnce(u32) -> Option<SecondRanges>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         // By the process and a random part: several runs may be at work on one machine.
         let unique = uuid::Uuid::new_v4().as_u128() as u32;
@@ -29,6 +43,7 @@ impl TestNetwork {
             pod_cidr: format!("10.{a}.{b}.0/24").parse().unwrap(),
             service_cidr: format!("10.{a}.{}.0/24", b + 1).parse().unwrap(),
             dns_ip: format!("10.{a}.{}.10", b + 1).parse().unwrap(),
+            second: second(unique),
             mtu: 0,
             run_dir: folder.path().to_owned(),
         };
@@ -75,7 +90,10 @@ pub(crate) fn connect(address: SocketAddr) -> io::Result<TcpStream> {
 
 /// A server in a pod that tells each caller the address it came from. It ends with the test's process.
 pub(crate) async fn serve_peer_address(pod: &PodNetwork) -> SocketAddr {
-    let ip = pod.ip;
+    serve_peer_address_at(pod, pod.ip.into()).await
+}
+
+pub(crate) async fn serve_peer_address_at(pod: &PodNetwork, ip: IpAddr) -> SocketAddr {
     let listener = inside(pod, move || TcpListener::bind((ip, 0)).unwrap()).await;
     let address = listener.local_addr().unwrap();
     std::thread::spawn(move || {
@@ -95,13 +113,17 @@ pub(crate) fn ask(address: SocketAddr) -> io::Result<String> {
 }
 
 /// What the machine's network looks like to others: links, mounts and tables with this instance's names.
-async fn traces(config: &NetworkConfig) -> Vec<String> {
+pub(super) async fn traces(config: &NetworkConfig) -> Vec<String> {
     let mut found: Vec<String> =
         links().unwrap().into_iter().filter(|l| l.starts_with(&config.link_prefix()) || *l == config.bridge).collect();
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     found.extend(mounts.lines().filter(|l| l.contains(config.run_dir.to_str().unwrap())).map(str::to_owned));
     let tables = nft::run(&["list", "tables"], "").await.unwrap();
     found.extend(tables.lines().filter(|l| l.contains(&config.table())).map(str::to_owned));
+    if let Some(second) = config.second {
+        let ours = |net: &Ipv6Net| second.pods.contains(net) || second.services.contains(net);
+        found.extend(second::routes().unwrap().into_iter().filter(|(net, _)| ours(net)).map(|r| format!("{r:?}")));
+    }
     found
 }
 
@@ -194,6 +216,7 @@ async fn a_restart_keeps_addresses_and_a_reset_leaves_nothing() {
         host_link: config.link_name("torn"),
         address: again.inner.ipam.lock().allocate("torn").unwrap(),
         gateway: config.gateway(),
+        second: None,
         mtu: again.inner.mtu,
         given: None,
     };

@@ -60,7 +60,7 @@ impl Node {
             "resolvConf": config.host_resolv,
             "containerLogMaxSize": quantity::binary(config.log_max_bytes),
             "containerLogMaxFiles": config.log_max_files,
-            "podCIDR": config.network.pod_cidr.to_string(),
+            "podCIDR": config.network.pod_ranges().iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
             "evictionHard": {
                 "memory.available": quantity::binary(eviction.memory_bytes),
                 "nodefs.available": format!("{}%", eviction.node_fs_percent),

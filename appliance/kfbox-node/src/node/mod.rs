@@ -206,6 +206,7 @@ impl Node {
         devices.listen(tasks)?;
         devices.look_for_gpus(tasks);
         let address = config.address.unwrap_or(IpAddr::V4(network.gateway()));
+        let second = network.config().second_gateway().map(IpAddr::V6);
         let machine = machine::Machine::of(&config.data_dir);
         let (changes, _) = broadcast::channel(CHANGES);
         let ctx = Arc::new(Context {
@@ -230,7 +231,7 @@ impl Node {
             data_dir: config.data_dir.clone(),
             run_dir: config.run_dir.clone(),
             cgroup_root: config.instance.clone(),
-            host_ip: Some(address),
+            host_ips: [Some(address), second].into_iter().flatten().collect(),
             node_name: config.node_name.clone(),
             cpu_milli: machine.cpus * 1000,
             memory_bytes: machine.memory_bytes,

@@ -155,9 +155,14 @@ async fn register(
     }
     let status = node_status(ctx, config, machine, *ctx.conditions.lock(), &mut Since::default());
     let name = &config.node_name;
+    let ranges: Vec<String> = config.network.pod_ranges().iter().map(ToString::to_string).collect();
     let node = Node {
         metadata: ObjectMeta { name: Some(name.clone()), labels: Some(labels.clone()), ..ObjectMeta::default() },
-        spec: Some(NodeSpec::default()),
+        spec: Some(NodeSpec {
+            pod_cidr: ranges.first().cloned(),
+            pod_cidrs: Some(ranges.clone()),
+            ..NodeSpec::default()
+        }),
         status: Some(status.clone()),
     };
     let registered = match nodes.create(&PostParams::default(), &node).await {
@@ -168,6 +173,17 @@ async fn register(
         }
         Err(error) => return Err(error.into()),
     };
+    let told = registered.spec.as_ref().and_then(|s| s.pod_cidrs.as_ref());
+    if told != Some(&ranges) {
+        let patch = json!({ "spec": { "podCIDR": ranges.first(), "podCIDRs": ranges } });
+        // The first range of a Node is for good; a second one may come and go.
+        match nodes.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await {
+            Err(kube::Error::Api(answer)) if answer.code == 422 => {
+                tracing::warn!(?told, "the Node object tells former ranges of pods; delete it to have it made anew");
+            }
+            other => drop(other?),
+        }
+    }
     nodes.patch_status(name, &PatchParams::default(), &Patch::Strategic(json!({ "status": status }))).await?;
     Ok(registered.metadata.uid.unwrap_or_default())
 }
@@ -226,9 +242,9 @@ fn node_status(
     let address = |kind: &str, address: String| NodeAddress { type_: kind.into(), address };
     NodeStatus {
         addresses: Some(
-            ctx.host_ip
+            ctx.host_ips
+                .iter()
                 .map(|ip| address("InternalIP", ip.to_string()))
-                .into_iter()
                 .chain([address("Hostname", config.node_name.clone())])
                 .collect(),
         ),

@@ -69,7 +69,8 @@ pub struct Context {
     /// The cgroup below which all pods are.
     pub cgroup_root: String,
     pub dns: DnsConfig,
-    pub host_ip: Option<IpAddr>,
+    /// The node's, of each family.
+    pub host_ips: Vec<IpAddr>,
     pub node_name: String,
     pub cpu_milli: i64,
     pub memory_bytes: i64,
@@ -105,11 +106,11 @@ impl Context {
         format!("/{}/pod{uid}", self.cgroup_root)
     }
 
-    pub fn surroundings(&self, pod_ip: Option<IpAddr>) -> Surroundings {
+    pub fn surroundings(&self, pod_ips: &[IpAddr]) -> Surroundings {
         Surroundings {
             node_name: self.node_name.clone(),
-            host_ip: self.host_ip,
-            pod_ip,
+            host_ips: self.host_ips.clone(),
+            pod_ips: pod_ips.to_vec(),
             allocatable_cpu_milli: self.cpu_milli,
             allocatable_memory: self.memory_bytes,
             allocatable_storage: self.storage_bytes,

@@ -9,8 +9,9 @@ use std::{collections::BTreeMap, net::IpAddr};
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Surroundings {
     pub node_name: String,
-    pub host_ip: Option<IpAddr>,
-    pub pod_ip: Option<IpAddr>,
+    /// Of each family, the first one's first.
+    pub host_ips: Vec<IpAddr>,
+    pub pod_ips: Vec<IpAddr>,
     /// Allocatable thousandths of a processor and bytes of memory: the answer where a container sets no limit.
     pub allocatable_cpu_milli: i64,
     pub allocatable_memory: i64,
@@ -32,7 +33,8 @@ pub fn field(pod: &Pod, around: &Surroundings, path: &str) -> Result<String, Dow
     let meta = &pod.metadata;
     let spec = pod.spec.as_ref();
     let text = |value: &Option<String>| value.clone().unwrap_or_default();
-    let address = |ip: Option<IpAddr>| ip.map(|ip| ip.to_string()).unwrap_or_default();
+    let first = |ips: &[IpAddr]| ips.first().map(ToString::to_string).unwrap_or_default();
+    let all = |ips: &[IpAddr]| ips.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
     if let Some((map, key)) = path.strip_suffix("']").and_then(|p| p.split_once("['")) {
         let found = match map {
             "metadata.labels" => meta.labels.as_ref(),
@@ -49,8 +51,10 @@ pub fn field(pod: &Pod, around: &Surroundings, path: &str) -> Result<String, Dow
         "metadata.annotations" => listed(meta.annotations.as_ref()),
         "spec.nodeName" => around.node_name.clone(),
         "spec.serviceAccountName" => spec.map(|s| text(&s.service_account_name)).unwrap_or_default(),
-        "status.hostIP" | "status.hostIPs" => address(around.host_ip),
-        "status.podIP" | "status.podIPs" => address(around.pod_ip),
+        "status.hostIP" => first(&around.host_ips),
+        "status.hostIPs" => all(&around.host_ips),
+        "status.podIP" => first(&around.pod_ips),
+        "status.podIPs" => all(&around.pod_ips),
         _ => return Err(DownwardError::Field(path.into())),
     })
 }
@@ -127,12 +131,15 @@ mod tests {
 
     #[test]
     fn fields_are_found_by_path() {
-        let around = Surroundings { pod_ip: Some([10, 244, 0, 5].into()), ..Surroundings::default() };
+        let pod_ips = vec![[10, 244, 0, 5].into(), "fd00::5".parse().unwrap()];
+        let around = Surroundings { pod_ips, ..Surroundings::default() };
         let get = |path| field(&pod(), &around, path);
         assert_eq!(get("metadata.name").unwrap(), "p");
         assert_eq!(get("metadata.labels['b']").unwrap(), "2");
         assert_eq!(get("metadata.labels").unwrap(), "app=\"say \\\"hi\\\"\"\nb=\"2\"");
         assert_eq!(get("status.podIP").unwrap(), "10.244.0.5");
+        assert_eq!(get("status.podIPs").unwrap(), "10.244.0.5,fd00::5");
+        assert_eq!(get("status.hostIPs").unwrap(), "");
         assert_eq!(get("spec.containers"), Err(DownwardError::Field("spec.containers".into())));
     }
 

@@ -85,7 +85,8 @@ pub struct Prepared {
     pub shm: PathBuf,
     /// `/etc/hosts`, `/etc/hostname`, `/etc/resolv.conf` on the host.
     pub files: [PathBuf; 3],
-    pub ip: Option<IpAddr>,
+    /// Of each family; in the host's network the node's.
+    pub ips: Vec<IpAddr>,
     pub volumes: ReadyVolumes,
     pub tokens: Tokens,
     /// The host's id of the pod's root, where the pod has users of its own.
@@ -135,25 +136,25 @@ pub async fn prepare(ctx: &Arc<Context>, pod: &Arc<Pod>) -> Result<Prepared, Pre
     if !layers.is_empty() {
         ctx.layers.lock().insert(uid.clone(), layers);
     }
-    let ip = if host_network { ctx.host_ip } else { Some(IpAddr::V4(network.ip)) };
+    let ips = if host_network { ctx.host_ips.clone() } else { network.addresses() };
     if !host_network {
         ctx.network.expose(&uid, network.ip, host_ports(pod)).await?;
     }
-    let (dirs, around, dns) = (ctx.dirs(&uid), ctx.surroundings(ip), ctx.dns.clone());
+    let (dirs, around, dns) = (ctx.dirs(&uid), ctx.surroundings(&ips), ctx.dns.clone());
     let admission = async {
         match host_network {
             true => Ok(None),
-            false => Ok(Some(ctx.policies.admit(pod, network.ip).await?)),
+            false => Ok(Some(ctx.policies.admit(pod, &network).await?)),
         }
     };
-    let (pod, context) = (pod.clone(), ctx.clone());
+    let (pod, context, netns) = (pod.clone(), ctx.clone(), network.netns_path.clone());
     let files = blocking(PrepareError::Interrupted, move || {
-        let (mut namespaces, shm) = sandbox::namespaces(&pod, &dirs.run, network.netns_path)?;
+        let (mut namespaces, shm) = sandbox::namespaces(&pod, &dirs.run, netns)?;
         namespaces.pid = shared_processes(&context, &pod)?;
-        let files = sandbox::files(&pod, &dirs.data, ip, &dns)?;
+        let files = sandbox::files(&pod, &dirs.data, &ips, &dns)?;
         let volumes = volumes::prepare(&pod, &dirs, &brought)?;
         volumes::fill(&pod, &dirs, &around, &objects, &tokens)?;
-        Ok(Prepared { namespaces, shm, files, ip, volumes, tokens, first_user, admission: None })
+        Ok(Prepared { namespaces, shm, files, ips, volumes, tokens, first_user, admission: None })
     });
     let (prepared, admission) = tokio::try_join!(files, admission)?;
     Ok(Prepared { admission, ..prepared })
@@ -210,12 +211,12 @@ fn shared_processes(ctx: &Context, pod: &Pod) -> Result<Option<PathBuf>, Runtime
 }
 
 /// Fetches the pod's objects again and writes what changed. Returns the tokens, renewed.
-pub async fn refresh(ctx: &Arc<Context>, pod: &Arc<Pod>, ip: Option<IpAddr>) -> Result<Tokens, PrepareError> {
+pub async fn refresh(ctx: &Arc<Context>, pod: &Arc<Pod>, ips: &[IpAddr]) -> Result<Tokens, PrepareError> {
     let namespace = pod.metadata.namespace.clone().unwrap_or_default();
     let references = objects::references(pod);
     let objects = objects::fetch(&ctx.client, &namespace, &references).await?;
     let tokens = volumes::issue_tokens(&ctx.client, pod).await?;
-    let (dirs, around, pod) = (ctx.dirs(uid(pod)), ctx.surroundings(ip), pod.clone());
+    let (dirs, around, pod) = (ctx.dirs(uid(pod)), ctx.surroundings(ips), pod.clone());
     blocking(PrepareError::Interrupted, move || {
         volumes::fill(&pod, &dirs, &around, &objects, &tokens)?;
         Ok(tokens)
@@ -485,7 +486,7 @@ pub async fn launch(ctx: &Arc<Context>, launch: Launch) -> Result<Launched, Laun
     let namespace = launch.pod.metadata.namespace.clone().unwrap_or_default();
     let references = objects::references(&launch.pod);
     let objects = objects::fetch(&ctx.client, &namespace, &references).await.map_err(|e| LaunchFailure::config(&e))?;
-    let around = ctx.surroundings(launch.prepared.ip);
+    let around = ctx.surroundings(&launch.prepared.ips);
     let services = ctx.services(&namespace);
     let variables = env::variables(&launch.pod, &launch.container, &around, &objects, &services)?;
     let (pod, container) = (launch.pod.clone(), launch.container.name.clone());

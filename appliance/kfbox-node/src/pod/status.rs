@@ -17,6 +17,7 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use serde_json::{Map, Value, json};
+use std::net::IpAddr;
 
 pub const ID_PREFIX: &str = "kfbox://";
 
@@ -78,10 +79,10 @@ pub fn status(
         container_statuses: of_kind(&[Kind::Main]),
         init_container_statuses: of_kind(&[Kind::Init, Kind::Sidecar]),
         ephemeral_container_statuses: of_kind(&[Kind::Ephemeral]),
-        host_ip: around.host_ip.map(|ip| ip.to_string()),
-        host_ips: around.host_ip.map(|ip| vec![HostIP { ip: ip.to_string() }]),
-        pod_ip: around.pod_ip.map(|ip| ip.to_string()),
-        pod_ips: around.pod_ip.map(|ip| vec![PodIP { ip: ip.to_string() }]),
+        host_ip: around.host_ips.first().map(ToString::to_string),
+        host_ips: listed(&around.host_ips, |ip| HostIP { ip }),
+        pod_ip: around.pod_ips.first().map(ToString::to_string),
+        pod_ips: listed(&around.pod_ips, |ip| PodIP { ip }),
         phase: Some(phase.into()),
         reason: outcome.reason.clone(),
         message: outcome.message.clone(),
@@ -90,6 +91,10 @@ pub fn status(
         observed_generation: pod.metadata.generation,
         ..PodStatus::default()
     }
+}
+
+fn listed<T>(ips: &[IpAddr], of: impl Fn(String) -> T) -> Option<Vec<T>> {
+    (!ips.is_empty()).then(|| ips.iter().map(|ip| of(ip.to_string())).collect())
 }
 
 pub fn phase(spec: &PodSpec, records: &[Record], outcome: &Outcome) -> &'static str {

@@ -1,9 +1,9 @@
 //! What the packet filter should do, decided from Services and endpoints alone. Source: the Kubernetes "Virtual IPs and
 //! Service Proxies" reference; which endpoints count is kube-proxy's rule.
 
-use crate::network::conntrack::Flow;
+use crate::network::{Family, conntrack::Flow};
 use k8s_openapi::api::{
-    core::v1::Service,
+    core::v1::{Service, ServiceSpec},
     discovery::v1::{Endpoint, EndpointSlice},
 };
 use kube::ResourceExt;
@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv6Addr},
     sync::Arc,
 };
 
@@ -43,7 +43,7 @@ impl fmt::Display for Protocol {
     }
 }
 
-pub type Target = (Ipv4Addr, u16);
+pub type Target = (IpAddr, u16);
 
 /// One port of one service: where its connections go.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,15 +55,15 @@ pub struct Port {
     pub affinity: Option<u32>,
 }
 
-/// The whole of it. Ports are keyed by a short name that is safe in rules.
+/// The whole of one family. Ports are keyed by a short name that is safe in rules.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Rules {
     pub ports: BTreeMap<String, Port>,
     /// Addresses of services, by where they lead.
-    pub addresses: BTreeMap<(Ipv4Addr, Protocol, u16), String>,
+    pub addresses: BTreeMap<(IpAddr, Protocol, u16), String>,
     pub node_ports: BTreeMap<(Protocol, u16), String>,
     /// Endpoints, which may be their own clients.
-    pub hairpins: BTreeSet<Ipv4Addr>,
+    pub hairpins: BTreeSet<IpAddr>,
 }
 
 impl Rules {
@@ -99,10 +99,10 @@ const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// The default of `sessionAffinityConfig.clientIP.timeoutSeconds`.
 const AFFINITY_SECONDS: i32 = 10_800;
 
-pub fn rules(services: &[Arc<Service>], slices: &[Arc<EndpointSlice>]) -> Rules {
+pub fn rules(family: Family, services: &[Arc<Service>], slices: &[Arc<EndpointSlice>]) -> Rules {
     let mut by_service: HashMap<(String, &str), Vec<&EndpointSlice>> = HashMap::new();
     for slice in slices {
-        if slice.address_type == "IPv4"
+        if slice.address_type == family.name()
             && let Some(service) = slice.labels().get(SERVICE_NAME)
         {
             by_service.entry((slice.namespace().unwrap_or_default(), service)).or_default().push(slice);
@@ -115,10 +115,10 @@ pub fn rules(services: &[Arc<Service>], slices: &[Arc<EndpointSlice>]) -> Rules 
     for service in services {
         let Some(spec) = &service.spec else { continue };
         let (namespace, name) = (service.namespace().unwrap_or_default(), service.name_any());
-        let addresses = addresses(service);
-        if spec.type_.as_deref() == Some("ExternalName") {
+        if spec.type_.as_deref() == Some("ExternalName") || !has_family(spec, family) {
             continue;
         }
+        let addresses = addresses(family, service);
         let slices = by_service.get(&(namespace.clone(), name.as_str())).map(Vec::as_slice).unwrap_or_default();
         let affinity = (spec.session_affinity.as_deref() == Some("ClientIP")).then(|| {
             let configured = spec.session_affinity_config.as_ref().and_then(|c| c.client_ip.as_ref()?.timeout_seconds);
@@ -128,7 +128,7 @@ pub fn rules(services: &[Arc<Service>], slices: &[Arc<EndpointSlice>]) -> Rules 
         for port in spec.ports.iter().flatten() {
             let Some(protocol) = Protocol::of(port.protocol.as_deref()) else { continue };
             let Ok(number) = u16::try_from(port.port) else { continue };
-            let targets = targets(slices, port.name.as_deref().unwrap_or_default(), protocol);
+            let targets = targets(family, slices, port.name.as_deref().unwrap_or_default(), protocol);
             if targets.is_empty() {
                 // No rule: what is addressed to it is refused by the network's base rules.
                 continue;
@@ -150,6 +150,14 @@ pub fn rules(services: &[Arc<Service>], slices: &[Arc<EndpointSlice>]) -> Rules 
     rules
 }
 
+/// Services are told their families when they are made; what was made before there were two is of IPv4.
+fn has_family(spec: &ServiceSpec, family: Family) -> bool {
+    match spec.ip_families.as_deref() {
+        None | Some([]) => family == Family::V4,
+        Some(families) => families.iter().any(|f| f == family.name()),
+    }
+}
+
 fn insert_once<K: Ord>(map: &mut BTreeMap<K, String>, key: K, id: &str) -> bool {
     let mut inserted = false;
     map.entry(key).or_insert_with(|| {
@@ -166,27 +174,37 @@ pub fn short(text: &str) -> String {
     hash
 }
 
-/// All IPv4 addresses at which a service answers.
-fn addresses(service: &Service) -> BTreeSet<Ipv4Addr> {
+/// All addresses of a family at which a service answers.
+fn addresses(family: Family, service: &Service) -> BTreeSet<IpAddr> {
     let Some(spec) = &service.spec else { return BTreeSet::new() };
     let cluster = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip);
     let external = spec.external_ips.iter().flatten();
     let balancer = service.status.as_ref().and_then(|s| s.load_balancer.as_ref()?.ingress.as_ref());
     let balancer = balancer.into_iter().flatten().filter_map(|ingress| ingress.ip.as_ref());
-    cluster.chain(external).chain(balancer).filter_map(|text| text.parse().ok()).filter(may_be_target).collect()
+    cluster.chain(external).chain(balancer).filter_map(|text| target_address(family, text)).collect()
 }
 
+/// An address of the family that traffic may be sent to.
+fn target_address(family: Family, text: &str) -> Option<IpAddr> {
+    text.parse().ok().filter(|address| Family::of(address) == family && may_be_target(address))
+}
+
+/// Where clouds serve their machine's secrets by IPv6: Amazon's and Google's.
+const METADATA: [Ipv6Addr; 2] =
+    [Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254), Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)];
+
 /// Loopback, link-local (where clouds serve their machine's secrets) and multicast are nobody's endpoint.
-fn may_be_target(address: &Ipv4Addr) -> bool {
-    !address.is_loopback()
-        && !address.is_link_local()
-        && !address.is_multicast()
-        && !address.is_unspecified()
-        && !address.is_broadcast()
+fn may_be_target(address: &IpAddr) -> bool {
+    let special = match address {
+        IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
+        // An IPv4 address in the clothes of IPv6, mapped or compatible, is none of IPv6.
+        IpAddr::V6(v6) => v6.is_unicast_link_local() || v6.to_ipv4().is_some() || METADATA.contains(v6),
+    };
+    !(special || address.is_loopback() || address.is_multicast() || address.is_unspecified())
 }
 
 /// The endpoints that take connections: the ready ones, or when none is, those that still serve while they end.
-fn targets(slices: &[&EndpointSlice], port_name: &str, protocol: Protocol) -> Vec<Target> {
+fn targets(family: Family, slices: &[&EndpointSlice], port_name: &str, protocol: Protocol) -> Vec<Target> {
     let (mut ready, mut ending) = (BTreeSet::new(), BTreeSet::new());
     for slice in slices {
         for port in slice.ports.iter().flatten() {
@@ -200,9 +218,8 @@ fn targets(slices: &[&EndpointSlice], port_name: &str, protocol: Protocol) -> Ve
                     State::Down => continue,
                 };
                 // Only the first counts; more than one has never been given a meaning.
-                into.extend(
-                    endpoint.addresses.first().and_then(|a| a.parse().ok()).filter(may_be_target).map(|a| (a, number)),
-                );
+                let address = endpoint.addresses.first().and_then(|a| target_address(family, a));
+                into.extend(address.map(|a| (a, number)));
             }
         }
     }

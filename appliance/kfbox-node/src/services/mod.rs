@@ -1,8 +1,8 @@
 //! Services on one node: connections to a service's addresses and node ports are sent to its endpoints by the kernel.
-//! Source: the Kubernetes "Virtual IPs and Service Proxies" reference. IPVS, IPv6 and topology-aware routing do not apply to
-//! one node with IPv4 only.
+//! Source: the Kubernetes "Virtual IPs and Service Proxies" reference. IPVS and topology-aware routing do not apply to one
+//! node. Each family has a table of its own, as its Services and endpoints are.
 //!
-//! Guarantees: each change is one nft transaction, so that no connection meets half of one; at start the table is replaced,
+//! Guarantees: each change is one nft transaction, of both families, so that no connection meets half of one; at start the table is replaced,
 //! so that nothing stale remains; connections under way are kept by conntrack.
 
 pub mod desired;
@@ -13,11 +13,12 @@ mod script;
 pub use directory::{Directory, WatchEnded};
 pub use policy::Policies;
 
-use crate::network::{Network, NftError, conntrack, nft};
+use crate::network::{Family, Network, NftError, conntrack, nft};
 use desired::Rules;
 use kfbox_base::{Component, Readiness, Tasks};
 use kube::Client;
-use std::time::Duration;
+use script::Table;
+use std::{net::IpAddr, time::Duration};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -55,19 +56,24 @@ pub async fn keep(
         complete = directory.complete() => complete?,
         () = shutdown.cancelled() => return Ok(()),
     }
-    let table = format!("{}_services", network.config().table());
-    let now = || desired::rules(&directory.services.state(), &directory.slices.state());
+    let tables = tables(&network);
+    let now = || -> Vec<Rules> {
+        let (services, slices) = (directory.services.state(), directory.slices.state());
+        tables.iter().map(|table| desired::rules(table.family, &services, &slices)).collect()
+    };
     let mut current = now();
-    nft::apply(&script::replace(&table, network.gateway(), &current)).await?;
+    nft::apply(&replace(&tables, &current)).await?;
     component.ready();
     loop {
         if !settled(&mut changes, &shutdown).await {
             return Ok(());
         }
         let next = now();
-        match apply_change(&table, &current, &next).await {
+        match apply_change(&tables, &current, &next).await {
             Ok(()) => {
-                forget_stale_flows(&current, &next).await;
+                for ((table, before), after) in tables.iter().zip(&current).zip(&next) {
+                    forget_stale_flows(table.family, before, after).await;
+                }
                 current = next;
             }
             Err(error) => {
@@ -75,7 +81,7 @@ pub async fn keep(
                 tracing::warn!(%error, "a change of services was refused; making all rules anew");
                 current = loop {
                     let all = now();
-                    let Err(error) = nft::apply(&script::replace(&table, network.gateway(), &all)).await else {
+                    let Err(error) = nft::apply(&replace(&tables, &all)).await else {
                         break all;
                     };
                     tracing::error!(%error, "services cannot be programmed");
@@ -91,20 +97,33 @@ pub async fn keep(
     }
 }
 
-async fn apply_change(table: &str, current: &Rules, next: &Rules) -> Result<(), NftError> {
-    match script::change(table, current, next) {
+/// One for each family that the network has.
+fn tables(network: &Network) -> Vec<Table> {
+    let name = format!("{}_services", network.config().table());
+    let gateways = [Some(IpAddr::V4(network.gateway())), network.config().second_gateway().map(IpAddr::V6)];
+    let table = |gateway| Table { family: Family::of(&gateway), name: name.clone(), gateway };
+    gateways.into_iter().flatten().map(table).collect()
+}
+
+fn replace(tables: &[Table], rules: &[Rules]) -> String {
+    tables.iter().zip(rules).map(|(table, rules)| script::replace(table, rules)).collect()
+}
+
+async fn apply_change(tables: &[Table], current: &[Rules], next: &[Rules]) -> Result<(), NftError> {
+    let changes = tables.iter().zip(current).zip(next);
+    match changes.map(|((table, before), after)| script::change(table, before, after)).collect::<String>() {
         script if script.is_empty() => Ok(()),
         script => nft::apply(&script).await,
     }
 }
 
 /// A UDP client that goes on speaking would stay with an endpoint that is gone: the kernel decides once for each flow.
-async fn forget_stale_flows(before: &Rules, after: &Rules) {
+async fn forget_stale_flows(family: Family, before: &Rules, after: &Rules) {
     if !before.changes_udp(after) {
         return;
     }
     let (before, after) = (before.clone(), after.clone());
-    let work = move || conntrack::forget_udp(|flow| desired::is_stale(&before, &after, flow));
+    let work = move || conntrack::forget_udp(family, |flow| desired::is_stale(&before, &after, flow));
     match tokio::task::spawn_blocking(work).await {
         Ok(Ok(0)) => {}
         Ok(Ok(flows)) => tracing::debug!(flows, "flows to endpoints that are gone were forgotten"),

@@ -1,8 +1,12 @@
 //! NetworkPolicies. Source: the Kubernetes "Network Policies" page and the networking.k8s.io/v1 reference.
 //!
 //! Every packet between pods passes the host's forward hook, addressed to the pod itself even when it was sent to a service,
-//! so one table there sees all. What the host sends (probes, the gateway's proxied requests, logs) is not filtered, nor what
-//! pods send to the host's own address, where the daemon asks who they are. Replies pass by connection tracking.
+//! so one table there (one of each family) sees all. What the host sends (probes, the gateway's proxied requests, logs) is not
+//! filtered, nor what pods send to the host's own address, where the daemon asks who they are. Replies pass by connection
+//! tracking.
+//!
+//! Guarantee: what holds for a pod's IPv4 address holds for its IPv6 address, which follows from the former and is not taken
+//! from what somebody writes into a status.
 //!
 //! Guarantee: a pod's first container starts when what its namespace's policies say of it is in the kernel. The node tells
 //! the address itself ([`Policies::admit`]), since by the time it is in the pod's status the pod runs, and whoever was to be
@@ -14,11 +18,11 @@ use super::{
     directory::follow,
     settled,
 };
-use crate::network::{Network, nft};
-use ipnet::Ipv4Net;
+use crate::network::{Family, Network, Pairing, PodNetwork, nft};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use k8s_openapi::{
     api::{
-        core::v1::{Container, Namespace, Pod, PodSpec, PodStatus},
+        core::v1::{Container, Namespace, Pod, PodIP, PodSpec, PodStatus},
         networking::v1::{NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort},
     },
     apimachinery::pkg::{apis::meta::v1::LabelSelector, util::intstr::IntOrString},
@@ -33,7 +37,7 @@ use parking_lot::Mutex;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fmt::Write as _,
-    net::Ipv4Addr,
+    net::IpAddr,
     sync::Arc,
     time::Duration,
 };
@@ -81,9 +85,11 @@ impl Drop for Admission {
 
 impl Policies {
     /// Returns when the pod's address is filtered as its namespace's policies say.
-    pub async fn admit(&self, pod: &Pod, ip: Ipv4Addr) -> Result<Admission, NotProgrammed> {
+    pub async fn admit(&self, pod: &Pod, network: &PodNetwork) -> Result<Admission, NotProgrammed> {
         let mut known = pod.clone();
-        known.status.get_or_insert_default().pod_ip = Some(ip.to_string());
+        let status = known.status.get_or_insert_default();
+        status.pod_ip = Some(network.ip.to_string());
+        status.pod_ips = network.second.map(|second| vec![PodIP { ip: second.to_string() }]);
         let (uid, namespace) = (pod.uid().unwrap_or_default(), pod.namespace().unwrap_or_default());
         let mut number = 0;
         self.asked.send_modify(|asked| {
@@ -124,7 +130,7 @@ pub fn run(client: &Client, network: &Network, tasks: &Tasks) -> Policies {
         namespaces: follow(Api::all(client.clone()), tasks, bump, |_| {}),
         changes,
     };
-    keep(sources, format!("{}_policy", network.config().table()), tasks)
+    keep(sources, format!("{}_policy", network.config().table()), network.config().pairing(), tasks)
 }
 
 /// Where a pod is, what it is called and which ports it names: thousands are kept after they ended.
@@ -146,7 +152,7 @@ fn lean(pod: &mut Pod) {
     });
 }
 
-pub(super) fn keep(mut sources: Sources, table: String, tasks: &Tasks) -> Policies {
+pub(super) fn keep(mut sources: Sources, table: String, pairing: Option<Pairing>, tasks: &Tasks) -> Policies {
     let (asked, mut requests) = watch::channel(1);
     let (finish, done) = watch::channel(0);
     let starting = Starting::default();
@@ -167,9 +173,9 @@ pub(super) fn keep(mut sources: Sources, table: String, tasks: &Tasks) -> Polici
         loop {
             let asked = *requests.borrow_and_update();
             let pods = with_starting(sources.pods.state(), &starting);
-            let rules = decide(&sources.policies.state(), &pods, &sources.namespaces.state());
+            let rules = decide(&sources.policies.state(), &pods, &sources.namespaces.state(), pairing);
             if applied.as_ref() != Some(&rules) {
-                match nft::apply(&script(&table, &rules)).await {
+                match nft::apply(&scripts(&table, &rules, pairing.is_some())).await {
                     Ok(()) => applied = Some(rules),
                     // The former table stays whole, so what was denied is still denied.
                     Err(error) => {
@@ -215,8 +221,8 @@ fn ended(status: &PodStatus) -> bool {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Isolation {
     /// By pod address, the allowances for what it receives; none means nothing may come.
-    pub ingress: BTreeMap<Ipv4Addr, BTreeSet<Allowance>>,
-    pub egress: BTreeMap<Ipv4Addr, BTreeSet<Allowance>>,
+    pub ingress: BTreeMap<IpAddr, BTreeSet<Allowance>>,
+    pub egress: BTreeMap<IpAddr, BTreeSet<Allowance>>,
 }
 
 /// Peers and ports, both of which must match. `None` is any.
@@ -228,23 +234,28 @@ pub struct Allowance {
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Peer {
-    Pod(Ipv4Addr),
-    Block { cidr: String, except: Vec<String> },
+    Pod(IpAddr),
+    Block { cidr: IpNet, except: Vec<IpNet> },
 }
 
 struct PodFacts<'a> {
     namespace: String,
     labels: &'a BTreeMap<String, String>,
-    ip: Ipv4Addr,
+    ips: BTreeSet<IpAddr>,
     pod: &'a Pod,
 }
 
-pub fn decide(policies: &[Arc<NetworkPolicy>], pods: &[Arc<Pod>], namespaces: &[Arc<Namespace>]) -> Isolation {
+pub fn decide(
+    policies: &[Arc<NetworkPolicy>],
+    pods: &[Arc<Pod>],
+    namespaces: &[Arc<Namespace>],
+    pairing: Option<Pairing>,
+) -> Isolation {
     let mut isolation = Isolation::default();
     if policies.is_empty() {
         return isolation;
     }
-    let pods: Vec<PodFacts<'_>> = pods.iter().filter_map(|pod| facts(pod)).collect();
+    let pods: Vec<PodFacts<'_>> = pods.iter().filter_map(|pod| facts(pod, pairing)).collect();
     let namespaces: BTreeMap<String, &BTreeMap<String, String>> =
         namespaces.iter().map(|namespace| (namespace.name_any(), namespace.labels())).collect();
     for policy in policies {
@@ -256,38 +267,53 @@ pub fn decide(policies: &[Arc<NetworkPolicy>], pods: &[Arc<Pod>], namespaces: &[
         let (ingress, egress) = (has("Ingress") || unset, has("Egress") || (unset && spec.egress.is_some()));
         for pod in pods.iter().filter(|pod| pod.namespace == namespace && matches(&subject, pod.labels)) {
             if ingress {
-                let allowed = isolation.ingress.entry(pod.ip).or_default();
-                for rule in spec.ingress.iter().flatten() {
-                    allowed.insert(Allowance {
-                        peers: peers(rule.from.as_deref(), &namespace, &pods, &namespaces),
-                        // A named port is the receiving pod's own.
-                        ports: ports(rule.ports.as_deref(), &[pod]),
-                    });
-                }
+                let allowed = spec.ingress.iter().flatten().map(|rule| Allowance {
+                    peers: peers(rule.from.as_deref(), &namespace, &pods, &namespaces),
+                    // A named port is the receiving pod's own.
+                    ports: ports(rule.ports.as_deref(), &[pod]),
+                });
+                add(&mut isolation.ingress, pod, allowed.collect());
             }
             if egress {
-                let allowed = isolation.egress.entry(pod.ip).or_default();
-                for rule in spec.egress.iter().flatten() {
+                let allowed = spec.egress.iter().flatten().map(|rule| {
                     let peers = peers(rule.to.as_deref(), &namespace, &pods, &namespaces);
                     let receiving: Vec<&PodFacts<'_>> = match &peers {
-                        Some(peers) => pods.iter().filter(|pod| peers.contains(&Peer::Pod(pod.ip))).collect(),
+                        Some(peers) => {
+                            let among = |pod: &&PodFacts<'_>| pod.ips.iter().any(|ip| peers.contains(&Peer::Pod(*ip)));
+                            pods.iter().filter(among).collect()
+                        }
                         None => pods.iter().collect(),
                     };
-                    allowed.insert(Allowance { ports: ports(rule.ports.as_deref(), &receiving), peers });
-                }
+                    Allowance { ports: ports(rule.ports.as_deref(), &receiving), peers }
+                });
+                add(&mut isolation.egress, pod, allowed.collect());
             }
         }
     }
     isolation
 }
 
-fn facts(pod: &Pod) -> Option<PodFacts<'_>> {
+/// Isolates all addresses of a pod, but for what is allowed.
+fn add(of: &mut BTreeMap<IpAddr, BTreeSet<Allowance>>, pod: &PodFacts<'_>, allowed: Vec<Allowance>) {
+    for ip in &pod.ips {
+        of.entry(*ip).or_default().extend(allowed.iter().cloned());
+    }
+}
+
+fn facts(pod: &Pod, pairing: Option<Pairing>) -> Option<PodFacts<'_>> {
     let (spec, status) = (pod.spec.as_ref()?, pod.status.as_ref()?);
     if spec.host_network == Some(true) || ended(status) {
         return None;
     }
-    let ip = status.pod_ip.as_deref()?.parse().ok()?;
-    Some(PodFacts { namespace: pod.namespace()?, labels: pod.labels(), ip, pod })
+    let told = status.pod_ips.iter().flatten().map(|ip| ip.ip.as_str()).chain(status.pod_ip.as_deref());
+    let mut ips: BTreeSet<IpAddr> = told.filter_map(|ip| ip.parse().ok()).collect();
+    let partners: Vec<IpAddr> = ips
+        .iter()
+        .filter_map(|ip| if let IpAddr::V4(v4) = ip { pairing?.partner(*v4).map(IpAddr::V6) } else { None })
+        .collect();
+    ips.extend(partners);
+    (!ips.is_empty()).then_some(())?;
+    Some(PodFacts { namespace: pod.namespace()?, labels: pod.labels(), ips, pod })
 }
 
 /// `None` is a selector that cannot be read: it selects nothing, so that a mistake never opens anything.
@@ -311,7 +337,7 @@ fn peers(
     let mut all = BTreeSet::new();
     for peer in given {
         if let Some(block) = &peer.ip_block {
-            let valid = |text: &String| text.parse::<Ipv4Net>().ok().map(|net| net.trunc().to_string());
+            let valid = |text: &String| text.parse::<IpNet>().ok().map(|net| net.trunc());
             if let Some(cidr) = valid(&block.cidr) {
                 all.insert(Peer::Block { cidr, except: block.except.iter().flatten().filter_map(valid).collect() });
             }
@@ -325,7 +351,7 @@ fn peers(
                 None => pod.namespace == own_namespace,
             };
             if here && matches(&of_pod, pod.labels) {
-                all.insert(Peer::Pod(pod.ip));
+                all.extend(pod.ips.iter().copied().map(Peer::Pod));
             }
         }
     }
@@ -365,8 +391,15 @@ fn ports(given: Option<&[NetworkPolicyPort]>, receiving: &[&PodFacts<'_>]) -> Op
     Some(all)
 }
 
-/// The whole table, replaced in one transaction. Pods with the same allowances share a chain.
-pub fn script(table: &str, isolation: &Isolation) -> String {
+/// The tables of the families that there are, replaced in one transaction.
+pub fn scripts(table: &str, isolation: &Isolation, both: bool) -> String {
+    let second = if both { script(Family::V6, table, isolation) } else { String::new() };
+    script(Family::V4, table, isolation) + &second
+}
+
+/// The whole table of a family. Pods with the same allowances share a chain.
+fn script(family: Family, table: &str, isolation: &Isolation) -> String {
+    let (ip, address_type) = (family.keyword(), family.address_type());
     let mut chains = BTreeMap::new();
     let mut maps = String::new();
     let mut jumps = String::new();
@@ -374,22 +407,22 @@ pub fn script(table: &str, isolation: &Isolation) -> String {
         [("ingress", "daddr", "saddr", &isolation.ingress), ("egress", "saddr", "daddr", &isolation.egress)]
     {
         let mut entries = Vec::new();
-        for (ip, allowed) in pods {
-            let body = chain_body(peer, allowed);
+        for (address, allowed) in pods.iter().filter(|(address, _)| Family::of(address) == family) {
+            let body = chain_body(family, peer, allowed);
             let name = format!("{direction}_{}", short(&body));
-            entries.push(format!("{ip} : jump {name}"));
+            entries.push(format!("{address} : jump {name}"));
             chains.insert(name, body);
         }
         if !entries.is_empty() {
             let _ = writeln!(
                 maps,
-                "  map {direction} {{\n    type ipv4_addr : verdict\n    elements = {{ {} }}\n  }}",
+                "  map {direction} {{\n    type {address_type} : verdict\n    elements = {{ {} }}\n  }}",
                 entries.join(", ")
             );
-            let _ = writeln!(jumps, "    ip {own} vmap @{direction}");
+            let _ = writeln!(jumps, "    {ip} {own} vmap @{direction}");
         }
     }
-    let mut script = format!("add table ip {table}\ndelete table ip {table}\ntable ip {table} {{\n{maps}");
+    let mut script = format!("add table {ip} {table}\ndelete table {ip} {table}\ntable {ip} {table} {{\n{maps}");
     for (name, body) in &chains {
         let _ = writeln!(script, "  chain {name} {{\n{body}    drop\n  }}");
     }
@@ -404,24 +437,30 @@ pub fn script(table: &str, isolation: &Isolation) -> String {
     script
 }
 
-fn chain_body(peer: &str, allowed: &BTreeSet<Allowance>) -> String {
+/// Peers of the other family make no rule: who may not come by an address of this one is dropped at the chain's end.
+fn chain_body(family: Family, peer: &str, allowed: &BTreeSet<Allowance>) -> String {
+    let ip = family.keyword();
     let mut body = String::new();
     for allowance in allowed {
         let from: Vec<String> = match &allowance.peers {
             None => vec![String::new()],
             Some(peers) => {
-                let pods: Vec<String> = peers
-                    .iter()
-                    .filter_map(|p| if let Peer::Pod(ip) = p { Some(ip.to_string()) } else { None })
-                    .collect();
-                let blocks = peers.iter().filter_map(|p| match p {
-                    Peer::Block { cidr, except } if except.is_empty() => Some(format!("ip {peer} {cidr} ")),
-                    Peer::Block { cidr, except } => {
-                        Some(format!("ip {peer} {cidr} ip {peer} != {{ {} }} ", merged(except).join(", ")))
+                let mut pods = Vec::new();
+                let mut blocks = Vec::new();
+                for each in peers {
+                    match each {
+                        Peer::Pod(address) if Family::of(address) == family => pods.push(address.to_string()),
+                        Peer::Block { cidr, except } if Family::of(&cidr.addr()) == family => {
+                            let except = merged(family, except);
+                            blocks.push(match except.is_empty() {
+                                true => format!("{ip} {peer} {cidr} "),
+                                false => format!("{ip} {peer} {cidr} {ip} {peer} != {{ {} }} ", except.join(", ")),
+                            });
+                        }
+                        _ => {}
                     }
-                    Peer::Pod(_) => None,
-                });
-                let pods = (!pods.is_empty()).then(|| format!("ip {peer} {{ {} }} ", pods.join(", ")));
+                }
+                let pods = (!pods.is_empty()).then(|| format!("{ip} {peer} {{ {} }} ", pods.join(", ")));
                 pods.into_iter().chain(blocks).collect()
             }
         };
@@ -447,8 +486,12 @@ fn chain_body(peer: &str, allowed: &BTreeSet<Allowance>) -> String {
     body
 }
 
-/// Ranges without those that others contain: nft refuses overlaps in one set.
-fn merged(ranges: &[String]) -> Vec<String> {
-    let nets: Vec<Ipv4Net> = ranges.iter().filter_map(|text| text.parse().ok()).collect();
-    Ipv4Net::aggregate(&nets).iter().map(ToString::to_string).collect()
+/// Ranges of a family without those that others contain: nft refuses overlaps in one set.
+fn merged(family: Family, ranges: &[IpNet]) -> Vec<String> {
+    let first = ranges.iter().filter_map(|net| if let IpNet::V4(net) = net { Some(*net) } else { None });
+    let second = ranges.iter().filter_map(|net| if let IpNet::V6(net) = net { Some(*net) } else { None });
+    match family {
+        Family::V4 => Ipv4Net::aggregate(&first.collect::<Vec<_>>()).iter().map(ToString::to_string).collect(),
+        Family::V6 => Ipv6Net::aggregate(&second.collect::<Vec<_>>()).iter().map(ToString::to_string).collect(),
+    }
 }

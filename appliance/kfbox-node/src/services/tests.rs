@@ -4,7 +4,7 @@ use super::{
     desired::{Port, Protocol, rules},
     *,
 };
-use crate::network::tests::{TestNetwork, ask, connect, inside, serve_peer_address};
+use crate::network::tests::{TestNetwork, ask, connect, inside, serve_peer_address, serve_peer_address_at};
 use k8s_openapi::api::{
     core::v1::{Namespace, Pod, Service},
     discovery::v1::EndpointSlice,
@@ -14,8 +14,12 @@ use kube::runtime::{
     reflector::{self, store::Writer},
     watcher,
 };
+use nix::sys::{
+    socket::{self, AddressFamily, SockFlag, SockType, SockaddrIn6, sockopt},
+    time::TimeVal,
+};
 use serde_json::{Value, json};
-use std::{collections::HashMap, net::SocketAddr, sync::Arc};
+use std::{collections::HashMap, net::SocketAddr, os::fd::AsRawFd, sync::Arc};
 
 fn service(spec: Value) -> Arc<Service> {
     let object = json!({"metadata": {"name": "web", "namespace": "ns"}, "spec": spec});
@@ -30,6 +34,19 @@ fn slice(port: u16, endpoints: Value) -> Arc<EndpointSlice> {
     Arc::new(serde_json::from_value(object).unwrap())
 }
 
+/// A Service of IPv6, and its endpoints there.
+fn second_service(mut spec: Value) -> Arc<Service> {
+    spec["ipFamilies"] = json!(["IPv6"]);
+    service(spec)
+}
+
+fn second_slice(port: u16, endpoints: Value) -> Arc<EndpointSlice> {
+    let mut slice = (*slice(port, endpoints)).clone();
+    slice.address_type = "IPv6".into();
+    slice.metadata.name = Some("web-v6".into());
+    Arc::new(slice)
+}
+
 fn port() -> Value {
     json!([{"name": "http", "port": 80, "nodePort": 30080}])
 }
@@ -38,7 +55,7 @@ fn port() -> Value {
 fn ready_endpoints_count_and_ending_ones_when_none_is_ready() {
     let web = service(json!({"clusterIP": "10.96.1.1", "ports": port()}));
     let of = |endpoints: Value| {
-        let rules = rules(std::slice::from_ref(&web), &[slice(8080, endpoints)]);
+        let rules = rules(Family::V4, std::slice::from_ref(&web), &[slice(8080, endpoints)]);
         let targets: Vec<String> =
             rules.ports.values().flat_map(|p| &p.targets).map(|(a, p)| format!("{a}:{p}")).collect();
         (targets, rules.addresses.len())
@@ -67,7 +84,7 @@ fn headless_external_and_foreign_ports_make_no_rules() {
         json!({"clusterIP": "10.96.1.1", "ports": [{"name": "other", "port": 80}]}),
         json!({"clusterIP": "10.96.1.1", "ports": [{"name": "http", "port": 80, "protocol": "UDP"}]}),
     ] {
-        assert_eq!(rules(&[service(spec.clone())], &endpoints), Rules::default(), "{spec}");
+        assert_eq!(rules(Family::V4, &[service(spec.clone())], &endpoints), Rules::default(), "{spec}");
     }
 }
 
@@ -75,7 +92,7 @@ fn headless_external_and_foreign_ports_make_no_rules() {
 async fn every_change_between_states_is_one_that_nft_takes() {
     let test = TestNetwork::start().await;
     let table = format!("{}_services", test.network.config().table());
-    let gateway = test.network.gateway();
+    let table = script::Table { family: Family::V4, name: table, gateway: test.network.gateway().into() };
     let target = |n: u8| ([10, 0, 0, n].into(), 80);
     let state = |ports: &[(&str, &[u8], Option<u32>)]| {
         let mut rules = Rules::default();
@@ -100,15 +117,15 @@ async fn every_change_between_states_is_one_that_nft_takes() {
     let listing = |table: String| async move { nft::run(&["list", "table", "ip", &table], "").await.unwrap() };
     for from in &states {
         for to in &states {
-            nft::apply(&script::replace(&table, gateway, from)).await.unwrap();
+            nft::apply(&script::replace(&table, from)).await.unwrap();
             if let script = script::change(&table, from, to)
                 && !script.is_empty()
             {
                 nft::apply(&script).await.unwrap_or_else(|error| panic!("{error}\n{script}"));
             }
             // The result is what making it anew gives, with nothing left over.
-            let changed = listing(table.clone()).await;
-            nft::apply(&script::replace(&table, gateway, to)).await.unwrap();
+            let changed = listing(table.name.clone()).await;
+            nft::apply(&script::replace(&table, to)).await.unwrap();
             let sorted = |text: &str| {
                 let mut lines: Vec<String> = text
                     .lines()
@@ -118,7 +135,7 @@ async fn every_change_between_states_is_one_that_nft_takes() {
                 lines.sort();
                 lines
             };
-            assert_eq!(sorted(&changed), sorted(&listing(table.clone()).await));
+            assert_eq!(sorted(&changed), sorted(&listing(table.name.clone()).await));
         }
     }
 }
@@ -282,7 +299,7 @@ fn a_flow_is_stale_when_its_endpoint_is_no_more() {
             "addressType": "IPv4", "ports": [{"name": "http", "port": 53, "protocol": "UDP"}],
             "endpoints": [{"addresses": [endpoint]}],
         });
-        rules(&[service(spec)], &[Arc::new(serde_json::from_value(object).unwrap())])
+        rules(Family::V4, &[service(spec)], &[Arc::new(serde_json::from_value(object).unwrap())])
     };
     let spec = json!({"clusterIP": "10.96.1.1", "ports": [{"name": "http", "port": 53, "protocol": "UDP", "nodePort": 30053}]});
     let (before, after) = (udp(spec.clone(), "10.0.0.2"), udp(spec, "10.0.0.3"));
@@ -348,8 +365,8 @@ fn policies_select_as_the_reference_says() {
         pod("theirs", "web", "10.0.0.3", "web"),
     ];
     let namespaces = [namespace("ours"), namespace("theirs")];
-    let of = |spec: Value| policy::decide(&[policy(spec)], &pods, &namespaces);
-    let ip = |n: u8| std::net::Ipv4Addr::new(10, 0, 0, n);
+    let of = |spec: Value| policy::decide(&[policy(spec)], &pods, &namespaces, None);
+    let ip = |n: u8| IpAddr::from([10, 0, 0, n]);
     let peers = |isolation: &policy::Isolation| -> Vec<Option<Vec<policy::Peer>>> {
         isolation.ingress[&ip(1)].iter().map(|a| a.peers.as_ref().map(|p| p.iter().cloned().collect())).collect()
     };
@@ -386,7 +403,7 @@ async fn policies_hold_between_pods() {
     let namespaces = [namespace("ours"), namespace("theirs")];
     let table = format!("{}_policy", test.network.config().table());
     let apply = |spec: Value| {
-        let script = policy::script(&table, &policy::decide(&[policy(spec)], &pods, &namespaces));
+        let script = policy::scripts(&table, &policy::decide(&[policy(spec)], &pods, &namespaces, None), false);
         async move { nft::apply(&script).await.unwrap_or_else(|error| panic!("{error}\n{script}")) }
     };
     let reaches = |pod: &crate::network::PodNetwork| {
@@ -412,6 +429,10 @@ async fn policies_hold_between_pods() {
     assert!(!reaches(&web).await && reaches(&foreign).await);
     apply(json!({"podSelector": {"matchLabels": {"role": "web"}}, "policyTypes": ["Egress"], "egress": [{"to": [{"podSelector": {}}]}]})).await;
     assert!(reaches(&web).await);
+}
+
+fn elsewhere(ip: &str) -> crate::network::PodNetwork {
+    crate::network::PodNetwork { ip: ip.parse().unwrap(), second: None, netns_path: None }
 }
 
 fn filled<K>(objects: &[Arc<K>]) -> (reflector::Store<K>, Writer<K>)
@@ -441,7 +462,7 @@ async fn a_pod_is_filtered_before_anybody_reads_its_address() {
     let (bump, changes) = watch::channel(0);
     let table = format!("{}_policy", test.network.config().table());
     let sources = policy::Sources { policies, pods, namespaces, changes };
-    let policies = policy::keep(sources, table, &test.tasks);
+    let policies = policy::keep(sources, table, None, &test.tasks);
     let reaches = || {
         let web = web.clone();
         async move {
@@ -453,15 +474,15 @@ async fn a_pod_is_filtered_before_anybody_reads_its_address() {
     let mut new = (*pod("ours", "db", "", "db")).clone();
     new.status = None;
     new.metadata.uid = Some("1".into());
-    let admission = policies.admit(&new, db.ip).await.unwrap();
+    let admission = policies.admit(&new, &db).await.unwrap();
     assert!(!reaches().await);
     // Announced anew, as when its preparation is tried again: the first announcement's end changes nothing.
-    let again = policies.admit(&new, db.ip).await.unwrap();
+    let again = policies.admit(&new, &db).await.unwrap();
     drop(admission);
     // Another is announced, so the rules are made again.
     let mut other = (*pod("ours", "other", "", "other")).clone();
     other.metadata.uid = Some("2".into());
-    let _other = policies.admit(&other, "10.255.0.9".parse().unwrap()).await.unwrap();
+    let _other = policies.admit(&other, &elsewhere("10.255.0.9")).await.unwrap();
     assert!(!reaches().await);
     // What its status says later counts: it ended, and its address may be another's.
     let mut over = new.clone();
@@ -476,7 +497,7 @@ async fn a_pod_is_filtered_before_anybody_reads_its_address() {
     // A namespace without policies has nobody wait.
     let mut free = (*pod("theirs", "free", "", "free")).clone();
     free.metadata.uid = Some("3".into());
-    drop(policies.admit(&free, "10.255.0.10".parse().unwrap()).await.unwrap());
+    drop(policies.admit(&free, &elsewhere("10.255.0.10")).await.unwrap());
 }
 
 /// No rules, no start: a pod that nobody can filter does not run.
@@ -487,7 +508,185 @@ async fn a_pod_waits_for_policies_that_are_not_known() {
     let ((pods, _pods), (namespaces, _namespaces)) = (reflector::store(), reflector::store());
     let (_bump, changes) = watch::channel(0);
     let sources = policy::Sources { policies, pods, namespaces, changes };
-    let policies = policy::keep(sources, "kfbox_none_policy".into(), &tasks);
-    let refused = policies.admit(&pod("ours", "db", "", "db"), "10.255.0.9".parse().unwrap()).await.unwrap_err();
+    let policies = policy::keep(sources, "kfbox_none_policy".into(), None, &tasks);
+    let refused = policies.admit(&pod("ours", "db", "", "db"), &elsewhere("10.255.0.9")).await.unwrap_err();
     assert!(refused.to_string().contains("namespace ours"), "{refused}");
+}
+
+#[test]
+fn ipv6_rules_are_of_services_and_endpoints_of_ipv6() {
+    let of = |service: &Arc<Service>, slices: &[Arc<EndpointSlice>]| {
+        rules(Family::V6, std::slice::from_ref(service), slices)
+    };
+    let web = second_service(json!({"clusterIP": "fd01::1", "ports": port()}));
+    let good = second_slice(8080, json!([{"addresses": ["fd00::2"]}]));
+    let found = of(&web, std::slice::from_ref(&good));
+    assert_eq!((found.addresses.len(), found.node_ports.len(), found.hairpins.len()), (1, 1, 1));
+    // A Service that is not of this family has no node port there, whatever endpoints somebody writes.
+    let single = service(json!({"clusterIP": "10.96.1.1", "ports": port(), "ipFamilies": ["IPv4"]}));
+    assert_eq!(of(&single, std::slice::from_ref(&good)), Rules::default());
+    assert_eq!(
+        of(&service(json!({"clusterIP": "10.96.1.1", "ports": port()})), std::slice::from_ref(&good)),
+        Rules::default()
+    );
+    // Nor does a slice of one family lend its endpoints to the other.
+    assert_eq!(of(&web, &[slice(8080, json!([{"addresses": ["fd00::2"]}]))]), Rules::default());
+    for forbidden in [
+        "::1",
+        "::",
+        "fe80::1",
+        "ff02::1",
+        "::ffff:169.254.169.254",
+        "::ffff:127.0.0.1",
+        "fd00:ec2::254",
+        "fd20:ce::254",
+        "10.0.0.2",
+    ] {
+        assert_eq!(of(&web, &[second_slice(80, json!([{"addresses": [forbidden]}]))]), Rules::default(), "{forbidden}");
+    }
+}
+
+/// By both addresses of the service, its node port, and from an endpoint to itself.
+#[tokio::test]
+async fn connections_reach_endpoints_by_ipv6() {
+    let test = TestNetwork::start_dual().await;
+    let (client, a, b) = (test.pod("client").await, test.pod("a").await, test.pod("b").await);
+    let at = async |pod: &crate::network::PodNetwork| serve_peer_address_at(pod, pod.second.unwrap().into()).await;
+    let (server_a, server_b) = (at(&a).await, at(&b).await);
+    let config = test.network.config();
+    let gateway = config.second_gateway().unwrap();
+    let virtual_ip = config.second.unwrap().services.hosts().nth(20).unwrap();
+    let node_port = 20_000 + (std::process::id() % 20_000) as u16;
+    let spec = json!({"clusterIP": virtual_ip, "ports": [{"name": "http", "port": 80, "nodePort": node_port}]});
+    let web = second_service(spec.clone());
+
+    let mut cluster = Cluster::new();
+    let readiness = Readiness::default();
+    let mut ready = readiness.subscribe();
+    let component = readiness.component("services");
+    test.tasks
+        .essential("services", keep(cluster.directory.clone(), test.network.clone(), component, test.tasks.shutdown()));
+    ready.wait_for(|all| all.iter().any(|c| c.state == kfbox_base::readiness::State::Ready)).await.unwrap();
+
+    let to = SocketAddr::from((virtual_ip, 80));
+    let at = |server: SocketAddr| {
+        move |answer: &std::io::Result<String>| answer.as_ref().is_ok_and(|a| a.ends_with(&format!("at {server}")))
+    };
+    let refused = |answer: &std::io::Result<String>| {
+        answer.as_ref().is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused)
+    };
+    eventually(Some(&client), to, refused).await;
+    cluster.set(&web, &second_slice(server_a.port(), json!([{"addresses": [server_a.ip()]}])));
+    eventually(Some(&client), to, at(server_a)).await;
+    eventually(None, to, at(server_a)).await;
+    eventually(None, SocketAddr::from((gateway, node_port)), at(server_a)).await;
+    eventually(Some(&client), SocketAddr::from((gateway, node_port)), at(server_a)).await;
+    eventually(Some(&a), to, at(server_a)).await;
+    let seen = client.second.unwrap();
+    eventually(Some(&client), to, |answer| answer.as_ref().is_ok_and(|a| a.starts_with(&format!("[{seen}]:")))).await;
+
+    // Another takes over; then two share, and one holds a client.
+    cluster.set(&web, &second_slice(server_b.port(), json!([{"addresses": [server_b.ip()]}])));
+    eventually(Some(&client), to, at(server_b)).await;
+    let mut both = (*second_slice(server_a.port(), json!([{"addresses": [server_a.ip()]}]))).clone();
+    both.metadata.name = Some("web-v6-2".into());
+    cluster.set(&web, &Arc::new(both.clone()));
+    eventually(Some(&client), to, at(server_a)).await;
+    eventually(Some(&client), to, at(server_b)).await;
+    let mut sticky = spec;
+    sticky["sessionAffinity"] = "ClientIP".into();
+    let sticky = second_service(sticky);
+    cluster.set(&sticky, &second_slice(server_b.port(), json!([{"addresses": [server_b.ip()]}])));
+    let table = format!("{}_services", config.table());
+    while !nft::run(&["list", "table", "ip6", &table], "").await.unwrap().contains("timeout") {
+        tokio::task::yield_now().await;
+    }
+    let mut seen: HashMap<String, u32> = HashMap::new();
+    for _ in 0..12 {
+        let answer = inside(&client, move || ask(to)).await.unwrap();
+        *seen.entry(answer.split(" at ").nth(1).unwrap().to_owned()).or_default() += 1;
+    }
+    assert_eq!(seen.len(), 1, "{seen:?}");
+
+    both.endpoints = None;
+    cluster.set(&web, &Arc::new(both));
+    cluster.set(&web, &second_slice(1, json!([])));
+    eventually(Some(&client), to, refused).await;
+    eventually(None, to, refused).await;
+}
+
+/// A neighbour does not get around a policy by the other family, nor by addresses that it gives itself.
+#[tokio::test]
+async fn policies_hold_by_ipv6_as_by_ipv4() {
+    let test = TestNetwork::start_dual().await;
+    let (db, web, foreign) = (test.pod("db").await, test.pod("web").await, test.pod("foreign").await);
+    let server = serve_peer_address_at(&db, db.second.unwrap().into()).await;
+    // Their status tells the first address alone: the second one follows.
+    let pods = [
+        pod("ours", "db", &db.ip.to_string(), "db"),
+        pod("ours", "web", &web.ip.to_string(), "web"),
+        pod("theirs", "foreign", &foreign.ip.to_string(), "web"),
+    ];
+    let namespaces = [namespace("ours"), namespace("theirs")];
+    let table = format!("{}_policy", test.network.config().table());
+    let pairing = test.network.config().pairing();
+    let apply = |spec: Value| {
+        let isolation = policy::decide(&[policy(spec)], &pods, &namespaces, pairing);
+        let script = policy::scripts(&table, &isolation, true);
+        async move { nft::apply(&script).await.unwrap_or_else(|error| panic!("{error}\n{script}")) }
+    };
+    let reaches = |pod: &crate::network::PodNetwork, to: SocketAddr| {
+        let pod = pod.clone();
+        async move {
+            inside(&pod, move || std::net::TcpStream::connect_timeout(&to, Duration::from_millis(300)).is_ok()).await
+        }
+    };
+    assert!(reaches(&web, server).await && reaches(&foreign, server).await);
+    apply(json!({"podSelector": {}, "ingress": [{"from": [{"podSelector": {}}]}]})).await;
+    assert!(reaches(&web, server).await && !reaches(&foreign, server).await);
+    assert!(tokio::task::spawn_blocking(move || connect(server).is_ok()).await.unwrap(), "the host is not filtered");
+    let other = serve_peer_address_at(&foreign, foreign.second.unwrap().into()).await;
+    assert!(inside(&db, move || ask(other)).await.is_ok(), "what the pod asks for itself is answered");
+    // The foreign pod gives itself the address of one that may, or one that nobody has.
+    let nobody: std::net::Ipv6Addr = (u128::from(foreign.second.unwrap()) + 100).into();
+    for forged in [web.second.unwrap(), nobody] {
+        let path = foreign.netns_path.clone().unwrap();
+        let run = |verb: &str| {
+            let mut command = std::process::Command::new("nsenter");
+            command.arg(format!("--net={}", path.display()));
+            command.args(["ip", "address", verb, &format!("{forged}/128"), "dev", "eth0", "nodad"]);
+            assert!(command.status().unwrap().success());
+        };
+        run("add");
+        let from = std::net::SocketAddrV6::new(forged, 0, 0, 0);
+        let to = std::net::SocketAddrV6::new(db.second.unwrap(), server.port(), 0, 0);
+        let answered = inside(&foreign, move || {
+            let socket = socket::socket(AddressFamily::Inet6, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+            socket::setsockopt(&socket, sockopt::SendTimeout, &TimeVal::new(0, 300_000)).unwrap();
+            socket::bind(socket.as_raw_fd(), &SockaddrIn6::from(from)).unwrap();
+            socket::connect(socket.as_raw_fd(), &SockaddrIn6::from(to)).is_ok()
+        })
+        .await;
+        assert!(!answered, "{forged}");
+        run("delete");
+    }
+    // Blocks of one family say nothing of the other.
+    let second = test.network.config().second.unwrap().pods;
+    apply(json!({"podSelector": {}, "ingress": [{"from": [{"ipBlock": {"cidr": "0.0.0.0/0"}}]}]})).await;
+    assert!(!reaches(&foreign, server).await && !reaches(&web, server).await);
+    let except = format!("{}/128", foreign.second.unwrap());
+    apply(json!({"podSelector": {}, "ingress": [{"from": [{"ipBlock": {"cidr": second.to_string(), "except": [except, second.to_string().replace("/112", "/120")]}}]}]})).await;
+    assert!(!reaches(&foreign, server).await && !reaches(&web, server).await, "all of them are excepted");
+    let except = format!("{}/128", foreign.second.unwrap());
+    apply(json!({"podSelector": {}, "ingress": [{"from": [{"ipBlock": {"cidr": "::/0", "except": [except]}}]}]})).await;
+    assert!(!reaches(&foreign, server).await && reaches(&web, server).await);
+    apply(json!({"podSelector": {}, "ingress": [{"ports": [{"port": server.port()}]}]})).await;
+    assert!(reaches(&foreign, server).await);
+    apply(json!({"podSelector": {}, "ingress": [{"ports": [{"port": 1}]}]})).await;
+    assert!(!reaches(&foreign, server).await);
+    // And outwards.
+    apply(json!({"podSelector": {"matchLabels": {"role": "web"}}, "policyTypes": ["Egress"]})).await;
+    assert!(!reaches(&web, server).await && reaches(&foreign, server).await);
+    apply(json!({"podSelector": {"matchLabels": {"role": "web"}}, "policyTypes": ["Egress"], "egress": [{"to": [{"podSelector": {}}]}]})).await;
+    assert!(reaches(&web, server).await);
 }

@@ -110,6 +110,7 @@ impl World {
         let network = NetworkConfig {
             instance: instance.clone(),
             bridge: format!("kfn{n}"),
+            second: None,
             pod_cidr: format!("10.{second}.{}.0/24", n / 76 % 250).parse().unwrap(),
             service_cidr: format!("10.{}.{}.0/24", second + 90, n / 76 % 250).parse().unwrap(),
             dns_ip: format!("10.{}.{}.10", second + 90, n / 76 % 250).parse().unwrap(),

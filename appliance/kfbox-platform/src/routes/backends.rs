@@ -162,9 +162,15 @@ fn owns(pod: &Pod, address: &str) -> bool {
     let host = pod.spec.as_ref().and_then(|s| s.host_network).unwrap_or(false);
     let status = pod.status.as_ref();
     let ended = matches!(status.and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed"));
-    let own = status.and_then(|s| s.pod_ip.as_deref()) == Some(address);
+    let mut all = status
+        .into_iter()
+        .flat_map(|s| s.pod_ip.as_deref().into_iter().chain(s.pod_ips.iter().flatten().map(|ip| ip.ip.as_str())));
+    let own = all.any(|ip| ip == address);
     let plain = address.parse::<IpAddr>().is_ok_and(|ip| {
-        let link_local = matches!(ip, IpAddr::V4(a) if a.is_link_local() || a.is_broadcast());
+        let link_local = match ip {
+            IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
+            IpAddr::V6(v6) => v6.is_unicast_link_local() || v6.to_ipv4().is_some(),
+        };
         !(ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || link_local)
     });
     own && plain && !host && !ended

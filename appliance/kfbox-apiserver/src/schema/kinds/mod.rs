@@ -68,6 +68,14 @@ pub fn validate_write(
     check.errors
 }
 
+/// Whether a Service's addresses, families and policy fit each other: asked before addresses are given out, and again when
+/// all is validated.
+pub fn service_addresses(spec: &Value) -> Vec<FieldError> {
+    let mut check = Check { errors: Vec::new() };
+    services::addresses(&mut check, spec);
+    check.errors
+}
+
 /// Of a custom resource: its metadata.
 pub fn validate_metadata(value: &Value, old: Option<&Value>) -> Vec<FieldError> {
     let mut check = Check { errors: Vec::new() };

@@ -33,7 +33,11 @@ pub(super) fn node(c: &mut Check, value: &Value, old: Option<&Value>) {
     }
     let Some(old) = old else { return };
     let before = list(old, "/spec/podCIDRs");
-    if !before.is_empty() && before != networks {
+    // Unlike upstream, a second family may come and go: here the node is told of it by a setting of its own machine.
+    if !before.is_empty()
+        && before != networks
+        && (before.first() != networks.first() || before.len() == networks.len())
+    {
         c.forbidden("spec.podCIDRs", "node updates may not change podCIDR except from \"\" to valid");
     }
     let provider = text(old, "/spec/providerID");

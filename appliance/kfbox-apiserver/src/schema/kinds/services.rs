@@ -60,17 +60,35 @@ pub(super) fn service(c: &mut Check, value: &Value, old: Option<&Value>) {
 
 fn update(c: &mut Check, spec: &Value, was: &Value) {
     let external = |spec: &Value| text(spec, "/type") == "ExternalName";
-    let (now, before) = (text(spec, "/clusterIP"), text(was, "/clusterIP"));
-    if !external(spec) && !external(was) && !before.is_empty() && before != now {
-        let shown = spec.get("clusterIPs").cloned().unwrap_or_else(|| json!([now]));
-        c.invalid("spec.clusterIPs[0]", shown, "may not change once set");
+    if external(spec) || external(was) {
+        return;
     }
-    if !external(spec)
-        && !external(was)
-        && let (Some(now), Some(before)) = (spec.pointer("/ipFamilies/0"), was.pointer("/ipFamilies/0"))
-        && now != before
+    let (now, before) = (text(spec, "/clusterIP"), text(was, "/clusterIP"));
+    let shown = spec.get("clusterIPs").cloned().unwrap_or_else(|| json!([now]));
+    if !before.is_empty() && before != now {
+        c.invalid("spec.clusterIPs[0]", shown.clone(), "may not change once set");
+    }
+    let headless = now == "None";
+    for (field, what, shown) in
+        [("clusterIPs", "clusterIP", shown), ("ipFamilies", "ipFamily", spec["ipFamilies"].clone())]
     {
-        c.invalid("spec.ipFamilies[0]", spec["ipFamilies"].clone(), "may not change once set");
+        let (now, before) = (list(spec, &format!("/{field}")), list(was, &format!("/{field}")));
+        if field == "ipFamilies"
+            && let (Some(now), Some(before)) = (now.first(), before.first())
+            && now != before
+        {
+            c.invalid("spec.ipFamilies[0]", shown.clone(), "may not change once set");
+        }
+        if let (Some(now), Some(before)) = (now.get(1), before.get(1))
+            && now != before
+        {
+            c.invalid(&element("spec", field, 1), shown, "may not change once set");
+        }
+        let released = before.len() == 2 && now.len() == 1;
+        if released && !headless && text(spec, "/ipFamilyPolicy") != "SingleStack" {
+            let why = format!("must be set to 'SingleStack' when releasing the secondary {what}");
+            c.invalid("spec.ipFamilyPolicy", text(spec, "/ipFamilyPolicy"), &why);
+        }
     }
 }
 
@@ -123,25 +141,25 @@ fn affinity(c: &mut Check, spec: &Value) {
     }
 }
 
-fn addresses(c: &mut Check, spec: &Value) {
+/// Also what holds between the addresses, the families and the policy.
+pub(super) fn addresses(c: &mut Check, spec: &Value) {
     if text(spec, "/type") == "ExternalName" {
         return;
     }
     let (address, all) = (text(spec, "/clusterIP"), list(spec, "/clusterIPs"));
-    if let Some(first) = all.first()
-        && first != address
-        && !address.is_empty()
-    {
-        c.invalid("spec.clusterIPs", all.to_vec(), "first value must match `clusterIP`");
+    if let Some(first) = all.first() {
+        if address.is_empty() {
+            c.invalid("spec.clusterIPs", all.to_vec(), "must be empty when `clusterIP` is not specified");
+        } else if first != address {
+            c.invalid("spec.clusterIPs", all.to_vec(), "first value must match `clusterIP`");
+        }
     }
     if all.len() > 2 {
         c.invalid("spec.clusterIPs", all.to_vec(), "may only hold up to 2 values");
     }
-    if !matches!(address, "" | "None") {
-        c.ip("spec.clusterIPs[0]", address);
-    }
     let mut seen = HashSet::new();
-    for (at, family) in list(spec, "/ipFamilies").iter().enumerate() {
+    let families = list(spec, "/ipFamilies");
+    for (at, family) in families.iter().enumerate() {
         let field = element("spec", "ipFamilies", at);
         if family != "IPv4" && family != "IPv6" {
             c.not_supported(&field, family, &["IPv4", "IPv6"]);
@@ -152,6 +170,40 @@ fn addresses(c: &mut Check, spec: &Value) {
     }
     let policies = ["PreferDualStack", "RequireDualStack", "SingleStack"];
     c.one_of(spec, "spec", "ipFamilyPolicy", &policies);
+    let given: Vec<&str> = all.iter().filter_map(Value::as_str).collect();
+    let given = if given.is_empty() && !address.is_empty() { vec![address] } else { given };
+    if given.len() > 1 && given.contains(&"None") {
+        c.invalid("spec.clusterIPs", all.to_vec(), "'None' must be the first and only value");
+        return;
+    }
+    let mut of = Vec::new();
+    for (at, address) in given.iter().enumerate().filter(|(_, address)| **address != "None") {
+        let field = element("spec", "clusterIPs", at);
+        let Some(ip) = c.ip(&field, address) else { continue };
+        let family = if ip.is_ipv4() { "IPv4" } else { "IPv6" };
+        of.push(family);
+        if let Some(wanted) = families.get(at).and_then(Value::as_str)
+            && wanted != family
+        {
+            let why = format!("expected an {wanted} value as indicated by `ipFamilies[{at}]`");
+            c.invalid(&field, *address, &why);
+        }
+    }
+    if let [first, second] = of[..]
+        && first == second
+    {
+        let why = "may specify no more than one IP for each IP family, i.e 192.168.0.1 and 2001:db8::1";
+        c.invalid("spec.clusterIPs", all.to_vec(), why);
+    }
+    if text(spec, "/ipFamilyPolicy") == "SingleStack" {
+        let field = "spec.ipFamilyPolicy";
+        for (many, what) in [(given.len() == 2, "clusterIPs"), (families.len() == 2, "ipFamilies")] {
+            if many {
+                let why = format!("must be RequireDualStack or PreferDualStack when multiple '{what}' are specified");
+                c.invalid(field, "SingleStack", &why);
+            }
+        }
+    }
 }
 
 fn taken_ports(c: &mut Check, ports: &[Value], kind: &str) {

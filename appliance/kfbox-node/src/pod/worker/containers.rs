@@ -113,7 +113,7 @@ impl Worker {
     }
 
     fn target(&self, id: &str, container: Container) -> Target {
-        Target { id: id.into(), container, ip: self.prepared.as_ref().and_then(|p| p.ip).or_else(|| self.old_ip()) }
+        Target { id: id.into(), container, ip: self.ips().first().copied() }
     }
 
     pub(super) fn on_post_start(&mut self, name: &str, id: &str, result: Result<(), String>) {

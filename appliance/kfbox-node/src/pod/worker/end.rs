@@ -10,6 +10,7 @@ use crate::pod::{
 };
 
 use k8s_openapi::api::core::v1::{Pod, PodCondition};
+use std::net::IpAddr;
 
 pub(super) const EVICTED: &str = "Evicted";
 
@@ -18,7 +19,7 @@ impl Worker {
         if self.gone {
             return;
         }
-        let around = self.ctx.surroundings(self.prepared.as_ref().and_then(|p| p.ip).or_else(|| self.old_ip()));
+        let around = self.ctx.surroundings(&self.ips());
         if self.outcome.start_time.is_none() {
             let old = self.pod.status.as_ref().and_then(|s| s.start_time.clone());
             self.outcome.start_time = Some(old.unwrap_or_else(status::now));
@@ -28,8 +29,14 @@ impl Worker {
         self.publisher.publish(status);
     }
 
-    pub(super) fn old_ip(&self) -> Option<std::net::IpAddr> {
-        self.pod.status.as_ref()?.pod_ip.as_ref()?.parse().ok()
+    /// The pod's addresses; until they are known anew, those that its status tells.
+    pub(super) fn ips(&self) -> Vec<IpAddr> {
+        if let Some(prepared) = &self.prepared {
+            return prepared.ips.clone();
+        }
+        let Some(status) = &self.pod.status else { return Vec::new() };
+        let all: Vec<IpAddr> = status.pod_ips.iter().flatten().filter_map(|ip| ip.ip.parse().ok()).collect();
+        if all.is_empty() { status.pod_ip.iter().filter_map(|ip| ip.parse().ok()).collect() } else { all }
     }
 
     /// Nothing runs, and nothing will.

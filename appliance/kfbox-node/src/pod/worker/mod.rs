@@ -280,8 +280,9 @@ impl Worker {
             return;
         }
         self.refreshing = true;
-        let (ctx, pod, ip) = (self.ctx.clone(), self.pod.clone(), self.prepared.as_ref().and_then(|p| p.ip));
-        self.jobs.push(async move { Event::Refreshed(Box::new(launch::refresh(&ctx, &pod, ip).await)) }.boxed());
+        let ips = self.prepared.as_ref().map(|p| p.ips.clone()).unwrap_or_default();
+        let (ctx, pod) = (self.ctx.clone(), self.pod.clone());
+        self.jobs.push(async move { Event::Refreshed(Box::new(launch::refresh(&ctx, &pod, &ips).await)) }.boxed());
     }
 
     fn deleted(&self) -> bool {

@@ -23,7 +23,7 @@ const CLEANUP: &str = "customresourcecleanup.apiextensions.k8s.io";
 
 pub fn on_create(call: &Call, crd: &mut Value) -> Result<(), ApiError> {
     default_names(crd);
-    check(crd)?;
+    check(crd, None)?;
     let mut finalizers = object::finalizers(crd);
     if !finalizers.iter().any(|f| f == CLEANUP) {
         finalizers.push(CLEANUP.into());
@@ -45,7 +45,7 @@ pub fn on_update(call: &Call, old: &Value, new: &mut Value) -> Result<(), ApiErr
             return Err(refused(new, &[error]));
         }
     }
-    check(new)?;
+    check(new, Some(old))?;
     let version = storage_version(new);
     let stored = member_mut(new, "status").entry("storedVersions").or_insert_with(|| json!([]));
     if let Some(stored) = stored.as_array_mut()
@@ -70,7 +70,7 @@ fn refused(crd: &Value, errors: &[FieldError]) -> ApiError {
     ApiError::invalid("apiextensions.k8s.io", "CustomResourceDefinition", meta(crd, "name"), errors)
 }
 
-fn check(crd: &Value) -> Result<(), ApiError> {
+fn check(crd: &Value, old: Option<&Value>) -> Result<(), ApiError> {
     let spec = &crd["spec"];
     let (group, plural) = (text(&spec["group"]), text(&spec["names"]["plural"]));
     let mut errors = Vec::new();
@@ -108,7 +108,7 @@ fn check(crd: &Value) -> Result<(), ApiError> {
     }
     errors.extend(crate::conversion::errors(spec));
     if errors.is_empty()
-        && let Err(found) = schema::from_crd(crd)
+        && let Err(found) = schema::from_crd_update(crd, old)
     {
         errors = found;
     }

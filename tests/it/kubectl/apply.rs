@@ -166,6 +166,78 @@ fn kubectl_hears_of_fields_and_values_that_are_wrong() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Rules of a definition are checked when it is applied: their types, and what they may cost at most.
+#[test]
+fn kubectl_is_refused_rules_that_do_not_fit_or_cost_too_much() -> anyhow::Result<()> {
+    let s = Space::new(&TestBox::shared()?, "rules")?;
+    let group = format!("{}.example.test", s.name);
+    s.goes_too(format!("crd/widgets.{group}"));
+    let with = |field: &str| {
+        let field = format!("colour: {{type: string, default: grey, enum: [grey, red]}}\n              {field}");
+        WIDGETS.replace("GROUP", &group).replace("colour: {type: string, default: grey, enum: [grey, red]}", &field)
+    };
+    let at = "spec.versions[0].schema.openAPIV3Schema.properties[spec].properties";
+    for (field, words) in [
+        (
+            "name: {type: string, x-kubernetes-validations: [{rule: 'self == 1'}]}",
+            [
+                format!("{at}[name].x-kubernetes-validations[0].rule: Invalid value: "),
+                "compilation failed: ERROR: <input>:1:6: found no matching overload for '_==_' applied to '(string, int)'".into(),
+            ],
+        ),
+        (
+            "name: {type: string, x-kubernetes-validations: [{rule: 'self.x > 1'}]}",
+            ["type 'string' does not support field selection".into(), " | self.x > 1".into()],
+        ),
+        (
+            "many: {type: array, items: {type: string}, x-kubernetes-validations: [{rule: 'self.all(a, self.all(b, a == b))'}]}",
+            [
+                format!("{at}[many].x-kubernetes-validations[0].rule: Forbidden: "),
+                "estimated rule cost exceeds budget by factor of more than 100x (try simplifying the rule, or adding maxItems, \
+                 maxProperties, and maxLength where arrays, maps, and strings are declared)"
+                    .into(),
+            ],
+        ),
+    ] {
+        let refused = s.input("apply -f -", &with(field))?;
+        assert!(refused.stderr.contains("The CustomResourceDefinition \"widgets."), "{field}: {refused:?}");
+        for words in words {
+            assert!(refused.code == Some(1) && refused.stderr.contains(&words), "{field}: {words}: {refused:?}");
+        }
+    }
+    // Bounded, the same rule is taken, and holds.
+    let bounded = "many: {type: array, maxItems: 20, items: {type: string, maxLength: 20}, \
+        x-kubernetes-validations: [{rule: 'self.all(a, self.all(b, a == b))', message: all alike}]}";
+    s.apply(&with(bounded))?;
+    s.ok(&format!("wait --for=condition=Established crd/widgets.{group} --timeout=20s"))?;
+    let widget = |many: &str| {
+        format!("{{apiVersion: {group}/v1, kind: Widget, metadata: {{name: w}}, spec: {{size: 1, many: {many}}}}}")
+    };
+    let refused = s.input("apply -f -", &widget("[a, b]"))?;
+    assert!(refused.stderr.contains("spec.many: Invalid value: \"array\": all alike"), "{refused:?}");
+    s.apply(&widget("[a, a]"))?;
+
+    // A policy whose result is no bool is refused; one that does not fit its kind says so in its status.
+    let name = format!("rules-{}", s.name);
+    s.goes_too(format!("validatingadmissionpolicy/{name}"));
+    let policy = |expression: &str| {
+        format!(
+            "{{apiVersion: admissionregistration.k8s.io/v1, kind: ValidatingAdmissionPolicy, metadata: {{name: {name}}}, \
+             spec: {{matchConstraints: {{resourceRules: [{{operations: [CREATE], apiGroups: [apps], apiVersions: [v1], \
+             resources: [deployments]}}]}}, validations: [{{expression: \"{expression}\"}}]}}}}"
+        )
+    };
+    let refused = s.input("apply -f -", &policy("request.name + 'x'"))?;
+    let words = "spec.validations[0].expression: Invalid value: \"request.name + 'x'\": must evaluate to bool but got string";
+    assert!(refused.stderr.contains(words), "{refused:?}");
+    s.apply(&policy("object.spec.replicas == 'three'"))?;
+    let warning = format!("validatingadmissionpolicy/{name} --for=jsonpath={{.status.typeChecking.expressionWarnings}}");
+    s.ok(&format!("wait {warning} --timeout=20s"))?;
+    let told = s.value(&format!("validatingadmissionpolicy/{name}"), "{.status.typeChecking.expressionWarnings[0].warning}")?;
+    assert!(told.contains("apps/v1, Kind=Deployment: ERROR: <input>:1:22: found no matching overload for '_==_' applied to '(int, string)'"), "{told}");
+    Ok(())
+}
+
 #[test]
 fn kubectl_builds_and_applies_a_kustomization() -> anyhow::Result<()> {
     let s = Space::new(&TestBox::shared()?, "kustom")?;

@@ -65,10 +65,6 @@ pub fn is_known(name: &str) -> bool {
     KNOWN.iter().any(|(known, _)| *known == name)
 }
 
-pub fn kind(name: &str) -> Option<&'static str> {
-    KNOWN.iter().find(|(known, kind)| *known == name && !kind.is_empty()).map(|(_, kind)| *kind)
-}
-
 pub fn pattern(source: &str) -> Result<regex::Regex, CelError> {
     regex::RegexBuilder::new(source)
         .size_limit(PATTERN_SIZE)

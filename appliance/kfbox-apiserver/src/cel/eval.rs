@@ -172,8 +172,8 @@ impl<V: Variables + ?Sized> Walk<'_, V> {
                 }
                 Ok(Cel::List(Arc::new(out)))
             }
-            Node::Map(entries) => {
-                self.meter.charge(30)?;
+            Node::Map(entries) | Node::Struct(_, entries) => {
+                self.meter.charge(if matches!(node, Node::Map(_)) { 30 } else { 40 })?;
                 let mut out = HashMap::with_capacity(entries.len());
                 for (name, value, is_optional) in entries {
                     let name = self.node(name)?;

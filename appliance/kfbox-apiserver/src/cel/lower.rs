@@ -53,6 +53,8 @@ pub enum Node {
     /// Elements, and whether each is optional.
     List(Box<[(Node, bool)]>),
     Map(Entries),
+    /// A message by its name, which is a map to evaluation.
+    Struct(Box<str>, Entries),
     /// Adds to the list that a loop gathers, in place.
     Append {
         accumulator: usize,
@@ -85,10 +87,23 @@ pub enum Order {
     GreaterEqual,
 }
 
+impl Order {
+    pub fn sign(self) -> &'static str {
+        match self {
+            Order::Less => "<",
+            Order::LessEqual => "<=",
+            Order::Greater => ">",
+            Order::GreaterEqual => ">=",
+        }
+    }
+}
+
 /// A function with its arguments, the target first if it has one.
 pub struct Call {
     pub name: Box<str>,
     pub arguments: Box<[Node]>,
+    /// The first argument stands before the name.
+    pub member: bool,
     /// The same call with variables for arguments, for the library's functions.
     pub shim: IdedExpr,
     /// A pattern that is written out is compiled once.
@@ -208,7 +223,7 @@ impl Lower<'_> {
                         }
                     }
                 }
-                Node::Map(self.entries(&literal.entries)?)
+                Node::Struct(name.into(), self.entries(&literal.entries)?)
             }
             Expr::Comprehension(fold) => self.fold(fold)?,
             Expr::Call(call) => self.call(call)?,
@@ -431,8 +446,9 @@ impl Lower<'_> {
             }
             _ => None,
         };
-        let shim = shim(&name, target.is_some(), arguments.len());
-        Ok(Node::Call(Box::new(Call { name: name.into(), arguments: arguments.into(), shim, pattern })))
+        let member = target.is_some();
+        let shim = shim(&name, member, arguments.len());
+        Ok(Node::Call(Box::new(Call { name: name.into(), arguments: arguments.into(), member, shim, pattern })))
     }
 }
 
@@ -469,57 +485,6 @@ fn constant(literal: &LiteralValue) -> Cel {
     guarded(|| Cel::try_from(literal.to_val().as_ref()).ok()).flatten().unwrap_or(Cel::Null)
 }
 
-impl Node {
-    /// The type, where the expression alone tells it.
-    pub fn kind(&self) -> Option<&'static str> {
-        Some(match self {
-            Node::Literal(value) => match value {
-                Cel::Bool(_) => "bool",
-                Cel::Int(_) => "int",
-                Cel::UInt(_) => "uint",
-                Cel::Float(_) => "double",
-                Cel::String(_) => "string",
-                Cel::Bytes(_) => "bytes",
-                Cel::Null => "null_type",
-                _ => return None,
-            },
-            Node::And(..) | Node::Or(..) | Node::Not(_) | Node::Equal { .. } | Node::Order(..) | Node::In(_) => "bool",
-            Node::Select { test: true, .. } => "bool",
-            Node::List(_) => "list",
-            Node::Map(_) => "map",
-            Node::Conditional(parts) => {
-                let kind = parts[1].kind()?;
-                return (parts[2].kind() == Some(kind)).then_some(kind);
-            }
-            Node::Fold(fold) => return fold.start.kind().filter(|k| *k != "int").or(Some("bool")),
-            Node::Each(each) => match each.gathers {
-                Gathers::All | Gathers::Exists | Gathers::ExistsOne => "bool",
-                Gathers::List => "list",
-                Gathers::Map | Gathers::Entries => "map",
-            },
-            Node::Arithmetic(_, sides) => {
-                let kind = sides[0].kind()?;
-                return (sides[1].kind() == Some(kind)).then_some(kind);
-            }
-            Node::Call(call) => return calls::kind(&call.name),
-            _ => return None,
-        })
-    }
-}
-
-impl super::Expression {
-    /// Refuses an expression that is known to yield something else.
-    pub fn must_be(self, kinds: &[&str]) -> Result<Self, String> {
-        match self.root.kind() {
-            Some(kind) if !kinds.contains(&kind) => Err(match kinds {
-                [one] => format!("must evaluate to {one}"),
-                many => format!("must evaluate to one of {many:?}"),
-            }),
-            _ => Ok(self),
-        }
-    }
-}
-
 /// What `type()` says of a value.
 pub fn type_of(value: &Cel) -> Cel {
     let name = match value {
@@ -539,62 +504,4 @@ pub fn type_of(value: &Cel) -> Cel {
         Cel::Function(..) => "type",
     };
     Cel::Opaque(Arc::new(TypeName(name.into())))
-}
-
-impl super::Expression {
-    /// The members of these variables that the expression names: `object.spec.replicas` as `[spec, replicas]`.
-    pub fn paths(&self, variables: &[&str]) -> Vec<Vec<String>> {
-        let mut found = Vec::new();
-        walk(&self.root, variables, &mut found);
-        found
-    }
-}
-
-/// The way from one of the variables to a node, if it is nothing but members.
-fn path(node: &Node, variables: &[&str]) -> Option<Vec<String>> {
-    match node {
-        Node::Variable(name) if variables.contains(&&**name) => Some(Vec::new()),
-        Node::Select { operand, key: Key::String(name), .. } => {
-            let mut way = path(operand, variables)?;
-            way.push(name.as_str().to_owned());
-            Some(way)
-        }
-        _ => None,
-    }
-}
-
-fn walk(node: &Node, variables: &[&str], found: &mut Vec<Vec<String>>) {
-    if let Some(way) = path(node, variables) {
-        if !way.is_empty() {
-            found.push(way);
-        }
-        return;
-    }
-    let mut all = |nodes: &[&Node]| nodes.iter().for_each(|node| walk(node, variables, found));
-    match node {
-        Node::Literal(_) | Node::Variable(_) | Node::Composed(_) | Node::Local(_) => {}
-        Node::Select { operand: inner, .. }
-        | Node::Not(inner)
-        | Node::Negate(inner)
-        | Node::Lenient(inner)
-        | Node::Append { item: inner, .. } => all(&[inner]),
-        Node::Index { operand: a, index: b, .. }
-        | Node::And(a, b)
-        | Node::Or(a, b)
-        | Node::OptionalMap { operand: a, body: b, .. }
-        | Node::SortBy { operand: a, key: b, .. } => all(&[a, b]),
-        Node::Conditional(parts) => all(&parts.iter().collect::<Vec<_>>()),
-        Node::Equal { sides, .. } | Node::Order(_, sides) | Node::Arithmetic(_, sides) | Node::In(sides) => {
-            all(&[&sides[0], &sides[1]]);
-        }
-        Node::Call(call) => all(&call.arguments.iter().collect::<Vec<_>>()),
-        Node::List(items) => all(&items.iter().map(|(item, _)| item).collect::<Vec<_>>()),
-        Node::Map(entries) => all(&entries.iter().flat_map(|(key, value, _)| [key, value]).collect::<Vec<_>>()),
-        Node::Fold(fold) => all(&[&fold.range, &fold.start, &fold.condition, &fold.step, &fold.result]),
-        Node::Each(each) => {
-            let mut parts = vec![&each.range, &each.body];
-            parts.extend(&each.filter);
-            all(&parts);
-        }
-    }
 }

@@ -10,6 +10,7 @@
 
 mod authorizer;
 mod calls;
+pub mod check;
 mod eval;
 mod lower;
 mod values;

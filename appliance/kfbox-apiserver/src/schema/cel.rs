@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::check::type_word;
 use super::field::{FieldError, Reason, join};
 use super::{Additional, Link, Node, Type};
-use crate::cel::{BUDGET, Cel, CelError, Expression, OUT_OF_BUDGET, Scope, optional};
+use crate::cel::{BUDGET, Cel, CelError, Expression, OUT_OF_BUDGET, Scope, check::placed, optional};
 
 /// The longest message that an expression may make; a longer one gives way to the rule's text.
 const MAX_MESSAGE: usize = 5 << 10;
@@ -39,14 +39,16 @@ impl Budget {
 /// One compiled rule.
 pub struct Rule {
     source: Box<str>,
-    program: Expression,
-    message: Option<Box<str>>,
-    message_source: Option<Box<str>>,
-    message_expression: Option<Expression>,
+    pub(super) program: Expression,
+    pub(super) message: Option<Box<str>>,
+    pub(super) message_source: Option<Box<str>>,
+    pub(super) message_expression: Option<Expression>,
     reason: Reason,
-    field_path: Option<Box<str>>,
-    uses_old: bool,
-    optional_old: bool,
+    pub(super) reason_given: Option<Box<str>>,
+    pub(super) field_path: Option<Box<str>>,
+    pub(super) uses_old: bool,
+    pub(super) optional_old: bool,
+    pub(super) optional_old_given: Option<bool>,
 }
 
 impl std::fmt::Debug for Rule {
@@ -54,7 +56,7 @@ impl std::fmt::Debug for Rule {
         // Equal text means equal rules: schemas are shared by it.
         f.debug_tuple("Rule")
             .field(&(&self.source, &self.message, &self.message_source, self.reason))
-            .field(&(&self.field_path, self.optional_old))
+            .field(&(&self.field_path, &self.reason_given, self.optional_old_given))
             .finish()
     }
 }
@@ -68,21 +70,17 @@ impl Rule {
             return Err(FieldError::required(&join(path, "rule"), ""));
         }
         let scope = Scope { variables: &["self", "oldSelf"], ..Scope::default() };
-        let program = Expression::compile(source, &scope).and_then(|e| e.must_be(&["bool"])).map_err(|detail| {
-            let detail = match detail.strip_prefix("must evaluate to ") {
-                Some(_) => "cel expression must evaluate to a bool".to_owned(),
-                None => format!("compilation failed: {detail}"),
-            };
+        let program = Expression::compile(source, &scope).map_err(|detail| {
+            let detail = format!("compilation failed: {}", placed(source, &detail));
             FieldError::invalid(&join(path, "rule"), &Value::String(source.to_owned()), &detail)
         })?;
         let message_expression = match text("messageExpression") {
             Some(expression) => {
-                let compiled = Expression::compile(expression, &scope).and_then(|e| e.must_be(&["string"]));
-                Some(compiled.map_err(|detail| {
+                Some(Expression::compile(expression, &scope).map_err(|detail| {
                     FieldError::invalid(
                         &join(path, "messageExpression"),
                         &Value::String(expression.to_owned()),
-                        &format!("messageExpression compilation failed: {detail}"),
+                        &format!("messageExpression compilation failed: {}", placed(expression, &detail)),
                     )
                 })?)
             }
@@ -102,10 +100,16 @@ impl Rule {
             message_source: text("messageExpression").map(Into::into),
             message_expression,
             reason,
+            reason_given: text("reason").map(Into::into),
             field_path: text("fieldPath").map(Into::into),
             uses_old,
             optional_old: entry.get("optionalOldSelf").and_then(Value::as_bool).unwrap_or(false),
+            optional_old_given: entry.get("optionalOldSelf").and_then(Value::as_bool),
         })
+    }
+
+    pub(super) fn source(&self) -> &str {
+        &self.source
     }
 
     fn named(&self) -> &str {
@@ -129,36 +133,6 @@ impl Rule {
             None => format!("failed rule: {}", self.source),
         }
     }
-}
-
-/// Rules that name members which the schema does not have: place, text and name of each.
-pub(super) fn undefined(node: &Node, rules: &[Rule], root: bool) -> Vec<(usize, String, String)> {
-    let mut found = Vec::new();
-    for (at, rule) in rules.iter().enumerate() {
-        let missing = rule.program.paths(&["self", "oldSelf"]).into_iter().find_map(|path| missing(node, &path, root));
-        found.extend(missing.map(|field| (at, rule.source.to_string(), field)));
-    }
-    found
-}
-
-/// The first step of a path that leads nowhere.
-fn missing(node: &Node, path: &[String], root: bool) -> Option<String> {
-    let mut node = node;
-    for (depth, step) in path.iter().enumerate() {
-        let of_every_object = matches!(step.as_str(), "apiVersion" | "kind" | "metadata");
-        if node.is_open() || node.kind != Type::Object || (of_every_object && (node.embedded || (root && depth == 0))) {
-            return None;
-        }
-        let named = node.properties.iter().find(|property| {
-            escape(&property.name) == *step || (*property.name == **step && RESERVED.contains(&step.as_str()))
-        });
-        node = match (named, &node.additional) {
-            (Some(property), _) => property.link.node(),
-            (None, Additional::Map(link)) => link.node(),
-            (None, _) => return Some(step.clone()),
-        };
-    }
-    None
 }
 
 /// Runs the rules of one node. Transition rules run only where there is an old value.
@@ -314,6 +288,10 @@ fn typed_text(node: &Node, text: &str) -> Cel {
         return plain();
     }
     match node.format.as_deref() {
+        Some("date") => chrono::NaiveDate::parse_from_str(text, "%Y-%m-%d")
+            .ok()
+            .and_then(|day| day.and_hms_opt(0, 0, 0))
+            .map_or_else(plain, |at| Cel::Timestamp(at.and_utc().fixed_offset())),
         Some("date-time") => chrono::DateTime::parse_from_rfc3339(text).map_or_else(|_| plain(), Cel::Timestamp),
         Some("byte") => base64::engine::general_purpose::STANDARD
             .decode(text)

@@ -13,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 use super::check::{Pattern, Rules};
 use super::field::{FieldError, index, join, key};
 use super::prune::OBJECT_META;
-use super::{Additional, Link, ListType, Node, Property, Schema, Type, cel, type_index};
+use super::{Additional, Link, ListType, Node, Property, Schema, Type, cel, cel_types, type_index};
 
 /// Nesting of a schema; upstream's JSON decoder refuses deeper bodies long before.
 const MAX_DEPTH: usize = 128;
@@ -79,11 +79,20 @@ fn signature(node: &Node) -> String {
 
 /// The schema of a CRD. Accepts the CRD itself (its storage version is returned, all versions are checked), one entry of
 /// `spec.versions`, or an OpenAPI v3 schema.
+#[cfg(test)]
 pub fn from_crd(value: &Value) -> Result<Arc<Schema>, Vec<FieldError>> {
+    from_crd_update(value, None)
+}
+
+/// As `from_crd`; what is wrong with the rules of the definition of before is not told again.
+pub fn from_crd_update(value: &Value, old: Option<&Value>) -> Result<Arc<Schema>, Vec<FieldError>> {
     if let Some(versions) = value.pointer("/spec/versions").and_then(Value::as_array) {
         let (mut found, mut errors) = (None, Vec::new());
         for (at, version) in versions.iter().enumerate() {
-            match from_version(version, &index("spec.versions", at), Strictness::Written) {
+            let before = old.and_then(|old| old.pointer("/spec/versions")?.as_array()).into_iter().flatten();
+            let before = before.into_iter().find(|before| before.get("name") == version.get("name"));
+            let before = before.and_then(|before| before.pointer("/schema/openAPIV3Schema"));
+            match from_version(version, &index("spec.versions", at), Strictness::Written(before)) {
                 Ok(schema) => {
                     if found.is_none() || version.get("storage") == Some(&Value::Bool(true)) {
                         found = Some(schema);
@@ -98,15 +107,16 @@ pub fn from_crd(value: &Value) -> Result<Arc<Schema>, Vec<FieldError>> {
         return found.ok_or_else(|| vec![FieldError::required("spec.versions", "must have at least one version")]);
     }
     if value.get("schema").is_some() || value.get("served").is_some() {
-        return from_version(value, "", Strictness::Written);
+        return from_version(value, "", Strictness::Written(None));
     }
-    root(value.get("openAPIV3Schema").unwrap_or(value), "", Strictness::Written)
+    root(value.get("openAPIV3Schema").unwrap_or(value), "", Strictness::Written(None))
 }
 
 /// Whether a schema is being written, and must be structural, or was stored, perhaps by an earlier release.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Strictness {
-    Written,
+#[derive(Clone, Copy)]
+enum Strictness<'a> {
+    /// In place of this one.
+    Written(Option<&'a Value>),
     Stored,
 }
 
@@ -119,14 +129,14 @@ pub fn from_crd_version(crd: &Value, version: &str) -> Result<Arc<Schema>, Vec<F
     }
 }
 
-fn from_version(version: &Value, path: &str, strictness: Strictness) -> Result<Arc<Schema>, Vec<FieldError>> {
+fn from_version(version: &Value, path: &str, strictness: Strictness<'_>) -> Result<Arc<Schema>, Vec<FieldError>> {
     match version.pointer("/schema/openAPIV3Schema") {
         Some(schema) => root(schema, &join(path, "schema.openAPIV3Schema"), strictness),
         None => Err(vec![FieldError::required(&join(path, "schema.openAPIV3Schema"), "")]),
     }
 }
 
-const RULES: &str = "x-kubernetes-validations";
+pub(super) const RULES: &str = "x-kubernetes-validations";
 
 /// Whether there are CEL rules anywhere below.
 fn has_rules(schema: &Value) -> bool {
@@ -137,8 +147,8 @@ fn has_rules(schema: &Value) -> bool {
     }
 }
 
-fn root(schema: &Value, path: &str, strictness: Strictness) -> Result<Arc<Schema>, Vec<FieldError>> {
-    if strictness == Strictness::Written {
+fn root(schema: &Value, path: &str, strictness: Strictness<'_>) -> Result<Arc<Schema>, Vec<FieldError>> {
+    if matches!(strictness, Strictness::Written(_)) {
         let errors = super::structural::check(schema, path);
         if !errors.is_empty() {
             return Err(errors);
@@ -147,9 +157,34 @@ fn root(schema: &Value, path: &str, strictness: Strictness) -> Result<Arc<Schema
     if !has_rules(schema) {
         return build(schema, path, false);
     }
-    crate::cel::on_deep_stack(|| build(schema, path, true)).unwrap_or_else(|| {
+    let checked = || {
+        let built = build(schema, path, true)?;
+        match strictness {
+            Strictness::Written(old) if old != Some(schema) => check_rules(&built, old, path)?,
+            _ => {}
+        }
+        Ok(built)
+    };
+    crate::cel::on_deep_stack(checked).unwrap_or_else(|| {
         Err(vec![FieldError::forbidden(path, "the validation rules of this schema cannot be compiled")])
     })
+}
+
+/// Types and cost of the rules. Errors of rules that are stored with the same errors are left out.
+fn check_rules(built: &Schema, old: Option<&Value>, path: &str) -> Result<(), Vec<FieldError>> {
+    let mut found = cel_types::check(built.root(), path);
+    if !found.is_empty()
+        && let Some(old) = old
+        && let Ok(old) = build(old, path, true)
+    {
+        let known = cel_types::check(old.root(), path);
+        found.retain(|new| {
+            !known.iter().any(|old| {
+                (&old.rule, &old.error.field, old.error.reason) == (&new.rule, &new.error.field, new.error.reason)
+            })
+        });
+    }
+    if found.is_empty() { Ok(()) } else { Err(found.into_iter().map(|finding| finding.error).collect()) }
 }
 
 fn build(schema: &Value, path: &str, has_rules: bool) -> Result<Arc<Schema>, Vec<FieldError>> {
@@ -256,11 +291,6 @@ impl Builder {
         self.members(&mut node, map, path, depth);
         self.items(&mut node, map, path, depth);
         let rules = self.rules(map, path, depth);
-        for (at, source, field) in rules.iter().flat_map(|rules| cel::undefined(&node, &rules.cel, depth == 0)) {
-            let detail = format!("compilation failed: undefined field '{field}'");
-            let at = join(&index(&join(path, RULES), at), "rule");
-            self.error(FieldError::invalid(&at, &Value::from(source), &detail));
-        }
         node.rules = rules.map(Arc::new);
         node
     }

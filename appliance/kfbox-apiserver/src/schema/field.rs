@@ -4,7 +4,6 @@ use serde_json::Value;
 
 /// The machine-readable cause, spelled as in `metav1.StatusCause.reason`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(clippy::enum_variant_names, reason = "upstream's own names")]
 pub enum Reason {
     FieldValueNotFound,
     FieldValueRequired,
@@ -15,6 +14,7 @@ pub enum Reason {
     FieldValueTooLong,
     FieldValueTooMany,
     FieldValueTypeInvalid,
+    InternalError,
 }
 
 impl Reason {
@@ -29,6 +29,7 @@ impl Reason {
             Reason::FieldValueTooLong => "FieldValueTooLong",
             Reason::FieldValueTooMany => "FieldValueTooMany",
             Reason::FieldValueTypeInvalid => "FieldValueTypeInvalid",
+            Reason::InternalError => "InternalError",
         }
     }
 }
@@ -91,6 +92,10 @@ impl FieldError {
 
     pub fn forbidden(field: &str, detail: &str) -> Self {
         Self::new(field, Reason::FieldValueForbidden, format!("Forbidden: {detail}"))
+    }
+
+    pub fn internal(field: &str, detail: &str) -> Self {
+        Self::new(field, Reason::InternalError, format!("Internal error: {detail}"))
     }
 
     pub fn duplicate(field: &str, value: &Value) -> Self {

@@ -6,6 +6,7 @@
 
 mod builtin;
 mod cel;
+mod cel_types;
 mod check;
 mod crd;
 mod default;
@@ -26,7 +27,12 @@ pub use builtin::{builtin, resources, type_kinds};
 pub(crate) use builtin::{builtin_node, reachable, type_index, type_name, type_of_kind};
 pub(crate) use check::canonical as canonical_json;
 pub use check::validate;
-pub use crd::{from_crd, from_crd_version};
+pub(crate) use cel_types::declare_kind;
+#[cfg(test)]
+pub(crate) use cel_types::declare_value;
+#[cfg(test)]
+pub use crd::from_crd;
+pub use crd::{from_crd_update, from_crd_version};
 pub use default::default;
 pub use field::FieldError;
 #[cfg(test)]

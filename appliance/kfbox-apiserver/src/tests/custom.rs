@@ -160,16 +160,16 @@ async fn rules_of_a_hostile_definition_end_in_an_error() {
     let mut hostile = definition();
     hostile["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"] = json!({
         "type": "object",
-        "properties": {"list": {"type": "array", "items": {"type": "integer"}}, "size": {"type": "integer"}},
+        "properties": {"list": {"type": "array", "maxItems": 1000, "items": {"type": "integer"}}, "size": {"type": "integer"}},
         "x-kubernetes-validations": [
-            {"rule": "!has(self.list) || self.list.all(a, self.list.all(b, self.list.all(c, a + b + c >= 0)))"},
+            {"rule": "!has(self.list) || self.list.all(a, self.list.all(b, a + b >= 0))"},
             {"rule": "self.?size.orValue(0) < 10", "message": "too big"}]});
     let (code, body) = world.post(CRDS, hostile).await;
     assert_eq!(code, 201, "{body}");
     let started = std::time::Instant::now();
     let (code, body) =
-        world.post(WIDGETS, widget("a", json!({"list": (0..20_000).collect::<Vec<u32>>(), "size": 99}))).await;
-    assert_eq!(code, 422);
+        world.post(WIDGETS, widget("a", json!({"list": (0..1000).collect::<Vec<u32>>(), "size": 99}))).await;
+    assert_eq!(code, 422, "{body}");
     let message = body["message"].as_str().unwrap();
     assert!(
         message.contains("no further validation rules will be run due to call cost exceeds limit for rule"),

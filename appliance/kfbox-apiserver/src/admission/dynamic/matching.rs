@@ -5,6 +5,7 @@ use super::{
     attributes::{Attributes, Operation},
     forbidden,
 };
+use super::names::{compile, typed};
 use crate::{
     cel::{Authorizer, Cel, Expression, MATCH_CONDITIONS_BUDGET, OUT_OF_BUDGET, Scope, Variables},
     object::string_map,
@@ -180,7 +181,7 @@ impl Conditions {
         let scope = Scope { variables: &names, ..Scope::default() };
         let compile = |condition: &Value| {
             let source = condition["expression"].as_str().unwrap_or_default();
-            Condition { expression: Expression::compile(source, &scope).and_then(|e| e.must_be(&["bool"])) }
+            Condition { expression: Expression::compile(source, &scope) }
         };
         Self(conditions.as_array().into_iter().flatten().map(compile).collect())
     }
@@ -318,7 +319,7 @@ pub fn condition_errors(conditions: &Value, path: &str, with_params: bool) -> Ve
         let field = format!("{path}.expression");
         if source.is_empty() {
             errors.push(FieldError::required(&field, ""));
-        } else if let Err(error) = compile(source, &scope, &["bool"]) {
+        } else if let Err(error) = compile(source, &scope, &typed(None), &["bool"]) {
             errors.push(FieldError::invalid(&field, &source.into(), &error));
         }
         match condition["name"].as_str().unwrap_or_default() {
@@ -328,14 +329,6 @@ pub fn condition_errors(conditions: &Value, path: &str, with_params: bool) -> Ve
         }
     }
     errors
-}
-
-/// Compiles, and says what upstream says if it cannot.
-pub fn compile(source: &str, scope: &Scope<'_>, kinds: &[&str]) -> Result<Expression, String> {
-    let compiled = crate::cel::on_deep_stack(|| Expression::compile(source, scope).and_then(|e| e.must_be(kinds)));
-    compiled.unwrap_or_else(|| Err("the expression cannot be parsed".to_owned())).map_err(|error| {
-        if error.starts_with("must evaluate") { error } else { format!("compilation failed: {error}") }
-    })
 }
 
 /// A denial that the client sees as upstream's `admission.NewForbidden`, with the reason that a rule asked for.

@@ -10,13 +10,15 @@
 mod attributes;
 mod index;
 mod matching;
+mod names;
 
 pub use attributes::Attributes;
 pub use index::{Configs, Dynamic, is_configuration};
 pub use matching::{
-    Bindings, Conditions, Matcher, Outcome, check_conditions, compile, condition_errors, denied, failure, rule_errors,
+    Bindings, Conditions, Matcher, Outcome, check_conditions, condition_errors, denied, failure, rule_errors,
     selector_errors,
 };
+pub use names::{compile, typed};
 
 use super::{policies, webhooks};
 use crate::{

@@ -2,8 +2,11 @@
 //! (`pkg/apis/admissionregistration/validation`).
 
 use crate::{
-    admission::dynamic::{Conditions, Matcher, compile, condition_errors, rule_errors, selector_errors},
-    cel::{Expression, Scope},
+    admission::dynamic::{Conditions, Matcher, compile, condition_errors, rule_errors, selector_errors, typed},
+    cel::{
+        Expression, Scope,
+        check::{Names, Type},
+    },
     object::meta,
     schema::FieldError,
 };
@@ -140,21 +143,21 @@ impl Definition {
         let (all, plain) = (names(with_params, true), names(with_params, false));
         let scope = Scope { variables: &all, composed: Some(&known), types: false };
         let of_message = Scope { variables: &plain, composed: Some(&known), types: false };
-        let compiled = |source: &Value, scope: &Scope<'_>, kinds: &[&str]| -> Compiled {
-            Expression::compile(source.as_str().unwrap_or_default(), scope).and_then(|e| e.must_be(kinds))
+        let compiled = |source: &Value, scope: &Scope<'_>| -> Compiled {
+            Expression::compile(source.as_str().unwrap_or_default(), scope)
         };
         let validations = spec["validations"].as_array().into_iter().flatten().map(|validation| Validation {
             source: text(&validation["expression"]),
-            expression: compiled(&validation["expression"], &scope, &["bool"]),
+            expression: compiled(&validation["expression"], &scope),
             message: text(&validation["message"]),
             message_expression: validation["messageExpression"]
                 .as_str()
                 .filter(|source| !source.trim().is_empty())
-                .map(|_| compiled(&validation["messageExpression"], &of_message, &["string"])),
+                .map(|_| compiled(&validation["messageExpression"], &of_message)),
             reason: text(&validation["reason"]),
         });
         let annotations = spec["auditAnnotations"].as_array().into_iter().flatten().map(|annotation| {
-            let expression = compiled(&annotation["valueExpression"], &of_message, &["string", "null_type"]);
+            let expression = compiled(&annotation["valueExpression"], &of_message);
             (text(&annotation["key"]), expression)
         });
         Self { validations: validations.collect(), annotations: annotations.collect(), common }
@@ -169,9 +172,9 @@ impl MutationDefinition {
         let scope = Scope { variables: &names, composed: Some(&known), types: true };
         let mutations = object["spec"]["mutations"].as_array().into_iter().flatten().map(|mutation| {
             let applies = mutation["patchType"] == "ApplyConfiguration";
-            let (field, kind) = if applies { ("applyConfiguration", "map") } else { ("jsonPatch", "list") };
+            let field = if applies { "applyConfiguration" } else { "jsonPatch" };
             let source = mutation[field]["expression"].as_str().unwrap_or_default();
-            Mutation { expression: Expression::compile(source, &scope).and_then(|e| e.must_be(&[kind])), applies }
+            Mutation { expression: Expression::compile(source, &scope), applies }
         });
         let reinvocable = object["spec"]["reinvocationPolicy"] == "IfNeeded";
         Self { mutations: mutations.collect(), reinvocable, common }
@@ -192,9 +195,10 @@ impl Binding {
     }
 }
 
-/// What is wrong with the parts that both kinds of policy have.
-fn common_errors(spec: &Value) -> Vec<FieldError> {
+/// What is wrong with the parts that both kinds of policy have; and the types of what their expressions may name.
+fn common_errors(spec: &Value) -> (Vec<FieldError>, Names) {
     let mut errors = Vec::new();
+    let mut types = typed(None);
     if !spec["failurePolicy"].is_null() && spec["failurePolicy"] != "Fail" && spec["failurePolicy"] != "Ignore" {
         errors.push(FieldError::not_supported("spec.failurePolicy", &spec["failurePolicy"], &["Fail", "Ignore"]));
     }
@@ -229,18 +233,20 @@ fn common_errors(spec: &Value) -> Vec<FieldError> {
         }
         let source = variable["expression"].as_str().unwrap_or_default();
         let scope = Scope { variables: &names, composed: Some(&known), types: true };
+        let mut kind = Type::Dyn;
         if source.trim().is_empty() {
             errors.push(FieldError::required(&format!("{path}.expression"), "expression is not specified"));
-        } else if let Err(why) = compile(source, &scope, ANY) {
-            errors.push(FieldError::invalid(&format!("{path}.expression"), &source.into(), &why));
+        } else {
+            match compile(source, &scope, &types, &[]) {
+                Ok(checked) => kind = checked.kind,
+                Err(why) => errors.push(FieldError::invalid(&format!("{path}.expression"), &source.into(), &why)),
+            }
         }
         known.push(name.to_owned());
+        types.composed.push((name.to_owned(), kind));
     }
-    errors
+    (errors, types)
 }
-
-const ANY: &[&str] =
-    &["bool", "int", "uint", "double", "string", "bytes", "list", "map", "null_type", "duration", "timestamp"];
 
 fn is_identifier(name: &str) -> bool {
     let mut bytes = name.bytes();
@@ -267,7 +273,7 @@ fn resource_errors(matched: &Value, path: &str) -> Vec<FieldError> {
 
 pub fn definition_errors(object: &Value) -> Vec<FieldError> {
     let spec = &object["spec"];
-    let mut errors = common_errors(spec);
+    let (mut errors, types) = common_errors(spec);
     let list = |field: &str| spec[field].as_array().map(Vec::as_slice).unwrap_or_default();
     let (validations, annotations) = (list("validations"), list("auditAnnotations"));
     if validations.is_empty() && annotations.is_empty() {
@@ -286,14 +292,14 @@ pub fn definition_errors(object: &Value) -> Vec<FieldError> {
         let (at, source) = field("expression");
         if source.trim().is_empty() {
             errors.push(FieldError::required(&at, "expression is not specified"));
-        } else if let Err(why) = compile(source, &scope, &["bool"]) {
+        } else if let Err(why) = compile(source, &scope, &types, &["bool"]) {
             errors.push(FieldError::invalid(&at, &source.into(), &why));
         }
         let (at, source) = field("messageExpression");
         if !source.is_empty() && source.trim().is_empty() {
             errors.push(FieldError::invalid(&at, &source.into(), "must be non-empty if specified"));
         } else if !source.is_empty()
-            && let Err(why) = compile(source, &of_message, &["string"])
+            && let Err(why) = compile(source, &of_message, &types, &["string"])
         {
             errors.push(FieldError::invalid(&at, &source.into(), &why));
         }
@@ -328,7 +334,7 @@ pub fn definition_errors(object: &Value) -> Vec<FieldError> {
             errors.push(FieldError::required(&at, "valueExpression is not specified"));
         } else if source.len() > 5 << 10 {
             errors.push(FieldError::too_long(&at, 5 << 10));
-        } else if let Err(why) = compile(source, &of_message, &["string", "null_type"]) {
+        } else if let Err(why) = compile(source, &of_message, &types, &["string", "null"]) {
             errors.push(FieldError::invalid(&at, &source.into(), &why));
         }
     }
@@ -337,7 +343,7 @@ pub fn definition_errors(object: &Value) -> Vec<FieldError> {
 
 pub fn mutation_errors(object: &Value) -> Vec<FieldError> {
     let spec = &object["spec"];
-    let mut errors = common_errors(spec);
+    let (mut errors, types) = common_errors(spec);
     let mutations = spec["mutations"].as_array().map(Vec::as_slice).unwrap_or_default();
     if mutations.is_empty() {
         errors.push(FieldError::required("spec.mutations", "mutations must contain at least one item"));
@@ -357,8 +363,8 @@ pub fn mutation_errors(object: &Value) -> Vec<FieldError> {
     for (at, mutation) in mutations.iter().enumerate() {
         let path = format!("spec.mutations[{at}]");
         let (field, other, kind) = match mutation["patchType"].as_str() {
-            Some("ApplyConfiguration") => ("applyConfiguration", "jsonPatch", "map"),
-            Some("JSONPatch") => ("jsonPatch", "applyConfiguration", "list"),
+            Some("ApplyConfiguration") => ("applyConfiguration", "jsonPatch", "Object"),
+            Some("JSONPatch") => ("jsonPatch", "applyConfiguration", "list(JSONPatch)"),
             None | Some("") => {
                 errors.push(FieldError::required(&format!("{path}.patchType"), ""));
                 continue;
@@ -377,7 +383,7 @@ pub fn mutation_errors(object: &Value) -> Vec<FieldError> {
         let at = format!("{path}.{field}.expression");
         if source.trim().is_empty() {
             errors.push(FieldError::required(&at, "expression is not specified"));
-        } else if let Err(why) = compile(source, &scope, &[kind]) {
+        } else if let Err(why) = compile(source, &scope, &types, &[kind]) {
             errors.push(FieldError::invalid(&at, &source.into(), &why));
         }
     }

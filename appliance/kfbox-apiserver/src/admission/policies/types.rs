@@ -1,10 +1,12 @@
-//! Checking a policy's expressions against the kinds that it matches: fields that do not exist are told in the policy's
+//! Checking a policy's expressions against the kinds that it matches: what does not fit their types is told in the policy's
 //! status (apiserver `pkg/admission/plugin/policy/validating/typechecking.go`).
 
 use super::config::Compiled;
 use crate::{
+    admission::dynamic::typed,
+    cel::check::Type,
     resources::{Registry, Resource},
-    schema::Node,
+    schema::declare_kind as declare,
 };
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -17,9 +19,10 @@ pub fn check(policy: &Value, registry: &Registry) -> Value {
     let kinds = kinds(policy, registry);
     let mut warnings = Vec::new();
     let definition = super::config::Definition::parse(policy);
+    let variables = &definition.common.variables;
     for (at, validation) in definition.validations.iter().enumerate() {
         let mut told = |field: &str, expression: &Compiled| {
-            let found = kinds.iter().flat_map(|kind| undefined(expression, kind)).collect::<Vec<String>>();
+            let found = kinds.iter().filter_map(|kind| doubt(expression, variables, kind)).collect::<Vec<String>>();
             if !found.is_empty() {
                 let field = format!("spec.validations[{at}].{field}");
                 warnings.push(json!({"fieldRef": field, "warning": found.join("\n")}));
@@ -56,47 +59,16 @@ fn kinds(policy: &Value, registry: &Registry) -> Vec<Arc<Resource>> {
     kinds
 }
 
-/// What upstream's compiler says of members that the kind does not have.
-fn undefined(expression: &Compiled, kind: &Resource) -> Vec<String> {
-    let (Ok(expression), Some(schema)) = (expression, kind.schema()) else { return Vec::new() };
-    let mut found = Vec::new();
-    for path in expression.paths(&["object", "oldObject"]) {
-        if let Some(field) = missing(schema.root(), &path) {
-            let error = place(expression.source(), &field);
-            let group_version = kind.api_version();
-            found.push(format!("{group_version}, Kind={}: {error}", kind.kind));
-        }
+/// What the compiler says of an expression where `object` is of this kind.
+fn doubt(expression: &Compiled, variables: &[(String, Compiled)], kind: &Resource) -> Option<String> {
+    let (Ok(expression), Some(schema)) = (expression, kind.schema()) else { return None };
+    let object = declare(schema.root())?.named(&kind.kind);
+    let mut names = typed(Some(object));
+    for (name, variable) in variables {
+        // A variable with errors of its own is told as its policy is written.
+        let found = variable.as_ref().ok().and_then(|variable| variable.check(&names).ok());
+        names.composed.push((name.clone(), found.map_or(Type::Dyn, |checked| checked.kind)));
     }
-    found.dedup();
-    found
-}
-
-/// The first step that leads nowhere.
-fn missing(root: &Node, path: &[String]) -> Option<String> {
-    let mut node = root;
-    for step in path {
-        if node.is_open() {
-            return None;
-        }
-        match node.member(step) {
-            Some(member) => node = member,
-            // Scalars have no members; that is another error, which evaluation tells.
-            None if node.properties.is_empty() => return None,
-            None => return Some(step.clone()),
-        }
-    }
-    None
-}
-
-fn place(source: &str, field: &str) -> String {
-    let dotted = format!(".{field}");
-    let at = source
-        .match_indices(&dotted)
-        .map(|(at, _)| at)
-        .find(|at| !source[at + dotted.len()..].starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_'))
-        .unwrap_or(0);
-    let start = source[..at].rfind('\n').map_or(0, |end| end + 1);
-    let (line, column) = (source[..at].matches('\n').count() + 1, source[start..at].chars().count());
-    let text = source[start..].lines().next().unwrap_or_default();
-    format!("ERROR: <input>:{line}:{}: undefined field '{field}'\n | {text}\n | {}^", column + 1, ".".repeat(column))
+    let error = expression.check(&names).err()?;
+    Some(format!("{}, Kind={}: {error}", kind.api_version(), kind.kind))
 }

@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use base64::Engine as _;
 use serde_json::Value;
 
-use super::super::{FieldError, from_crd};
+use super::super::{FieldError, from_crd_update};
 use super::{Check, entry, join, list, members, names, text, webhooks};
 
 /// What one object's data may weigh, as upstream bounds it.
@@ -146,7 +146,7 @@ pub(super) fn definition(c: &mut Check, value: &Value, old: Option<&Value>) {
     }
     if !versions.is_empty()
         && old.is_none_or(|old| old["spec"]["versions"] != spec["versions"])
-        && let Err(errors) = from_crd(value)
+        && let Err(errors) = from_crd_update(value, old)
     {
         errors.into_iter().for_each(|error| c.push(error));
     }

@@ -226,6 +226,9 @@ fn a_daemon_killed_while_it_takes_a_snapshot_shows_no_half_of_it() -> anyhow::Re
     b.kill_daemon()?;
     assert!(half.exists(), "it was killed in the middle");
     b.up(&[])?;
+    // It listens somewhere else now.
+    b.kfbox_ok(&["kubeconfig", "--output", s.kubeconfig().to_str().unwrap_or_default()])?;
+    s.ok(&format!("config set-context --current --namespace {}", s.name))?;
     ready(&s, "before")?;
     assert!(!half.exists());
     let [taken] = &folders(&b)?[..] else { panic!("{:?}", folders(&b)?) };

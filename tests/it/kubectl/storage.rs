@@ -34,7 +34,8 @@ spec:
 
 #[test]
 fn a_claim_grows_while_its_pod_runs_and_does_not_shrink() -> anyhow::Result<()> {
-    let s = Space::new(&TestBox::shared()?, "grows")?;
+    let b = TestBox::shared()?;
+    let s = Space::new(&b, "grows")?;
     s.apply(&(claim("data", "ReadWriteOnce") + &pod("user", "data")))?;
     s.ok("wait pod/user --for=condition=Ready --timeout=60s")?;
     let ask = |size: &str| {
@@ -52,7 +53,8 @@ fn a_claim_grows_while_its_pod_runs_and_does_not_shrink() -> anyhow::Result<()> 
 
 #[test]
 fn a_claim_for_one_pod_has_one_pod_at_a_time() -> anyhow::Result<()> {
-    let s = Space::new(&TestBox::shared()?, "single")?;
+    let b = TestBox::shared()?;
+    let s = Space::new(&b, "single")?;
     s.apply(&(claim("data", "ReadWriteOncePod") + &pod("first", "data")))?;
     s.ok("wait pod/first --for=condition=Ready --timeout=60s")?;
     s.apply(&pod("second", "data"))?;

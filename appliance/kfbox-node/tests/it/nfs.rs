@@ -93,6 +93,7 @@ async fn a_share_is_mounted_once_for_its_pod_and_goes_with_it() {
     let mut world = fake.world().await;
     let idle = "echo mine > /v/file; cat /v/file; while true; do sleep 0.05; done";
     world.run("own", idle, with(share("good"), false)).await;
+    world.until_phase("own", "Running").await;
     assert_eq!(world.first_line("own", "main").await, "mine");
     let asked = fake.asked();
     assert!(asked.starts_with("good:/export ") && asked.trim_end().ends_with("/volumes/v -o retry=0"), "{asked}");

@@ -52,7 +52,13 @@ pub fn run(common: &BoxOptions, options: &UpOptions, yes: bool) -> anyhow::Resul
         let lock = DataDirLock::acquire(&config.data_dir)?;
         daemon::reset(&config).await?;
         drop(lock);
-        std::fs::remove_dir_all(&config.data_dir)?;
+        match std::fs::remove_dir_all(&config.data_dir) {
+            // A file system of its own: it is empty now, and stays.
+            Err(error)
+                if error.kind() == std::io::ErrorKind::ResourceBusy
+                    && std::fs::read_dir(&config.data_dir)?.next().is_none() => {}
+            removed => removed?,
+        }
         println!("removed {}", config.data_dir.display());
         Ok(ExitCode::SUCCESS)
     })

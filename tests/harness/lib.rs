@@ -38,7 +38,6 @@ struct Owned {
     slot: Slot,
     /// Where the gateway listens.
     gateway: String,
-    dual: bool,
     _dir: tempfile::TempDir,
 }
 
@@ -75,17 +74,10 @@ impl TestBox {
         let data_dir = dir.path().join("data");
         Ok(Self {
             data_dir,
-            owned: Some(Owned { slot, gateway: "127.0.0.1:0".into(), dual: false, _dir: dir }),
+            owned: Some(Owned { slot, gateway: "127.0.0.1:0".into(), _dir: dir }),
             user: "user@example.com".into(),
             password: None,
         })
-    }
-
-    /// From the next start on, pods and Services have IPv6 too.
-    pub fn use_both_families(&mut self, both: bool) {
-        if let Some(owned) = &mut self.owned {
-            owned.dual = both;
-        }
     }
 
     /// `kfbox up` with this box's settings and `more`; returns what it printed.
@@ -104,8 +96,6 @@ impl TestBox {
     pub fn settings(&self) -> Vec<String> {
         let Some(owned) = &self.owned else { return Vec::new() };
         let n = owned.slot.number();
-        // Unique local addresses, by the slot as the others.
-        let second = |subnet: u8| if owned.dual { format!(",fd7e:{n:x}:{subnet}::/112") } else { String::new() };
         let flag = |name: &str, value: String| [format!("--{name}"), value];
         [
             flag("instance", format!("kfit{n}")),
@@ -114,8 +104,8 @@ impl TestBox {
             flag("objects-address", "127.0.0.1:0".into()),
             flag("metadata-address", "127.0.0.1:0".into()),
             flag("registry-address", "127.0.0.1:0".into()),
-            flag("pod-cidr", format!("10.{}.0.0/24{}", 150 + n, second(1))),
-            flag("service-cidr", format!("10.{}.0.0/24{}", 200 + n, second(2))),
+            flag("pod-cidr", format!("10.{}.0.0/24", 150 + n)),
+            flag("service-cidr", format!("10.{}.0.0/24", 200 + n)),
         ]
         .concat()
     }

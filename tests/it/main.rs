@@ -3,7 +3,6 @@
 mod bad_input;
 mod browser;
 mod cli;
-mod dual_stack;
 mod engine;
 mod helm;
 mod identity;

@@ -87,7 +87,7 @@ fn constant(value: &Cel) -> Type {
         Cel::String(_) => Type::String,
         Cel::Bytes(_) => Type::Bytes,
         Cel::Opaque(value) => match value.downcast_ref::<TypeName>() {
-            Some(TypeName(name)) => Type::Type(type_named(name).into()),
+            Some(TypeName(name)) => Type::Of(type_named(name).into()),
             None => Type::Dyn,
         },
         _ => Type::Dyn,

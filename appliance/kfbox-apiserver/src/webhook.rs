@@ -2,8 +2,11 @@
 //! when it fails, since that is what people search for.
 //!
 //! Guarantees: a call ends in its time and reads no more than it was allowed; the server proves that it is who the
-//! configuration means, by the bundle given there or else the system's authorities. No credentials are sent.
+//! configuration means, by the bundle given there or else the system's authorities. No credentials are sent. A request is
+//! sent a second time only if nothing of it was sent the first time.
 //! Upstream: apiserver `pkg/util/webhook/client.go`.
+
+mod pool;
 
 use crate::{
     server::Core,
@@ -16,6 +19,7 @@ use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper_rustls::ConfigBuilderExt as _;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
+use pool::{Address, Line, Pool};
 use rustls::{
     CertificateError, ClientConfig as TlsConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
     client::{
@@ -71,11 +75,12 @@ pub enum CallError {
     Configuration(String),
 }
 
-/// One webhook's address and how its server is verified. Sessions of TLS are resumed.
+/// One webhook's address and how its server is verified. Connections are kept, sessions of TLS are resumed.
 #[derive(Debug)]
 pub struct Client {
     config: ClientConfig,
     tls: Mutex<Option<Arc<TlsConfig>>>,
+    pool: Pool,
 }
 
 /// Where a call goes.
@@ -91,7 +96,7 @@ struct Place {
 
 impl Client {
     pub fn new(config: ClientConfig) -> Self {
-        Self { config, tls: Mutex::new(None) }
+        Self { config, tls: Mutex::new(None), pool: Pool::default() }
     }
 
     /// Posts JSON and reads the answer of a success.
@@ -104,14 +109,38 @@ impl Client {
                 Some(service) => resolve(core, service).map_err(unreachable)?,
                 None => (place.server.clone(), place.port),
             };
-            exchange(&place, (&host, port), tls, body, bounds.answer).await.map_err(|failure| match failure {
-                Failure::Network(why) => unreachable(why),
-                Failure::Answer(why) => CallError::Refused(why),
+            self.exchange(core, &place, (host, port), tls, body.into(), bounds.answer).await.map_err(|failure| {
+                match failure {
+                    Failure::Network(why) | Failure::Unsent(why) => unreachable(why),
+                    Failure::Answer(why) => CallError::Refused(why),
+                }
             })
         };
         tokio::time::timeout(bounds.time, exchange)
             .await
             .unwrap_or_else(|_| Err(unreachable("context deadline exceeded".to_owned())))
+    }
+
+    async fn exchange(
+        &self,
+        core: &Core,
+        place: &Place,
+        to: Address,
+        tls: Arc<TlsConfig>,
+        body: Bytes,
+        limit: usize,
+    ) -> Result<Bytes, Failure> {
+        while let Some(mut line) = self.pool.take(&to).await {
+            let answer = ask(&mut line, place, body.clone(), limit).await;
+            if !matches!(answer, Err(Failure::Unsent(_))) {
+                self.pool.put(core, line);
+                return answer;
+            }
+        }
+        let mut line = connect(place, to, tls).await?;
+        let answer = ask(&mut line, place, body, limit).await;
+        self.pool.put(core, line);
+        answer
     }
 
     fn place(&self, time: Duration) -> Result<Place, CallError> {
@@ -247,19 +276,15 @@ impl ServerCertVerifier for Verifier {
 
 enum Failure {
     Network(String),
+    /// The connection ended before anything was sent on it.
+    Unsent(String),
     Answer(String),
 }
 
-async fn exchange(
-    place: &Place,
-    to: (&str, u16),
-    tls: Arc<TlsConfig>,
-    body: Vec<u8>,
-    limit: usize,
-) -> Result<Bytes, Failure> {
+async fn connect(place: &Place, to: Address, tls: Arc<TlsConfig>) -> Result<Line, Failure> {
     let network = Failure::Network;
     let address = if to.0.contains(':') { format!("[{}]:{}", to.0, to.1) } else { format!("{}:{}", to.0, to.1) };
-    let stream = TcpStream::connect(to).await.map_err(|error| {
+    let stream = TcpStream::connect((to.0.as_str(), to.1)).await.map_err(|error| {
         network(match error.kind() {
             std::io::ErrorKind::ConnectionRefused => format!("dial tcp {address}: connect: connection refused"),
             _ => format!("dial tcp {address}: {error}"),
@@ -273,9 +298,14 @@ async fn exchange(
         .connect(name, stream)
         .await
         .map_err(|error| network(handshake_error(&error, &place.server)))?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+    let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|error| network(error.to_string()))?;
+    Ok(Line { to, sender, connection, used: tokio::time::Instant::now() })
+}
+
+async fn ask(line: &mut Line, place: &Place, body: Bytes, limit: usize) -> Result<Bytes, Failure> {
+    let network = Failure::Network;
     let request = Request::builder()
         .method(Method::POST)
         .uri(&place.path)
@@ -283,10 +313,15 @@ async fn exchange(
         .header(header::CONTENT_TYPE, "application/json")
         .header(header::ACCEPT, "application/json, */*")
         .header(header::USER_AGENT, "kube-apiserver-admission")
-        .body(Full::new(Bytes::from(body)))
+        .body(Full::new(body))
         .map_err(|error| network(error.to_string()))?;
+    let Line { sender, connection, .. } = line;
     let answering = async {
-        let response = sender.send_request(request).await.map_err(|error| network(broken(&error)))?;
+        let response = sender.try_send_request(request).await.map_err(|mut error| {
+            let unsent = error.take_message().is_some();
+            let why = broken(&error.into_error());
+            if unsent { Failure::Unsent(why) } else { network(why) }
+        })?;
         let status = response.status();
         let body = match Limited::new(response.into_body(), limit).collect().await {
             Ok(body) => body.to_bytes(),
@@ -297,13 +332,13 @@ async fn exchange(
         };
         if status.is_success() { Ok(body) } else { Err(Failure::Answer(refusal(status, &body))) }
     };
-    // The connection is driven here: it ends with the request, and no task is left behind.
-    let (mut answering, mut connection) = (std::pin::pin!(answering), std::pin::pin!(connection));
+    // The connection is driven here: it ends with the request or waits for the next, and no task is left behind.
+    let mut answering = std::pin::pin!(answering);
     let mut open = true;
     loop {
         tokio::select! {
             answer = &mut answering => return answer,
-            _ = &mut connection, if open => open = false,
+            _ = &mut *connection, if open => open = false,
         }
     }
 }

@@ -228,12 +228,15 @@ fn kubectl_is_refused_rules_that_do_not_fit_or_cost_too_much() -> anyhow::Result
         )
     };
     let refused = s.input("apply -f -", &policy("request.name + 'x'"))?;
-    let words = "spec.validations[0].expression: Invalid value: \"request.name + 'x'\": must evaluate to bool but got string";
+    let words =
+        "spec.validations[0].expression: Invalid value: \"request.name + 'x'\": must evaluate to bool but got string";
     assert!(refused.stderr.contains(words), "{refused:?}");
     s.apply(&policy("object.spec.replicas == 'three'"))?;
-    let warning = format!("validatingadmissionpolicy/{name} --for=jsonpath={{.status.typeChecking.expressionWarnings}}");
+    let warning =
+        format!("validatingadmissionpolicy/{name} --for=jsonpath={{.status.typeChecking.expressionWarnings}}");
     s.ok(&format!("wait {warning} --timeout=20s"))?;
-    let told = s.value(&format!("validatingadmissionpolicy/{name}"), "{.status.typeChecking.expressionWarnings[0].warning}")?;
+    let told =
+        s.value(&format!("validatingadmissionpolicy/{name}"), "{.status.typeChecking.expressionWarnings[0].warning}")?;
     assert!(told.contains("apps/v1, Kind=Deployment: ERROR: <input>:1:22: found no matching overload for '_==_' applied to '(int, string)'"), "{told}");
     Ok(())
 }

@@ -75,15 +75,13 @@ impl Rule {
             FieldError::invalid(&join(path, "rule"), &Value::String(source.to_owned()), &detail)
         })?;
         let message_expression = match text("messageExpression") {
-            Some(expression) => {
-                Some(Expression::compile(expression, &scope).map_err(|detail| {
-                    FieldError::invalid(
-                        &join(path, "messageExpression"),
-                        &Value::String(expression.to_owned()),
-                        &format!("messageExpression compilation failed: {}", placed(expression, &detail)),
-                    )
-                })?)
-            }
+            Some(expression) => Some(Expression::compile(expression, &scope).map_err(|detail| {
+                FieldError::invalid(
+                    &join(path, "messageExpression"),
+                    &Value::String(expression.to_owned()),
+                    &format!("messageExpression compilation failed: {}", placed(expression, &detail)),
+                )
+            })?),
             None => None,
         };
         let uses_old = program.uses("oldSelf");

@@ -248,8 +248,7 @@ impl Walk {
         });
         let this = declared.named("selfType");
         let old = if rule.optional_old { Kind::optional(this.clone()) } else { this.clone() };
-        let names =
-            Names { variables: vec![("self".into(), this), ("oldSelf".into(), old)], composed: Vec::new() };
+        let names = Names { variables: vec![("self".into(), this), ("oldSelf".into(), old)], composed: Vec::new() };
         let times = place.times.unwrap_or(REQUEST / (declared.least_bytes + 1));
         match rule.program.check_sized(&names, Some(declared)) {
             Err(why) => {

@@ -25,11 +25,11 @@ use serde_json::Value;
 
 pub use builtin::{builtin, resources, type_kinds};
 pub(crate) use builtin::{builtin_node, reachable, type_index, type_name, type_of_kind};
-pub(crate) use check::canonical as canonical_json;
-pub use check::validate;
 pub(crate) use cel_types::declare_kind;
 #[cfg(test)]
 pub(crate) use cel_types::declare_value;
+pub(crate) use check::canonical as canonical_json;
+pub use check::validate;
 #[cfg(test)]
 pub use crd::from_crd;
 pub use crd::{from_crd_update, from_crd_version};

@@ -8,7 +8,13 @@ use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
-use std::{convert::Infallible, sync::Arc};
+use std::{
+    convert::Infallible,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+};
 use tokio::net::TcpListener;
 
 /// What a webhook answers with: a status and a body.
@@ -20,6 +26,10 @@ pub struct Hook {
     /// PEM, in base64, of the authority that signed its certificate.
     pub bundle: String,
     pub seen: Arc<Mutex<Vec<Value>>>,
+    /// Connections that were made, and that are open.
+    made: Arc<AtomicUsize>,
+    open: Arc<AtomicUsize>,
+    hang_up: Arc<tokio::sync::Notify>,
 }
 
 /// Serves `answer` for `names`. A closure that never returns is a server that hangs.
@@ -64,11 +74,20 @@ where
     let port = listener.local_addr().unwrap().port();
     let seen: Arc<Mutex<Vec<Value>>> = Arc::default();
     let (record, tasks) = (seen.clone(), world.tasks.clone());
+    let (made, open, hang_up) =
+        (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default(), Arc::<tokio::sync::Notify>::default());
+    let (count, counted, ending) = (made.clone(), open.clone(), hang_up.clone());
     world.tasks.spawn("test-webhook", async move {
         while let Ok((stream, _)) = listener.accept().await {
             let (acceptor, answer, record) = (acceptor.clone(), answer.clone(), record.clone());
+            let (open, ending) = (counted.clone(), ending.clone());
+            count.fetch_add(1, SeqCst);
+            open.fetch_add(1, SeqCst);
             tasks.spawn("test-webhook-connection", async move {
-                let Ok(stream) = acceptor.accept(stream).await else { return };
+                let Ok(stream) = acceptor.accept(stream).await else {
+                    open.fetch_sub(1, SeqCst);
+                    return;
+                };
                 let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
                     let (answer, record) = (answer.clone(), record.clone());
                     async move {
@@ -80,11 +99,17 @@ where
                         Ok::<_, Infallible>(response.unwrap())
                     }
                 });
-                drop(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await);
+                let serving =
+                    hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+                tokio::select! {
+                    _ = serving => {}
+                    () = ending.notified() => {}
+                }
+                open.fetch_sub(1, SeqCst);
             });
         }
     });
-    Hook { port, bundle, seen }
+    Hook { port, bundle, seen, made, open, hang_up }
 }
 
 impl Hook {
@@ -102,6 +127,14 @@ impl Hook {
             webhook[field] = value.clone();
         }
         webhook
+    }
+
+    /// Ends all connections, as a server does that restarts.
+    async fn hang_up(&self) {
+        self.hang_up.notify_waiters();
+        while self.open.load(SeqCst) > 0 {
+            tokio::task::yield_now().await;
+        }
     }
 
     fn requests(&self) -> Vec<Value> {
@@ -380,6 +413,54 @@ async fn a_service_is_reached_by_its_endpoints_and_named_by_its_dns_name() {
     let (code, made) = world.post(MAPS, map("m", json!({}))).await;
     assert_eq!((code.as_u16(), &made["data"]["from"]), (201, &json!("service")), "{made}");
     assert_eq!(hook.seen.lock()[0]["apiVersion"], "admission.k8s.io/v1beta1");
+
+    // An endpoint that is none any more is not called, though a connection to it was kept.
+    let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    let mut moved = slice.clone();
+    moved["ports"][0]["port"] = gone.into();
+    let key = crate::store::Key::new("default", "hook-1");
+    let revision = world.server.core().store.get(collection, &key).unwrap().revision;
+    let encoded = crate::store::encode(collection, &moved);
+    world.server.core().store.put(collection, key, crate::store::Expect::Revision(revision), encoded).await.unwrap();
+    let (code, body) = world.post(MAPS, map("n", json!({}))).await;
+    assert_eq!(code, 500, "{body}");
+    assert!(body["message"].as_str().unwrap().contains("connection refused"), "{body}");
+    assert_eq!(hook.seen.lock().len(), 1);
+}
+
+#[tokio::test]
+async fn calls_of_one_webhook_share_a_connection() {
+    let world = world().await;
+    let answer = |request: Value| async move { review(&request, json!({"allowed": true})) };
+    let hook = hook(&world, &["127.0.0.1"], answer).await;
+    configure(&world, VALIDATING, "kept", json!([hook.webhook("k", json!({}))])).await;
+    for name in ["a", "b", "c"] {
+        assert_eq!(world.post(MAPS, map(name, json!({}))).await.0, 201);
+    }
+    assert_eq!((hook.made.load(SeqCst), hook.requests().len()), (1, 3));
+
+    // A server that hung up meanwhile is called anew, and once.
+    hook.hang_up().await;
+    let (code, body) = world.post(MAPS, map("d", json!({}))).await;
+    assert_eq!(code, 201, "{body}");
+    assert_eq!((hook.made.load(SeqCst), hook.requests().len()), (2, 4));
+
+    // What was proved to one bundle is not proved to another.
+    let other = self::hook(&world, &["127.0.0.1"], answer).await;
+    let mut config = hook.client_config();
+    config["caBundle"] = other.bundle.clone().into();
+    let change = json!({"webhooks": [hook.webhook("k", json!({"clientConfig": config}))]});
+    let (code, body) = world.merge(&format!("{VALIDATING}/kept"), change).await;
+    assert_eq!(code, 200, "{body}");
+    let (code, body) = world.post(MAPS, map("e", json!({}))).await;
+    assert_eq!(code, 500, "{body}");
+    assert!(body["message"].as_str().unwrap().contains("certificate signed by unknown authority"), "{body}");
+    assert_eq!(hook.requests().len(), 4);
+
+    // With its own bundle it answers again.
+    let change = json!({"webhooks": [hook.webhook("k", json!({}))]});
+    assert_eq!(world.merge(&format!("{VALIDATING}/kept"), change).await.0, 200);
+    assert_eq!(world.post(MAPS, map("e", json!({}))).await.0, 201);
 }
 
 #[tokio::test]

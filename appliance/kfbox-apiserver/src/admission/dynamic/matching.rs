@@ -1,11 +1,11 @@
 //! Which configurations a request is for: rules, selectors, match conditions
 //! (apiserver `pkg/admission/plugin/webhook/{predicates,matchconditions}`, `policy/matching`).
 
+use super::names::{compile, typed};
 use super::{
     attributes::{Attributes, Operation},
     forbidden,
 };
-use super::names::{compile, typed};
 use crate::{
     cel::{Authorizer, Cel, Expression, MATCH_CONDITIONS_BUDGET, OUT_OF_BUDGET, Scope, Variables},
     object::string_map,

@@ -75,9 +75,8 @@ fn namespace() -> Arc<Decl> {
 
 /// Names with their types; `object` and `oldObject` are of the given one, else of any.
 pub fn typed(object: Option<Type>) -> Names {
-    static KNOWN: LazyLock<(Type, Type)> = LazyLock::new(|| {
-        (request().named("kubernetes.AdmissionRequest"), namespace().named("kubernetes.Namespace"))
-    });
+    static KNOWN: LazyLock<(Type, Type)> =
+        LazyLock::new(|| (request().named("kubernetes.AdmissionRequest"), namespace().named("kubernetes.Namespace")));
     let object = object.unwrap_or(Type::Dyn);
     let (request, namespace) = KNOWN.clone();
     let variables = [

@@ -292,8 +292,7 @@ impl Walk<'_> {
                 );
                 let cost = sum(&keys).saturating_add(sum(&values)).saturating_add(MAP);
                 let union = |parts: &[Estimate]| parts.iter().map(sized).reduce(Size::either).unwrap_or(Size::of(0));
-                let mut found =
-                    self.estimate(node, cost, Way::Nowhere, Some(Size::of(entries.len() as u64)));
+                let mut found = self.estimate(node, cost, Way::Nowhere, Some(Size::of(entries.len() as u64)));
                 found.inside = Some(Inside { list: false, key: union(&keys), value: union(&values) });
                 found
             }
@@ -321,7 +320,8 @@ impl Walk<'_> {
                 self.bind_element(*slot, &operand);
                 let key = self.node(key);
                 let step = key.cost.saturating_add(LIST + 2);
-                let cost = sized(&operand).most.saturating_mul(step).saturating_add(operand.cost).saturating_add(LIST + 5);
+                let cost =
+                    sized(&operand).most.saturating_mul(step).saturating_add(operand.cost).saturating_add(LIST + 5);
                 let mut found = self.estimate(node, cost, Way::Nowhere, operand.size);
                 found.inside = operand.inside;
                 found
@@ -441,9 +441,8 @@ impl Walk<'_> {
     fn function(&self, name: &str, target: Option<&Estimate>, arguments: &[Estimate]) -> (u64, Option<Size>) {
         let argument = |at: usize| arguments.get(at).map_or(UNKNOWN, sized);
         let first = argument(0);
-        let searched = |text: Size, pattern: Size| {
-            text.plus(Size::of(1)).walk(CHARACTER).saturating_mul(pattern.walk(PATTERN))
-        };
+        let searched =
+            |text: Size, pattern: Size| text.plus(Size::of(1)).walk(CHARACTER).saturating_mul(pattern.walk(PATTERN));
         // Addresses are of four or sixteen bytes; two are compared.
         let addresses = times(32, CHARACTER);
         let parsed = |at: usize| match arguments.get(at).map(|a| &a.kind) {
@@ -458,7 +457,10 @@ impl Walk<'_> {
                 }
                 "ip.isCanonical" => (first.walk(2.0 * CHARACTER), None),
                 "strings.quote" => {
-                    let size = Size { least: first.least.saturating_add(2), most: first.most.saturating_mul(2).saturating_add(2) };
+                    let size = Size {
+                        least: first.least.saturating_add(2),
+                        most: first.most.saturating_mul(2).saturating_add(2),
+                    };
                     (first.walk(CHARACTER), Some(size))
                 }
                 "bytes" if arguments[..].first().is_some_and(|a| a.may_be(|k| matches!(k, Type::String))) => {
@@ -516,7 +518,8 @@ fn either(a: Option<Inside>, b: Option<Inside>) -> Option<Inside> {
 /// `==` and `!=`: the shorter side is walked over.
 fn equality(node: &Node, parts: &[Estimate]) -> u64 {
     let smaller = sized(&parts[0]).most.min(sized(&parts[1]).most);
-    if let (Node::Equal { negated: false, .. }, Type::Library(a), Type::Library(b)) = (node, &parts[0].kind, &parts[1].kind)
+    if let (Node::Equal { negated: false, .. }, Type::Library(a), Type::Library(b)) =
+        (node, &parts[0].kind, &parts[1].kind)
         && a == b
     {
         return match *a {

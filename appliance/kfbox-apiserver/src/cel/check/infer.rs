@@ -5,8 +5,7 @@ use super::{
     types::{Solver, Type, field},
 };
 use crate::cel::{
-    Cel,
-    calls,
+    Cel, calls,
     eval::Meter,
     lower::{Call, Each, Fold, Gathers, Node, TypeName},
 };
@@ -88,7 +87,7 @@ fn constant(value: &Cel) -> Type {
         Cel::String(_) => Type::String,
         Cel::Bytes(_) => Type::Bytes,
         Cel::Opaque(value) => match value.downcast_ref::<TypeName>() {
-            Some(TypeName(name)) => Type::Type(type_named(name).into()),
+            Some(TypeName(name)) => Type::Of(type_named(name).into()),
             None => Type::Dyn,
         },
         _ => Type::Dyn,
@@ -253,8 +252,7 @@ impl Walk<'_> {
             let shown: Vec<String> = arguments.iter().map(|kind| self.solver.resolve(kind, true).to_string()).collect();
             let (target, rest) = if member { shown.split_at(1) } else { shown.split_at(0) };
             let target = target.first().map(|target| format!("{target}.")).unwrap_or_default();
-            let why =
-                format!("found no matching overload for '{name}' applied to '{target}({})'", rest.join(", "));
+            let why = format!("found no matching overload for '{name}' applied to '{target}({})'", rest.join(", "));
             self.wrong(at, why);
             Type::Dyn
         })
@@ -383,7 +381,9 @@ impl Walk<'_> {
             Gathers::Entries => match self.solver.resolve(&body, false) {
                 found @ (Type::Map(..) | Type::Dyn) => found,
                 other => {
-                    let why = format!("found no matching overload for 'cel.@mapInsert' applied to '(map(dyn, dyn), {other})'");
+                    let why = format!(
+                        "found no matching overload for 'cel.@mapInsert' applied to '(map(dyn, dyn), {other})'"
+                    );
                     self.wrong(node, why);
                     Type::Dyn
                 }

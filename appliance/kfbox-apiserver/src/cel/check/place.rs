@@ -48,9 +48,8 @@ fn words(source: &str) -> Vec<Word<'_>> {
             }
             constant = true;
         } else {
-            let pair = next.is_some_and(|n| {
-                matches!((byte, n), (b'=' | b'!' | b'<' | b'>', b'=') | (b'&', b'&') | (b'|', b'|'))
-            });
+            let pair = next
+                .is_some_and(|n| matches!((byte, n), (b'=' | b'!' | b'<' | b'>', b'=') | (b'&', b'&') | (b'|', b'|')));
             at += if pair { 2 } else { source[at..].chars().next().map_or(1, char::len_utf8) };
         }
         out.push(Word { at: start, text: &source[start..at], constant });
@@ -313,7 +312,8 @@ pub fn shown(source: &str, at: usize, message: &str) -> String {
     let line = source[start..].lines().next().unwrap_or_default();
     let before: Vec<char> = source[start..at].chars().collect();
     let number = source[..start].matches('\n').count() + 1;
-    let mut out = format!("ERROR: <input>:{number}:{}: {message}\n | {}\n | ", before.len() + 1, line.replace('\t', " "));
+    let mut out =
+        format!("ERROR: <input>:{number}:{}: {message}\n | {}\n | ", before.len() + 1, line.replace('\t', " "));
     for letter in &before {
         out.push(if letter.is_ascii() { '.' } else { '\u{ff0e}' });
     }

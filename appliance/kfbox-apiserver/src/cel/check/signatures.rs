@@ -154,7 +154,7 @@ fn rename(kind: &Type, own: &[Type]) -> Type {
         Type::List(item) => Type::list(rename(item, own)),
         Type::Map(key, value) => Type::map(rename(key, own), rename(value, own)),
         Type::Optional(held) => Type::optional(rename(held, own)),
-        Type::Type(of) => Type::Type(rename(of, own).into()),
+        Type::Of(of) => Type::Of(rename(of, own).into()),
         other => other.clone(),
     }
 }
@@ -246,7 +246,7 @@ impl<'a> Reader<'a> {
             ("list", [item]) => Type::list(item.clone()),
             ("map", [key, value]) => Type::map(key.clone(), value.clone()),
             ("optional", [held]) => Type::optional(held.clone()),
-            ("type", [of]) => Type::Type(of.clone().into()),
+            ("type", [of]) => Type::Of(of.clone().into()),
             _ if word.len() == 1 => {
                 let known = self.parameters.iter().position(|name| *name == word);
                 Type::Param(known.unwrap_or_else(|| {

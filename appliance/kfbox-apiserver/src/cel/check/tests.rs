@@ -94,7 +94,11 @@ fn what_does_not_fit_is_refused_in_upstreams_words() {
         ("self.objects.all(o, o.z > 1)", 22, "undefined field 'z'"),
         ("self.res.spec.x == 1", 9, "undefined field 'spec'"),
         ("self.n.x == 1", 7, "type 'int' does not support field selection"),
-        ("self.n.all(x, x > 1)", 5, "expression of type 'int' cannot be range of a comprehension (must be list, map, or dynamic)"),
+        (
+            "self.n.all(x, x > 1)",
+            5,
+            "expression of type 'int' cannot be range of a comprehension (must be list, map, or dynamic)",
+        ),
         ("size(self.n) == 1", 5, "found no matching overload for 'size' applied to '(int)'"),
         ("self.n.startsWith('x')", 18, "found no matching overload for 'startsWith' applied to 'int.(string)'"),
         ("self.s.startsWith(1)", 18, "found no matching overload for 'startsWith' applied to 'string.(int)'"),
@@ -111,7 +115,11 @@ fn what_does_not_fit_is_refused_in_upstreams_words() {
         ("self.when == 'x'", 11, "found no matching overload for '_==_' applied to '(timestamp, string)'"),
         ("self.s.matches(self.n)", 15, "found no matching overload for 'matches' applied to 'string.(int)'"),
         ("quantity(self.s) > 1", 18, "found no matching overload for '_>_' applied to '(kubernetes.Quantity, int)'"),
-        ("self.?s.orValue(1) == 1", 16, "found no matching overload for 'orValue' applied to 'optional_type(string).(int)'"),
+        (
+            "self.?s.orValue(1) == 1",
+            16,
+            "found no matching overload for 'orValue' applied to 'optional_type(string).(int)'",
+        ),
         ("duration('1 day') > duration('1h')", 10, "invalid duration argument"),
         ("timestamp('today') > timestamp(0)", 11, "invalid timestamp argument"),
         ("nobody.x == 1", 1, "undeclared reference to 'nobody' (in container '')"),
@@ -149,7 +157,9 @@ fn results_have_their_type() {
 fn what_was_before_may_be_optional() {
     let number = json!({"type": "integer"});
     let optional = |rule: &str| errors(&number, json!({"rule": rule, "optionalOldSelf": true}));
-    for rule in ["self >= oldSelf.value()", "self >= oldSelf.orValue(1)", "oldSelf.hasValue() ? self >= oldSelf.value() : true"] {
+    for rule in
+        ["self >= oldSelf.value()", "self >= oldSelf.orValue(1)", "oldSelf.hasValue() ? self >= oldSelf.value() : true"]
+    {
         assert_eq!(optional(rule), Vec::<String>::new());
     }
     assert!(optional("self >= oldSelf")[0].contains("'(int, optional_type(int))'"));
@@ -186,7 +196,8 @@ fn costs_are_upstreams() {
         schema
     };
     let list = |kind: &str, most| bound(json!({"type": "array", "items": item(kind)}), "maxItems", most);
-    let map = |kind: &str, most| bound(json!({"type": "object", "additionalProperties": item(kind)}), "maxProperties", most);
+    let map =
+        |kind: &str, most| bound(json!({"type": "object", "additionalProperties": item(kind)}), "maxProperties", most);
     let text = |most| bound(json!({"type": "string"}), "maxLength", most);
     let words = |most| bound(json!({"type": "array", "items": text(most)}), "maxItems", most);
     let mut wrong = Vec::new();
@@ -197,26 +208,39 @@ fn costs_are_upstreams() {
         }
     };
     for (kind, free, most, limited) in [
-        ("number", 4_718_591, 10, 32), ("string", 3_145_727, 20, 62), ("boolean", 1_887_437, 5, 17),
-        ("int-or-string", 4_718_591, 10, 32), ("duration", 2_359_295, 5, 17), ("date", 725_936, 15, 47),
+        ("number", 4_718_591, 10, 32),
+        ("string", 3_145_727, 20, 62),
+        ("boolean", 1_887_437, 5, 17),
+        ("int-or-string", 4_718_591, 10, 32),
+        ("duration", 2_359_295, 5, 17),
+        ("date", 725_936, 15, 47),
         ("date-time", 428_963, 25, 77),
     ] {
         costs(list(kind, None), "self.all(x, true)", free);
         costs(list(kind, Some(most)), "self.all(x, true)", limited);
     }
     for (kind, free, most, limited) in [
-        ("number", 1_348_169, 10, 32), ("string", 1_179_647, 3, 11), ("boolean", 943_718, 100, 302),
-        ("int-or-string", 1_348_169, 15, 47), ("duration", 1_048_577, 5, 17), ("date", 524_288, 10, 32),
+        ("number", 1_348_169, 10, 32),
+        ("string", 1_179_647, 3, 11),
+        ("boolean", 943_718, 100, 302),
+        ("int-or-string", 1_348_169, 15, 47),
+        ("duration", 1_048_577, 5, 17),
+        ("date", 524_288, 10, 32),
         ("date-time", 349_526, 25, 77),
     ] {
         costs(map(kind, None), "self.all(x, true)", free);
         costs(map(kind, Some(most)), "self.all(x, true)", limited);
     }
     for (rule, free, most, limited) in [
-        ("self.contains('test')", 314_574, 10, 5), ("self.startsWith('test')", 2, 15, 2), ("self.endsWith('test')", 2, 30, 2),
-        ("size(self + \"hello\") > size(\"hello\")", 314_578, 4, 7), ("self.matches(\"x\")", 314_574, 50, 22),
-        ("\"\".matches(\"(((((((((())))))))))[0-9]\")", 7, 10, 7), ("self.matches(\"\")", 1, 100, 1),
-        ("self.find('[0-9]+') == ''", 629_147, 10, 11), ("self.lowerAscii() == 'lower!'", 314_575, 10, 6),
+        ("self.contains('test')", 314_574, 10, 5),
+        ("self.startsWith('test')", 2, 15, 2),
+        ("self.endsWith('test')", 2, 30, 2),
+        ("size(self + \"hello\") > size(\"hello\")", 314_578, 4, 7),
+        ("self.matches(\"x\")", 314_574, 50, 22),
+        ("\"\".matches(\"(((((((((())))))))))[0-9]\")", 7, 10, 7),
+        ("self.matches(\"\")", 1, 100, 1),
+        ("self.find('[0-9]+') == ''", 629_147, 10, 11),
+        ("self.lowerAscii() == 'lower!'", 314_575, 10, 6),
         ("self == \"x\"", 2, 0, 1),
     ] {
         costs(text(None), rule, free);
@@ -250,14 +274,26 @@ fn costs_are_upstreams() {
         (json!({"type": "string", "enum": ["A", "B", "C", "LongValue"]}), "self.contains('A')", 2),
         (item("int-or-string"), "isQuantity(self)", 314_574),
         (bound(item("int-or-string"), "maxLength", Some(20)), "isQuantity(self)", 9),
-        (json!({"type": "object", "properties": {"str": text(None), "before": text(Some(2)), "after": text(Some(4))}}),
-            "self.str.replace(self.before, self.after) == 'does not matter'", 629_154),
-        (json!({"type": "object", "properties": {"str": text(Some(4)), "before": text(Some(2)), "after": text(Some(4))}}),
-            "self.str.replace(self.before, self.after) == 'does not matter'", 12),
-        (json!({"type": "object", "properties": {"str": text(None), "separator": text(None)}}),
-            "self.str.split(self.separator) == []", 629_160),
-        (json!({"type": "object", "properties": {"str": text(Some(10)), "separator": text(Some(10))}}),
-            "self.str.split(self.separator) == []", 22),
+        (
+            json!({"type": "object", "properties": {"str": text(None), "before": text(Some(2)), "after": text(Some(4))}}),
+            "self.str.replace(self.before, self.after) == 'does not matter'",
+            629_154,
+        ),
+        (
+            json!({"type": "object", "properties": {"str": text(Some(4)), "before": text(Some(2)), "after": text(Some(4))}}),
+            "self.str.replace(self.before, self.after) == 'does not matter'",
+            12,
+        ),
+        (
+            json!({"type": "object", "properties": {"str": text(None), "separator": text(None)}}),
+            "self.str.split(self.separator) == []",
+            629_160,
+        ),
+        (
+            json!({"type": "object", "properties": {"str": text(Some(10)), "separator": text(Some(10))}}),
+            "self.str.split(self.separator) == []",
+            22,
+        ),
     ] {
         costs(schema, rule, wanted);
     }
@@ -272,7 +308,8 @@ fn cost(schema: &Value, rule: &str) -> u64 {
     .unwrap();
     let declared = crate::schema::declare_value(schema);
     let this = declared.named("selfType");
-    let names = super::Names { variables: vec![("self".into(), this.clone()), ("oldSelf".into(), this)], composed: vec![] };
+    let names =
+        super::Names { variables: vec![("self".into(), this.clone()), ("oldSelf".into(), this)], composed: vec![] };
     expression.check_sized(&names, Some(&declared)).unwrap_or_else(|why| panic!("{rule}: {why}")).most()
 }
 
@@ -309,7 +346,10 @@ fn what_may_cost_too_much_is_refused() {
         .collect();
     let errors = from_crd(&json!({"type": "object", "properties": many})).unwrap_err();
     let last = errors.last().unwrap().to_string();
-    assert!(last.contains("estimated rule cost total for entire OpenAPIv3 schema exceeds budget by factor of 1.9x"), "{last}");
+    assert!(
+        last.contains("estimated rule cost total for entire OpenAPIv3 schema exceeds budget by factor of 1.9x"),
+        "{last}"
+    );
     assert_eq!(errors.len(), 5, "{errors:?}");
 }
 
@@ -327,7 +367,10 @@ fn stored_rules_stay() {
     update(&ill, &ill).unwrap();
     update(&version("self == 1", "string", "Other words."), &ill).unwrap();
     let errors = update(&version("self == 2", "string", ""), &ill).unwrap_err();
-    assert_eq!(errors[0].field, "spec.versions[0].schema.openAPIV3Schema.properties[f].x-kubernetes-validations[0].rule");
+    assert_eq!(
+        errors[0].field,
+        "spec.versions[0].schema.openAPIV3Schema.properties[f].x-kubernetes-validations[0].rule"
+    );
     // The rule is the same, but it fitted before.
     assert!(update(&ill, &version("self == 1", "integer", "")).is_err());
 }

@@ -80,7 +80,7 @@ pub enum Type {
     Duration,
     Timestamp,
     /// What `type()` yields.
-    Type(Arc<Type>),
+    Of(Arc<Type>),
     List(Arc<Type>),
     Map(Arc<Type>, Arc<Type>),
     Optional(Arc<Type>),
@@ -143,7 +143,7 @@ impl fmt::Display for Type {
             Self::Bytes => f.write_str("bytes"),
             Self::Duration => f.write_str("duration"),
             Self::Timestamp => f.write_str("timestamp"),
-            Self::Type(of) => write!(f, "type({of})"),
+            Self::Of(of) => write!(f, "type({of})"),
             Self::List(item) => write!(f, "list({item})"),
             Self::Map(key, value) => write!(f, "map({key}, {value})"),
             Self::Optional(held) => write!(f, "optional_type({held})"),
@@ -213,13 +213,13 @@ impl Solver {
                 Type::map(self.substitute(key, close, parts)?, self.substitute(value, close, parts)?)
             }
             Type::Optional(held) => Type::optional(self.substitute(held, close, parts)?),
-            Type::Type(of) => Type::Type(Arc::new(self.substitute(of, close, parts)?)),
+            Type::Of(of) => Type::Of(Arc::new(self.substitute(of, close, parts)?)),
             other => other.clone(),
         })
     }
 
     fn set(&mut self, parameter: usize, kind: Type) {
-        let before = std::mem::replace(&mut self.found[parameter], Some(kind));
+        let before = self.found[parameter].replace(kind);
         self.trail.push((parameter, before));
     }
 
@@ -250,7 +250,7 @@ impl Solver {
             (Type::Param(n), _) => self.learn(b, *n).0,
             (Type::Dyn, _) | (_, Type::Dyn) => true,
             (Type::Null, other) | (other, Type::Null) => other.takes_null(),
-            (Type::Type(_), Type::Type(_)) => true,
+            (Type::Of(_), Type::Of(_)) => true,
             (Type::List(a), Type::List(b)) | (Type::Optional(a), Type::Optional(b)) => self.fits(a, b),
             (Type::Map(ka, va), Type::Map(kb, vb)) => self.fits(ka, kb) && self.fits(va, vb),
             _ => same(a, b),
@@ -294,7 +294,7 @@ impl Solver {
                 Some(found) => self.mentions(&found, n),
                 None => false,
             },
-            Type::List(inner) | Type::Optional(inner) | Type::Type(inner) => self.mentions(inner, n),
+            Type::List(inner) | Type::Optional(inner) | Type::Of(inner) => self.mentions(inner, n),
             Type::Map(key, value) => self.mentions(key, n) || self.mentions(value, n),
             _ => false,
         }
@@ -314,7 +314,7 @@ pub fn same(a: &Type, b: &Type) -> bool {
         (Type::Message(a), Type::Message(b)) => a == b,
         (Type::Library(a), Type::Library(b)) => a == b,
         (Type::Param(a), Type::Param(b)) => a == b,
-        (Type::List(a), Type::List(b)) | (Type::Optional(a), Type::Optional(b)) | (Type::Type(a), Type::Type(b)) => {
+        (Type::List(a), Type::List(b)) | (Type::Optional(a), Type::Optional(b)) | (Type::Of(a), Type::Of(b)) => {
             same(a, b)
         }
         (Type::Map(ka, va), Type::Map(kb, vb)) => same(ka, kb) && same(va, vb),
@@ -329,7 +329,7 @@ fn is_wider(a: &Type, b: &Type) -> bool {
         (_, Type::Dyn | Type::Param(_)) => false,
         (Type::List(a), Type::List(b)) | (Type::Optional(a), Type::Optional(b)) => is_wider(a, b),
         (Type::Map(ka, va), Type::Map(kb, vb)) => is_wider(ka, kb) && is_wider(va, vb),
-        (Type::Type(_), Type::Type(_)) => true,
+        (Type::Of(_), Type::Of(_)) => true,
         _ => same(a, b),
     }
 }

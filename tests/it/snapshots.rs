@@ -154,7 +154,7 @@ fn a_snapshot_keeps_what_a_pod_overwrites_and_is_restored_by_a_claim() -> anyhow
     )?;
     s.ok("delete volumesnapshot before --wait=false")?;
     told(&s, "volumesnapshot/before", "Snapshot is being used to restore a PVC")?;
-    assert_eq!(folders(&b)?, [content.clone()]);
+    assert_eq!(folders(&b)?, std::slice::from_ref(&content));
     s.ok("delete pod/waits pvc/small --grace-period=0")?;
     s.ok("wait volumesnapshot/before --for=delete --timeout=60s")?;
     s.ok(&format!("wait vsc/{content} --for=delete --timeout=60s"))?;
@@ -171,7 +171,7 @@ fn a_snapshot_keeps_what_a_pod_overwrites_and_is_restored_by_a_claim() -> anyhow
     let content = s.value("volumesnapshot/kept", "{.status.boundVolumeSnapshotContentName}")?;
     s.ok("delete volumesnapshot/kept --timeout=60s")?;
     s.ok(&format!("delete vsc/{content} --timeout=60s"))?;
-    assert_eq!(folders(&b)?, [content.clone()]);
+    assert_eq!(folders(&b)?, std::slice::from_ref(&content));
     let found = format!("found-{}", s.name);
     s.goes_too(format!("vsc/{found}"));
     s.apply(&format!(

@@ -255,7 +255,11 @@ async fn fetch(
     // After other failures what came whole stays for the next try.
     if result.as_ref().is_err_and(|error| super::for_lack_of_room(error)) {
         let inner = inner.clone();
-        drop(blocking(move || Ok::<(), StoreError>(inner.give_up())).await);
+        let tidied = blocking(move || {
+            inner.give_up();
+            Ok::<(), StoreError>(())
+        });
+        drop(tidied.await);
     }
     result
 }
@@ -280,7 +284,8 @@ async fn fetch_from_any(
         progress(Progress::Resolving { from: endpoint.host.clone() });
         // Credentials are for the registry they were given for, not for whoever mirrors it.
         let auth = if endpoint.host == name.registry { auth.clone() } else { RegistryAuth::Anonymous };
-        let source = Source { inner, pinned, name, client: client(&inner.config, &endpoint, ca.clone()), endpoint, auth };
+        let source =
+            Source { inner, pinned, name, client: client(&inner.config, &endpoint, ca.clone()), endpoint, auth };
         match source.image(progress).await {
             Ok(image) => return Ok(image),
             Err(error) if super::for_lack_of_room(&error) => return Err(error),

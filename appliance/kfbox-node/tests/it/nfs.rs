@@ -1,9 +1,9 @@
 //! Shares of NFS servers. This kernel has no NFS client, so `mount.nfs` is a script that says what it was asked, and mounts a
 //! tmpfs, refuses, or hangs: what is shown is all around the mount, not the mount.
 
-use crate::world::{PATIENCE, World, eventually};
+use crate::world::{PATIENCE, World, eventually, waits_for};
 use futures::TryStreamExt;
-use k8s_openapi::api::core::v1::{Event, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{Event, PersistentVolume, PersistentVolumeClaim};
 use kube::{
     Api,
     api::{Patch, PatchParams, PostParams},
@@ -80,10 +80,8 @@ impl World {
             }
         };
         tokio::time::timeout(PATIENCE, found).await.expect(text);
-        let pod: Pod = self.pods().get(pod).await.unwrap();
-        let statuses = pod.status.unwrap().container_statuses.unwrap();
-        let waiting = statuses[0].state.as_ref().unwrap().waiting.as_ref().unwrap();
-        assert_eq!(waiting.reason.as_deref(), Some("ContainerCreating"));
+        // The status may come after the event.
+        self.until(pod, "it waits", |pod| waits_for(pod, "ContainerCreating")).await;
     }
 }
 

@@ -22,7 +22,7 @@ use std::{
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
 };
 
 /// Waits for the launcher to have put the inputs in place, which it says with the step's command in a file.
@@ -40,6 +40,8 @@ pub async fn debug(data_dir: PathBuf, user: Option<String>, args: DebugArgs) -> 
     };
     let token: TokenResponse = client.post("/v1/tokens", &request).await?;
     let web = Web::new(&status, token.token)?;
+    // Before there is a pod that a signal would leave behind.
+    let signals = Signals::new()?;
     let made = make(&web, &args).await;
     let revoked = client.delete::<Value>(&format!("/v1/tokens?id={}", token.id)).await;
     let (namespace, name) = made?;
@@ -47,7 +49,7 @@ pub async fn debug(data_dir: PathBuf, user: Option<String>, args: DebugArgs) -> 
     let pods = Api::<Pod>::namespaced(cluster(kubeconfig).await?, &namespace);
     let ended = tokio::select! {
         ended = shell(&pods, &name, &args.shell) => ended,
-        signal = ended_by_signal() => Ok(ExitCode::from(signal?)),
+        signal = signals.wait() => Ok(ExitCode::from(signal)),
     };
     match pods.delete(&name, &DeleteParams::default()).await {
         Ok(_) => {}
@@ -103,14 +105,30 @@ async fn cluster(kubeconfig: Value) -> anyhow::Result<kube::Client> {
     Ok(kube::Client::try_from(config)?)
 }
 
-async fn ended_by_signal() -> anyhow::Result<u8> {
-    let (mut term, mut hup, mut int) =
-        (signal(SignalKind::terminate())?, signal(SignalKind::hangup())?, signal(SignalKind::interrupt())?);
-    Ok(tokio::select! {
-        _ = term.recv() => 143,
-        _ = hup.recv() => 129,
-        _ = int.recv() => 130,
-    })
+/// The signals that end a program, from now on.
+struct Signals {
+    terminate: Signal,
+    hang_up: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            hang_up: signal(SignalKind::hangup())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// The exit code of the first that came.
+    async fn wait(mut self) -> u8 {
+        tokio::select! {
+            _ = self.terminate.recv() => 143,
+            _ = self.hang_up.recv() => 129,
+            _ = self.interrupt.recv() => 130,
+        }
+    }
 }
 
 async fn shell(pods: &Api<Pod>, name: &str, shell: &str) -> anyhow::Result<ExitCode> {

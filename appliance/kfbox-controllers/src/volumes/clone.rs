@@ -187,37 +187,29 @@ impl Walk<'_> {
         }
         match kind {
             FileType::RegularFile => file(from, to, name)?,
-            FileType::Symlink => {
-                let target = readlinkat(from, name, Vec::new())?;
-                symlinkat(&target, to, name)?;
-                chownat(
-                    to,
-                    name,
-                    Some(Uid::from_raw(stat.st_uid)),
-                    Some(Gid::from_raw(stat.st_gid)),
-                    AtFlags::SYMLINK_NOFOLLOW,
-                )?;
-                utimensat(to, name, &times(&stat), AtFlags::SYMLINK_NOFOLLOW)?;
-            }
-            other => {
-                mknodat(to, name, other, Mode::RUSR | Mode::WUSR, stat.st_rdev)?;
-                chownat(
-                    to,
-                    name,
-                    Some(Uid::from_raw(stat.st_uid)),
-                    Some(Gid::from_raw(stat.st_gid)),
-                    AtFlags::SYMLINK_NOFOLLOW,
-                )?;
-                // Nobody else knows the copy, so the name is still what was just made.
-                rustix::fs::chmodat(to, name, Mode::from_raw_mode(stat.st_mode), AtFlags::empty())?;
-                utimensat(to, name, &times(&stat), AtFlags::SYMLINK_NOFOLLOW)?;
-            }
+            other => special(other, from, to, name, &stat)?,
         }
         if stat.st_nlink > 1 {
             self.links.insert(stat.st_ino, full.to_owned());
         }
         Ok(false)
     }
+}
+
+/// A link, a pipe, a socket or a device: all that it is stands in its folder.
+fn special(kind: FileType, from: &OwnedFd, to: &OwnedFd, name: &CStr, stat: &Stat) -> Result<(), Errno> {
+    if kind == FileType::Symlink {
+        symlinkat(&readlinkat(from, name, Vec::new())?, to, name)?;
+    } else {
+        mknodat(to, name, kind, Mode::RUSR | Mode::WUSR, stat.st_rdev)?;
+    }
+    let (user, group) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
+    chownat(to, name, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW)?;
+    if kind != FileType::Symlink {
+        // Nobody else knows the copy, so the name is still what was just made.
+        rustix::fs::chmodat(to, name, Mode::from_raw_mode(stat.st_mode), AtFlags::empty())?;
+    }
+    utimensat(to, name, &times(stat), AtFlags::SYMLINK_NOFOLLOW)
 }
 
 fn file(from: &OwnedFd, to: &OwnedFd, name: &CStr) -> Result<(), Errno> {

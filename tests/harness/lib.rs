@@ -205,6 +205,13 @@ impl TestBox {
         Ok(dir)
     }
 
+    /// `kfbox reset`, which the end of a box of one's own does anyway.
+    pub fn reset(&self) -> anyhow::Result<Output> {
+        let mut args: Vec<String> = vec!["reset".into(), "--yes".into()];
+        args.extend(self.settings());
+        self.kfbox(&args)
+    }
+
     /// The daemon's last words, for a failing test's message.
     pub fn log(&self) -> String {
         self.kfbox(&["logs", "-n", "60"]).map(|o| o.stdout).unwrap_or_default()
@@ -219,9 +226,7 @@ impl Drop for TestBox {
         if std::thread::panicking() {
             eprintln!("---- the daemon's log\n{}", self.log());
         }
-        let mut args: Vec<String> = vec!["reset".into(), "--yes".into()];
-        args.extend(self.settings());
-        match self.kfbox(&args) {
+        match self.reset() {
             Ok(output) if output.code == Some(0) => {}
             other => eprintln!("the box was not cleaned up: {other:?}"),
         }

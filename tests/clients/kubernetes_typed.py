@@ -121,14 +121,20 @@ def deployment(api: client.ApiClient) -> str:
             break
     else:
         raise AssertionError("the deployment did not come up within a minute")
+    before = core.list_namespaced_pod(NAMESPACE, label_selector="app=web")
     scale = apps.read_namespaced_deployment_scale("web", NAMESPACE)
     scale.spec.replicas = 0
     assert apps.replace_namespaced_deployment_scale("web", NAMESPACE, scale).spec.replicas == 0
+    since = before.metadata.resource_version
+    for event in watch.Watch().stream(core.list_namespaced_pod, NAMESPACE, label_selector="app=web", resource_version=since, timeout_seconds=60):
+        if event["type"] == "DELETED" and event["object"].metadata.name == before.items[0].metadata.name:
+            break
+    else:
+        raise AssertionError("the pod was still there a minute after its deployment was scaled to none")
     apps.patch_namespaced_deployment_scale("web", NAMESPACE, {"spec": {"replicas": 1}})
-    # The old pod may still be ending.
     for event in watch.Watch().stream(core.list_namespaced_pod, NAMESPACE, label_selector="app=web", timeout_seconds=60):
         pod = event["object"]
-        if event["type"] != "DELETED" and not pod.metadata.deletion_timestamp and pod.status.container_statuses and pod.status.container_statuses[0].ready:
+        if event["type"] != "DELETED" and pod.status.container_statuses and pod.status.container_statuses[0].ready:
             return pod.metadata.name
     raise AssertionError("no pod came up within a minute")
 

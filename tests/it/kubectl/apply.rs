@@ -158,7 +158,8 @@ fn kubectl_hears_of_fields_and_values_that_are_wrong() -> anyhow::Result<()> {
         assert!(refused.code == Some(1) && refused.stderr.contains(words), "{spec}: {refused:?}");
     }
     s.apply(&widget("{size: 2}"))?;
-    assert_eq!(s.value("widget/w", "{.spec.colour}")?, "grey");
+    // By its whole name: other tests make widgets of their own group.
+    assert_eq!(s.value(&format!("widgets.{group}/w"), "{.spec.colour}")?, "grey");
     let taking = "apply --server-side --force-conflicts --field-manager=other -f -";
     s.input(taking, &widget("{size: 2, colour: red}"))?.ok()?;
     let conflict = s.input("apply --server-side --field-manager=third -f -", &widget("{size: 2, colour: grey}"))?;

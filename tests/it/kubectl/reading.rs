@@ -100,15 +100,16 @@ fn kubectl_prints_explains_and_describes() -> anyhow::Result<()> {
     s.apply(&WIDGETS.replace("GROUP", &group))?;
     s.ok(&format!("wait --for=condition=Established crd/widgets.{group} --timeout=20s"))?;
     s.apply(&format!("{{apiVersion: {group}/v1, kind: Widget, metadata: {{name: w}}, spec: {{size: 2}}}}"))?;
-    let table = s.ok("get wd w")?;
+    // By its whole name: other tests make widgets of their own group.
+    let table = s.ok(&format!("get wd.{group} w"))?;
     assert!(table.starts_with("NAME   SIZE\nw      2\n"), "{table}");
-    assert!(s.ok("get wd -o wide")?.contains("NAME   SIZE   COLOUR\nw      2      grey"));
-    let explained = s.ok("explain widget.spec")?;
+    assert!(s.ok(&format!("get wd.{group} -o wide"))?.contains("NAME   SIZE   COLOUR\nw      2      grey"));
+    let explained = s.ok(&format!("explain widgets.spec --api-version={group}/v1"))?;
     for part in ["What the widget is to be.", "size\t<integer> -required-", "How many parts it has.", "enum: grey, red"]
     {
         assert!(explained.contains(part), "{part}: {explained}");
     }
-    assert!(s.ok("describe widget w")?.contains("Colour:  grey"));
+    assert!(s.ok(&format!("describe widgets.{group} w"))?.contains("Colour:  grey"));
     let listed = s.ok(&format!("api-resources --api-group={group} -o wide --no-headers"))?;
     let verbs = "create,delete,deletecollection,get,list,patch,update,watch";
     assert!(listed.starts_with("widgets   wd    ") && listed.contains(verbs), "{listed}");

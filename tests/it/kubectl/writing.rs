@@ -59,16 +59,18 @@ fn kubectl_creates_replaces_and_patches() -> anyhow::Result<()> {
     s.apply(&WIDGETS.replace("GROUP", &group))?;
     s.ok(&format!("wait --for=condition=Established crd/widgets.{group} --timeout=20s"))?;
     s.apply(&format!("{{apiVersion: {group}/v1, kind: Widget, metadata: {{name: w}}, spec: {{size: 2}}}}"))?;
+    // By its whole name: other tests make widgets of their own group.
+    let widget = format!("widgets.{group}/w");
     s.ok_with(
-        "patch widget w --subresource=status --type=merge -p",
+        &format!("patch {widget} --subresource=status --type=merge -p"),
         &[r#"{"spec":{"size":9},"status":{"phase":"Up","size":2}}"#],
     )?;
-    assert_eq!(s.value("widget/w", "{.spec.size} {.status.phase}")?, "2 Up");
-    s.ok_with("patch widget w --type=merge -p", &[r#"{"status":{"phase":"Down"}}"#])?;
-    assert_eq!(s.value("widget/w", "{.status.phase}")?, "Up");
-    s.ok("scale widget w --replicas=5")?;
-    assert_eq!(s.value("widget/w", "{.spec.size}")?, "5");
-    let strategic = run(s.kubectl("patch widget w --type=strategic -p").arg("{}"))?;
+    assert_eq!(s.value(&widget, "{.spec.size} {.status.phase}")?, "2 Up");
+    s.ok_with(&format!("patch {widget} --type=merge -p"), &[r#"{"status":{"phase":"Down"}}"#])?;
+    assert_eq!(s.value(&widget, "{.status.phase}")?, "Up");
+    s.ok(&format!("scale {widget} --replicas=5"))?;
+    assert_eq!(s.value(&widget, "{.spec.size}")?, "5");
+    let strategic = run(s.kubectl(&format!("patch {widget} --type=strategic -p")).arg("{}"))?;
     assert!(strategic.stderr.contains("the body of the request was in an unknown format"), "{strategic:?}");
     Ok(())
 }

@@ -2,6 +2,8 @@
 """kr8s on asyncio: many things at once. Works in the namespace $NAMESPACE of $KUBECONFIG."""
 import asyncio
 import os
+import random
+import socket
 
 import httpx
 import kr8s.asyncio
@@ -9,6 +11,16 @@ from kr8s.asyncio.objects import ConfigMap, Pod
 
 NAMESPACE = os.environ["NAMESPACE"]
 COUNT = 30
+
+
+def free_port() -> int:
+    """Not one of those that the kernel hands out: `local_port="auto"` finds one of them, and another program may have it
+    before kr8s listens there."""
+    while True:
+        port = random.randrange(20000, 30000)
+        with socket.socket() as s:
+            if s.connect_ex(("127.0.0.1", port)):
+                return port
 
 
 async def maps(api) -> None:
@@ -50,7 +62,7 @@ async def pods(api) -> None:
     async def use(pod, n: int) -> None:
         done = await pod.exec(["echo", f"word {n}"])
         assert done.stdout == f"word {n}\n".encode(), done
-        async with pod.portforward(remote_port=8000, local_port="auto") as port, httpx.AsyncClient() as http:
+        async with pod.portforward(remote_port=8000, local_port=free_port()) as port, httpx.AsyncClient() as http:
             answers = await asyncio.gather(*(http.get(f"http://localhost:{port}/etc/hostname") for _ in range(4)))
             assert {a.text for a in answers} == {f"{pod.name}\n"}
         lines = [line async for line in pod.logs(tail_lines=2)]

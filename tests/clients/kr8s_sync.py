@@ -2,6 +2,8 @@
 """kr8s, its synchronous side: objects, watch, wait, scale, exec, logs, port-forward, custom kinds. Works in the namespace
 $NAMESPACE of $KUBECONFIG."""
 import os
+import random
+import socket
 import time
 import urllib.request
 
@@ -10,6 +12,16 @@ from kr8s.objects import ConfigMap, CustomResourceDefinition, Deployment, Pod, S
 
 NAMESPACE = os.environ["NAMESPACE"]
 GROUP = f"{NAMESPACE}.kr8s.test"
+
+
+def free_port() -> int:
+    """Not one of those that the kernel hands out: `local_port="auto"` finds one of them, and another program may have it
+    before kr8s listens there."""
+    while True:
+        port = random.randrange(20000, 30000)
+        with socket.socket() as s:
+            if s.connect_ex(("127.0.0.1", port)):
+                return port
 
 
 def objects() -> None:
@@ -69,7 +81,7 @@ def pods() -> None:
     assert failed.returncode == 5, failed
     assert next(pod.logs()).startswith("Serving HTTP")
     assert next(pod.logs(follow=True)).startswith("Serving HTTP")
-    with pod.portforward(remote_port=8000, local_port="auto") as port:
+    with pod.portforward(remote_port=8000, local_port=free_port()) as port:
         for _ in range(3):
             with urllib.request.urlopen(f"http://localhost:{port}/etc/hostname", timeout=20) as answer:
                 assert answer.read() == b"web\n"
@@ -81,7 +93,7 @@ def pods() -> None:
     assert service.ready() and [p.name for p in service.ready_pods()] == ["web"]
     assert service.proxy_http_get("/etc/hostname").text == "web\n"
     # Of one of its pods: kr8s does not translate the port.
-    with service.portforward(remote_port=8000, local_port="auto") as port:
+    with service.portforward(remote_port=8000, local_port=free_port()) as port:
         with urllib.request.urlopen(f"http://localhost:{port}/etc/hostname", timeout=20) as answer:
             assert answer.read() == b"web\n"
     pod.delete()

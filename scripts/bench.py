@@ -378,7 +378,7 @@ def main() -> None:
         box.remove()
 
     if args.apiserver:
-        phases = [f"updates={args.updates}", "apply=2000", "rbac=1000", "watchers=500", "list=10000"]
+        phases = ["creates=4000", f"updates={args.updates}", "apply=2000", "rbac=1000", "watchers=500", "list=10000"]
         with tempfile.NamedTemporaryFile(suffix=".json") as out:
             subprocess.run([args.apiserver, *phases, "--json", out.name], check=True)
             figures.update(json.load(out))

@@ -1,6 +1,6 @@
 //! Benchmarks of the API server alone, over TLS, in a process of its own so that its memory is its own:
 //!
-//!   bench [updates=1000000] [apply=2000] [rbac=1000] [watchers=500] [list=10000] [--json FILE]
+//!   bench [creates=4000] [updates=1000000] [apply=2000] [rbac=1000] [watchers=500] [list=10000] [--json FILE]
 //!
 //! Without names, all of them with these numbers but a tenth of the updates. One line a figure. Compare within one run.
 
@@ -41,6 +41,7 @@ async fn serve(folder: &Path) -> Result<(), Failed> {
 struct Server {
     process: Child,
     folder: tempfile::TempDir,
+    config: kube::Config,
     admin: kube::Client,
     /// A user of no rights but those she is given.
     ada: kube::Client,
@@ -65,17 +66,30 @@ impl Server {
         let mut line = String::new();
         BufReader::new(process.stdout.take().ok_or("no output")?).read_line(&mut line)?;
         let configs: Vec<kube::config::Kubeconfig> = serde_json::from_str(&line)?;
-        let mut clients = Vec::new();
+        let mut users = Vec::new();
         for config in configs {
             let options = kube::config::KubeConfigOptions::default();
             let mut config = kube::Config::from_custom_kubeconfig(config, &options).await?;
             config.disable_compression = true;
-            clients.push(kube::Client::try_from(config)?);
+            users.push(config);
         }
-        let (ada, admin) = (clients.pop().ok_or("no user")?, clients.pop().ok_or("no administrator")?);
+        let (ada, config) = (users.pop().ok_or("no user")?, users.pop().ok_or("no administrator")?);
+        let (ada, admin) = (kube::Client::try_from(ada)?, kube::Client::try_from(config.clone())?);
         let namespace = json!({"metadata": {"name": "bench"}});
         call(&admin, "POST", "/api/v1/namespaces", "application/json", namespace).await?;
-        Ok(Self { process, folder, admin, ada })
+        Ok(Self { process, folder, config, admin, ada })
+    }
+
+    /// The administrator on a connection of their own.
+    fn admin(&self) -> Result<kube::Client, Failed> {
+        Ok(kube::Client::try_from(self.config.clone())?)
+    }
+
+    /// Processor seconds that it has used.
+    fn used(&self) -> f64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.process.id())).unwrap_or_default();
+        let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace();
+        fields.skip(11).take(2).filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / 100.0
     }
 
     fn resident(&self) -> f64 {
@@ -148,6 +162,38 @@ where
         times.extend(worker?);
     }
     Ok((count as f64 / start.elapsed().as_secs_f64(), times))
+}
+
+/// One after the other, and by clients that have a connection each.
+async fn creates(server: &Server, count: usize, figures: &mut Figures) -> Result<(), Failed> {
+    let (start, used) = (Instant::now(), server.used());
+    let mut times = Vec::with_capacity(count);
+    for n in 0..count {
+        let start = Instant::now();
+        create(&server.admin, MAPS, map(&format!("one-{n}"))).await?;
+        times.push(start.elapsed().as_secs_f64());
+    }
+    let rate = count as f64 / start.elapsed().as_secs_f64();
+    let mut note = |name: &str, rate: f64, times: &mut [f64], used: f64| {
+        let (p50, p99) = (quantile(times, 0.5), quantile(times, 0.99));
+        let each = (server.used() - used) * 1e6 / count as f64;
+        figures.note(
+            name,
+            rate,
+            "/s",
+            &format!("p50 {p50:.2} ms, p99 {p99:.2} ms, {each:.0} us of processor time each"),
+        );
+    };
+    note("creates, one client", rate, &mut times, used);
+    let clients: Vec<kube::Client> = (0..WRITERS).map(|_| server.admin()).collect::<Result<_, _>>()?;
+    let used = server.used();
+    let (rate, mut times) = together(count, async |n| {
+        let client = clients.get(n % WRITERS).ok_or("no client")?;
+        create(client, MAPS, map(&format!("many-{n}"))).await.map(drop)
+    })
+    .await?;
+    note(&format!("creates, {WRITERS} clients"), rate, &mut times, used);
+    Ok(())
 }
 
 async fn updates(server: &Server, count: usize, figures: &mut Figures) -> Result<(), Failed> {
@@ -334,7 +380,14 @@ async fn main() -> Result<(), Failed> {
         }
     }
     if wanted.is_empty() {
-        let all = [("updates", 100_000), ("apply", 2000), ("rbac", 1000), ("watchers", 500), ("list", 10_000)];
+        let all = [
+            ("creates", 4000),
+            ("updates", 100_000),
+            ("apply", 2000),
+            ("rbac", 1000),
+            ("watchers", 500),
+            ("list", 10_000),
+        ];
         wanted = all.map(|(name, number)| (name.to_owned(), number)).into();
     }
     let mut figures = Figures::default();
@@ -342,6 +395,7 @@ async fn main() -> Result<(), Failed> {
         // Each on a server of its own, so that their order does not matter.
         let server = Server::start().await?;
         match &*name {
+            "creates" => creates(&server, number, &mut figures).await?,
             "updates" => updates(&server, number, &mut figures).await?,
             "apply" => apply(&server, number, &mut figures).await?,
             "rbac" => rbac(&server, number, &mut figures).await?,

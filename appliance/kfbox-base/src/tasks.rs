@@ -114,6 +114,11 @@ impl Tasks {
         self.inner.failure.take().map_or(Ok(()), Err)
     }
 
+    /// Waits until [`Tasks::drain`] was called and all tasks have ended: how long a runtime beside the main one must run.
+    pub async fn ended(&self) {
+        self.inner.tracker.wait().await;
+    }
+
     /// Waits for all tasks to end, at most `deadline`. Returns the names of those that had not.
     pub async fn drain(&self, deadline: Duration) -> Vec<String> {
         self.inner.tracker.close();

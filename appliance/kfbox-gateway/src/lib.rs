@@ -21,6 +21,7 @@ mod store;
 mod tls;
 pub mod user_routes;
 pub mod web;
+mod workers;
 
 pub use connectors::{ConnectorConfig, Groups, Newcomers, ldap::LdapConnector, oidc::OidcConnector};
 pub use guard::{OLD_SESSION_COOKIE, Proof, SESSION_COOKIE, TokenReviewer};
@@ -32,6 +33,8 @@ pub use store::{
     tokens::{CreatedToken, Scope, Token, TokenRequest},
     users::{GeneratedPassword, UserView},
 };
+
+pub use workers::Workers;
 
 pub use tls::{
     Tls, TlsError, TlsSource,
@@ -225,9 +228,17 @@ impl Gateway {
         router: Router,
         tasks: &Tasks,
     ) -> Result<(), TlsError> {
-        let entrance = serve::Entrance::Tls(tls.server()?.into(), self.lead(tls.challenges()));
-        serve::serve(name, listener, entrance, router, tasks);
+        serve::serve(name, listener, self.entrance(tls)?, router, tasks);
         Ok(())
+    }
+
+    pub(crate) fn entrance(&self, tls: &Arc<Tls>) -> Result<serve::Entrance, TlsError> {
+        Ok(serve::Entrance::Tls(tls.server()?.into(), self.lead(tls.challenges())))
+    }
+
+    /// Threads that serve [`Self::router`] of these mounts; components run where this is called.
+    pub fn workers(&self, mounts: &Mounts, tasks: &Tasks) -> std::io::Result<Workers> {
+        Workers::start(self, mounts, tasks)
     }
 
     /// Leads who comes by plain HTTP to https, and answers an ACME server's challenges.

@@ -1,8 +1,12 @@
 //! Where components are found: an in-process router for each path prefix, and people's Services where no component is.
 
-use crate::user_routes::{Doors, UserServices};
+use crate::{
+    user_routes::{Doors, UserServices},
+    workers,
+};
 use axum::{Router, extract::Request, response::Response};
 use http::{StatusCode, Uri, uri::PathAndQuery};
+use tokio::runtime::Handle;
 use tower::ServiceExt as _;
 
 /// The route table, longest prefix first. Prefixes match whole segments: `/apis` is not `/apisx`.
@@ -10,6 +14,8 @@ use tower::ServiceExt as _;
 pub struct Mounts {
     mounts: Vec<Mount>,
     doors: Option<Doors>,
+    /// Where components run; None: where the request is.
+    home: Option<Handle>,
 }
 
 #[derive(Clone)]
@@ -43,6 +49,11 @@ impl Mounts {
         Self { doors: Some(Doors::new(services)), ..self }
     }
 
+    /// The same for one of the gateway's threads: with connections to pods of its own, and components on another runtime.
+    pub(crate) fn of_worker(&self, home: Handle) -> Self {
+        Self { mounts: self.mounts.clone(), doors: self.doors.as_ref().map(Doors::of_worker), home: Some(home) }
+    }
+
     fn add(mut self, prefix: &str, strip: bool, router: Router) -> Self {
         let prefix = prefix.trim_end_matches('/').to_owned();
         self.mounts.retain(|m| m.prefix != prefix);
@@ -74,6 +85,9 @@ impl Mounts {
             && let Some(uri) = without_prefix(request.uri(), &mount.prefix)
         {
             *request.uri_mut() = uri;
+        }
+        if let Some(home) = &self.home {
+            return workers::at_home(home, mount.router.clone(), request).await;
         }
         match mount.router.clone().oneshot(request).await {
             Ok(response) => response,

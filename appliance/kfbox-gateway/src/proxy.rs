@@ -60,6 +60,15 @@ pub(crate) struct Unreached;
 
 impl Proxy {
     pub fn new(tasks: Tasks) -> Self {
+        Self::with(tasks, Seats::default())
+    }
+
+    /// Connections belong to the runtime that they were made on; seats are counted together.
+    pub fn of_worker(&self) -> Self {
+        Self::with(self.tasks.clone(), self.seats.clone())
+    }
+
+    fn with(tasks: Tasks, seats: Seats) -> Self {
         let mut tcp = HttpConnector::new();
         tcp.set_connect_timeout(Some(CONNECT));
         tcp.set_nodelay(true);
@@ -67,7 +76,7 @@ impl Proxy {
         builder.pool_max_idle_per_host(IDLE).pool_idle_timeout(IDLE_FOR).pool_timer(TokioTimer::new());
         let first = builder.build(tcp.clone());
         let second = builder.http2_only(true).build(tcp);
-        Self { first, second, tasks, seats: Seats::default() }
+        Self { first, second, tasks, seats }
     }
 
     pub async fn forward(

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
 /// Connections at once. Browsers hold one for each live page, SDKs a handful; at some 40 KiB each this bounds memory.
-const CONNECTIONS: usize = 2048;
+pub(crate) const CONNECTIONS: usize = 2048;
 /// A header or a handshake that takes longer is a stalled client or an attack.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// An HTTP/2 connection that is silent is asked whether it is still there, and closed if it does not say.
@@ -58,9 +58,20 @@ pub(crate) struct Lead {
 }
 
 pub(crate) fn serve(name: &str, listener: TcpListener, entrance: Entrance, router: Router, tasks: &Tasks) {
+    accept(name.to_owned(), listener, entrance, router, tasks, Arc::new(Semaphore::new(CONNECTIONS)));
+}
+
+/// On the current runtime; `slots` may be shared with others who accept from the same listener.
+pub(crate) fn accept(
+    name: String,
+    listener: TcpListener,
+    entrance: Entrance,
+    router: Router,
+    tasks: &Tasks,
+    slots: Arc<Semaphore>,
+) {
     let (shutdown, all) = (tasks.shutdown(), tasks.clone());
-    let slots = Arc::new(Semaphore::new(CONNECTIONS));
-    tasks.essential(name.to_owned(), async move {
+    tasks.essential(name, async move {
         loop {
             let Ok(slot) = slots.clone().acquire_owned().await else { return Ok::<(), BoxError>(()) };
             let accepted = tokio::select! {

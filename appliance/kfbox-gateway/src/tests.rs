@@ -18,6 +18,7 @@ mod ldap;
 mod oidc_flows;
 mod transport;
 mod user_services;
+mod workers;
 
 const EMAIL: &str = "user@example.com";
 const PASSWORD: &str = "correct horse battery";

@@ -66,6 +66,8 @@ pub enum TlsError {
     Issue(#[from] rcgen::Error),
     #[error("cannot set up TLS: {0}")]
     Tls(#[from] rustls::Error),
+    #[error("cannot listen: {0}")]
+    Listen(#[from] std::io::Error),
     #[error("the ACME server cannot be asked: {0}")]
     Client(String),
 }

@@ -132,6 +132,11 @@ impl Doors {
         Self { services, proxy, allowed: Arc::default() }
     }
 
+    /// With connections of its own; what is known and counted is shared.
+    pub fn of_worker(&self) -> Self {
+        Self { proxy: self.proxy.of_worker(), ..self.clone() }
+    }
+
     /// Answers a request if a way is at its path; gives it back if none is.
     pub async fn call(&self, request: Request) -> Result<Response, Request> {
         let path = request.uri().path();

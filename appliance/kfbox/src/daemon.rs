@@ -393,19 +393,19 @@ async fn start(config: &Config, tasks: &Tasks, announce: bool) -> anyhow::Result
             pages: reserved.into(),
             tasks: tasks.clone(),
         });
-    let router = gateway.router(mounts);
+    let workers = gateway.workers(&mounts, tasks)?;
     match &tls {
         Some(tls) => {
-            gateway.serve_tls("gateway", listeners.gateway, tls, router.clone(), tasks)?;
+            workers.serve_tls("gateway", listeners.gateway, tls)?;
             if let Some(listener) = listeners.redirect {
                 gateway.serve_redirect("plain HTTP", listener, tls, tasks);
             }
             tls.keep(tasks)?;
             control.set_tls(tls.clone());
         }
-        None => gateway.serve("gateway", listeners.gateway, router.clone(), tasks),
+        None => workers.serve("gateway", listeners.gateway)?,
     }
-    gateway.serve("gateway for pods", on_bridge("pipelines for pods", port::PIPELINES).await?, router, tasks);
+    workers.serve("gateway for pods", on_bridge("pipelines for pods", port::PIPELINES).await?)?;
 
     // The registry: its clients sign in by themselves, so it is beside the gateway, not behind it. Pods know it by a name of
     // the cluster's, and so by a certificate of the cluster's.

@@ -105,10 +105,11 @@ async fn lab(backends: &[Backend], change: impl FnOnce(&mut Ways)) -> Lab {
         tasks: tasks.clone(),
     };
     let pages = Router::new().fallback(|| async { "a page" });
-    w.router = w.gateway.router(Mounts::new().at("/", pages).at("/apis", Router::new()).with_user_services(services));
+    let mounts = Mounts::new().at("/", pages).at("/apis", Router::new()).with_user_services(services);
+    w.router = w.gateway.router(mounts.clone());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    w.gateway.serve("gateway", listener, w.router.clone(), &tasks);
+    w.gateway.workers(&mounts, &tasks).unwrap().serve("gateway", listener).unwrap();
     let cookie = w.sign_in().await;
     Lab { w, ways, rights, tasks, address, cookie }
 }

@@ -354,7 +354,8 @@ def main() -> None:
         if routed:
             # The one place where a decision is remembered, for half a second.
             doors["a Service"] = ways["gateway"][0]
-        revoked(figure, box, k, connection, doors)
+        # The one from before was idle for minutes, and the server has closed it.
+        revoked(figure, box, k, k.connect(), doors)
         if routed:
             sockets(figure, box, gateway, f"/sockets/{OWNER}/", headers, args.sockets)
     finally:

@@ -2,25 +2,15 @@
 """kr8s on asyncio: many things at once. Works in the namespace $NAMESPACE of $KUBECONFIG."""
 import asyncio
 import os
-import random
-import socket
 
 import httpx
 import kr8s.asyncio
 from kr8s.asyncio.objects import ConfigMap, Pod
 
+from ports import free_port
+
 NAMESPACE = os.environ["NAMESPACE"]
 COUNT = 30
-
-
-def free_port() -> int:
-    """Not one of those that the kernel hands out: `local_port="auto"` finds one of them, and another program may have it
-    before kr8s listens there."""
-    while True:
-        port = random.randrange(20000, 30000)
-        with socket.socket() as s:
-            if s.connect_ex(("127.0.0.1", port)):
-                return port
 
 
 async def maps(api) -> None:

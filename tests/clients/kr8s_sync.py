@@ -2,26 +2,16 @@
 """kr8s, its synchronous side: objects, watch, wait, scale, exec, logs, port-forward, custom kinds. Works in the namespace
 $NAMESPACE of $KUBECONFIG."""
 import os
-import random
-import socket
 import time
 import urllib.request
 
 import kr8s
 from kr8s.objects import ConfigMap, CustomResourceDefinition, Deployment, Pod, Service, new_class, objects_from_files
 
+from ports import free_port
+
 NAMESPACE = os.environ["NAMESPACE"]
 GROUP = f"{NAMESPACE}.kr8s.test"
-
-
-def free_port() -> int:
-    """Not one of those that the kernel hands out: `local_port="auto"` finds one of them, and another program may have it
-    before kr8s listens there."""
-    while True:
-        port = random.randrange(20000, 30000)
-        with socket.socket() as s:
-            if s.connect_ex(("127.0.0.1", port)):
-                return port
 
 
 def objects() -> None:

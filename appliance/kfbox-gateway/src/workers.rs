@@ -5,12 +5,8 @@
 //! Guarantees: what components do runs on the daemon's own threads, so that a slow page holds up nobody's connection; a
 //! request that its client gives up ends there too; workers run until every task of the daemon has ended.
 
-use crate::{Gateway, Mounts, Tls, TlsError, serve};
-use axum::{
-    Router,
-    extract::Request,
-    response::{IntoResponse as _, Response},
-};
+use crate::{Gateway, Mounts, Tls, TlsError, guard, serve};
+use axum::{Router, extract::Request, response::Response};
 use http::StatusCode;
 use kfbox_base::Tasks;
 use std::sync::Arc;
@@ -82,7 +78,10 @@ pub(crate) async fn at_home(home: &Handle, router: Router, request: Request) -> 
     match answering.await {
         Ok(Ok(response)) => response,
         Ok(Err(never)) => match never {},
-        // It panicked, which has been logged, or the daemon ends.
-        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+        // It panicked, or the daemon ends.
+        Err(error) => {
+            tracing::error!(%error, "a component did not finish its answer");
+            guard::problem(StatusCode::INTERNAL_SERVER_ERROR, "internal", "this is a defect: the log says more")
+        }
     }
 }

@@ -93,6 +93,12 @@ async fn what_a_client_gives_up_ends_in_the_component_too_and_a_panic_ends_one_r
 
     let mut stream = send(address, "/panics", &cookie).await;
     assert_eq!(beginning(&mut stream).await, "HTTP/1.1 500");
+    let (mut text, mut part) = (String::new(), [0; 2048]);
+    while !text.contains(r#""error":"internal""#) {
+        let read = stream.read(&mut part).await.unwrap();
+        assert!(read > 0, "{text}");
+        text.push_str(&String::from_utf8_lossy(&part[..read]));
+    }
     assert_eq!(beginning(&mut send(address, "/healthz", "").await).await, "HTTP/1.1 200");
     tasks.stop();
     assert_eq!(tasks.drain(Duration::from_secs(10)).await, Vec::<String>::new());

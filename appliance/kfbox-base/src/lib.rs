@@ -1,7 +1,8 @@
-//! What every part of the daemon stands on: owned tasks, shutdown, readiness, listeners, telemetry and the caller's
-//! identity. Architecture Invariant: no Kubeflow noun and no Kubernetes client appears here.
+//! What every part of the daemon stands on: owned tasks, shutdown, readiness, listeners, telemetry, journals and the
+//! caller's identity. Architecture Invariant: no Kubeflow noun and no Kubernetes client appears here.
 
 pub mod access;
+pub mod journal;
 pub mod listener;
 pub mod readiness;
 pub mod tasks;

@@ -5,14 +5,12 @@
 //! through [`authenticate`]. No header, query or user agent opens a route: the decision reads the path alone.
 
 use crate::{
-    Gateway, LOCAL, paths,
-    serve::OverTls,
+    Gateway, LOCAL,
     store::{SecretHash, hash_secret, keys::MAX_JWT, sessions::Session, tokens::Scope, users::User},
 };
 use axum::{
     Json,
-    extract::{Request, State},
-    middleware::Next,
+    extract::Request,
     response::{IntoResponse, Response},
 };
 use futures::future::BoxFuture;
@@ -20,6 +18,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use kfbox_base::{BoxError, UserInfo};
 use parking_lot::Mutex;
 use std::{
+    borrow::Cow,
     collections::HashMap,
     time::{Duration, Instant},
 };
@@ -76,36 +75,37 @@ impl ReviewCache {
     }
 }
 
-/// Runs before routing: refuses confusing paths, strips headers, and puts the security headers on the answer.
-pub(crate) async fn front(State(gateway): State<Gateway>, mut request: Request, next: Next) -> Response {
-    let transport = Transport::of(&gateway, &request);
-    if !paths::is_plain(request.uri().path()) {
-        return secured(
-            problem(StatusCode::BAD_REQUEST, "bad_path", "the path has empty, dot or encoded parts"),
-            &gateway,
-            transport,
-        );
-    }
-    strip_identity(request.headers_mut());
-    secured(next.run(request).await, &gateway, transport)
+/// First parts of paths that are the gateway's own, and open.
+const OWN: [&str; 4] = ["dex", "oauth2", "healthz", "readyz"];
+
+/// `a` of `/a/b`.
+pub(crate) fn first_part(path: &str) -> &str {
+    path.split('/').nth(1).unwrap_or_default()
+}
+
+/// Whether a path with this first part is one of the gateway's own routes, if there is any.
+pub(crate) fn is_own(first: &str) -> bool {
+    OWN.contains(&first)
 }
 
 /// How the browser reaches us, as far as cookies and promises go.
 #[derive(Clone, Copy)]
-struct Transport {
+pub(crate) struct Transport {
     /// By https all the way: here, or at a proxy in front that the configuration names.
     https: bool,
-    /// By a name of this machine, where other programs have ports too.
+    /// By a name of this machine, where other programs have ports too. Unknown, and of no meaning, without https.
     loopback: bool,
 }
 
 impl Transport {
-    fn of(gateway: &Gateway, request: &Request) -> Self {
-        let loopback = is_loopback(request.headers());
-        let tls = request.extensions().get::<OverTls>().is_some();
+    pub fn of(gateway: &Gateway, headers: &HeaderMap, tls: bool) -> Self {
+        let named_https = gateway.inner.config.external_url.scheme() == "https";
+        if !tls && !named_https {
+            return Self { https: false, loopback: false };
+        }
+        let loopback = is_loopback(headers);
         // Somebody on this machine who comes past the proxy, by plain HTTP, must not get a cookie that is never sent.
-        let proxy = gateway.inner.config.external_url.scheme() == "https" && !loopback;
-        Self { https: tls || proxy, loopback }
+        Self { https: tls || !loopback, loopback }
     }
 }
 
@@ -122,6 +122,7 @@ fn is_loopback(headers: &HeaderMap) -> bool {
 
 /// Removes what a proxy would add: nobody in front of this gateway is trusted to speak for a user.
 pub(crate) fn strip_identity(headers: &mut HeaderMap) {
+    // As a rule none, and then nothing is allocated.
     let doomed: Vec<HeaderName> = headers.keys().filter(|name| is_identity_header(name.as_str())).cloned().collect();
     for name in doomed {
         headers.remove(name);
@@ -152,33 +153,39 @@ fn is_identity_header(name: &str) -> bool {
         "x-original-",
     ];
     // An underscore is a hyphen to CGI-like readers.
-    let name = name.replace('_', "-");
-    EXACT.contains(&name.as_str()) || PREFIXES.iter().any(|p| name.starts_with(p))
+    let name: Cow<'_, str> = if name.contains('_') { name.replace('_', "-").into() } else { name.into() };
+    EXACT.contains(&&*name) || PREFIXES.iter().any(|p| name.starts_with(p))
 }
 
-fn secured(mut response: Response, gateway: &Gateway, transport: Transport) -> Response {
-    let headers = response.headers_mut();
-    let mut default = |name: &'static str, value: &'static str| {
-        headers.entry(HeaderName::from_static(name)).or_insert(HeaderValue::from_static(value));
-    };
-    default("x-content-type-options", "nosniff");
-    default("x-frame-options", "SAMEORIGIN");
-    default("referrer-policy", "same-origin");
-    default("cross-origin-opener-policy", "same-origin");
-    default("cross-origin-resource-policy", "same-origin");
-    default(
-        "content-security-policy",
-        "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; form-action 'self'; \
-         frame-ancestors 'self'",
-    );
-    default("cache-control", "no-store");
-    if transport.https && !transport.loopback && gateway.inner.config.strict_transport {
-        default("strict-transport-security", "max-age=31536000");
+static DEFAULTS: [(HeaderName, HeaderValue); 7] = [
+    (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+    (header::X_FRAME_OPTIONS, HeaderValue::from_static("SAMEORIGIN")),
+    (header::REFERRER_POLICY, HeaderValue::from_static("same-origin")),
+    (HeaderName::from_static("cross-origin-opener-policy"), HeaderValue::from_static("same-origin")),
+    (HeaderName::from_static("cross-origin-resource-policy"), HeaderValue::from_static("same-origin")),
+    (
+        header::CONTENT_SECURITY_POLICY,
+        HeaderValue::from_static(
+            "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; form-action 'self'; \
+             frame-ancestors 'self'",
+        ),
+    ),
+    (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+];
+
+/// What every answer says, unless it says something else itself.
+pub(crate) fn secure(headers: &mut HeaderMap, gateway: &Gateway, transport: Transport) {
+    headers.reserve(DEFAULTS.len());
+    for (name, value) in &DEFAULTS {
+        headers.entry(name).or_insert_with(|| value.clone());
     }
     if transport.https {
+        if !transport.loopback && gateway.inner.config.strict_transport {
+            let promise = HeaderValue::from_static("max-age=31536000");
+            headers.entry(header::STRICT_TRANSPORT_SECURITY).or_insert(promise);
+        }
         make_cookies_secure(headers);
     }
-    response
 }
 
 /// Our own cookies; those of components are theirs.
@@ -194,18 +201,19 @@ fn make_cookies_secure(headers: &mut HeaderMap) {
     }
 }
 
-/// The door to all mounted components.
-pub(crate) async fn authenticate(State(gateway): State<Gateway>, mut request: Request, next: Next) -> Response {
-    let (user, proof) = match identify(&gateway, request.headers()).await {
+/// The door to everything that is not the gateway's own: who asks, or the answer to those who may not come in. What
+/// proved it travels no further.
+pub(crate) async fn authenticate(gateway: &Gateway, request: &mut Request) -> Result<(UserInfo, Proof), Response> {
+    let (user, proof) = match identify(gateway, request.headers()).await {
         Ok(Some(found)) => found,
-        Ok(None) => return refuse_anonymous(request.method(), request.uri(), request.headers()),
+        Ok(None) => return Err(refuse_anonymous(request.method(), request.uri(), request.headers())),
         Err(error) => {
             tracing::warn!(%error, "a token could not be reviewed");
-            return problem(
+            return Err(problem(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "unavailable",
                 "the token cannot be checked right now: try again",
-            );
+            ));
         }
     };
     if proof == Proof::Cookie
@@ -213,14 +221,13 @@ pub(crate) async fn authenticate(State(gateway): State<Gateway>, mut request: Re
         && !same_origin(request.headers(), &gateway.inner.config.external_url)
     {
         tracing::warn!(target: "audit", user = %user.username, path = request.uri().path(), "refused: cross-site request");
-        return problem(StatusCode::FORBIDDEN, "cross_site", "refused: this request comes from another site's page");
+        let text = "refused: this request comes from another site's page";
+        return Err(problem(StatusCode::FORBIDDEN, "cross_site", text));
     }
     let headers = request.headers_mut();
     headers.remove(header::AUTHORIZATION);
     remove_session_cookies(headers);
-    request.extensions_mut().insert(user);
-    request.extensions_mut().insert(proof);
-    next.run(request).await
+    Ok((user, proof))
 }
 
 /// Who sends these headers. A bearer token is decisive: a bad one is not rescued by a good cookie.
@@ -302,6 +309,9 @@ pub(crate) fn session_secrets(headers: &HeaderMap) -> impl Iterator<Item = Strin
 }
 
 fn remove_session_cookies(headers: &mut HeaderMap) {
+    if !headers.contains_key(header::COOKIE) {
+        return;
+    }
     let kept: Vec<String> = headers
         .get_all(header::COOKIE)
         .iter()

@@ -8,9 +8,12 @@
 //! Architecture Invariant: nothing is forwarded to an address that a request names; components are routers in this
 //! process, and people's Services are reached where the cluster's objects say.
 
+mod access_log;
 mod connectors;
+mod front;
 mod guard;
 mod limits;
+mod metrics;
 mod mounts;
 mod oidc;
 mod paths;
@@ -42,9 +45,9 @@ pub use tls::{
     authority_file,
 };
 
-use axum::{Router, middleware};
+use axum::Router;
 use connectors::{directory::Directory, oidc::Upstream};
-use kfbox_base::{Readiness, Tasks, UserInfo};
+use kfbox_base::{Authorizer, Readiness, Tasks, UserInfo, journal::Room};
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use store::{Store, users::User};
 use tokio::net::TcpListener;
@@ -76,6 +79,8 @@ pub struct Config {
     /// Browsers may be told to come by https alone from now on. Not with a certificate that they do not trust anyway:
     /// then they could not come at all.
     pub strict_transport: bool,
+    /// `access.log` in `data_dir`, if there is to be one.
+    pub access_log: Option<Room>,
 }
 
 impl Config {
@@ -98,6 +103,7 @@ impl Config {
             .map(String::from)
             .to_vec(),
             strict_transport: false,
+            access_log: None,
         }
     }
 }
@@ -117,6 +123,12 @@ pub enum GatewayError {
     Store(#[from] StoreError),
     #[error("the gateway's configuration: {0}")]
     Config(String),
+    #[error("cannot open the access log {path}: {source}")]
+    AccessLog {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
 }
 
 /// A cloneable handle.
@@ -138,6 +150,8 @@ struct Inner {
     directories: Vec<Directory>,
     under_way: connectors::oidc::UnderWay,
     presence: connectors::presence::Presence,
+    metrics: Arc<metrics::Metrics>,
+    access_log: Option<access_log::AccessLog>,
 }
 
 impl Gateway {
@@ -178,6 +192,9 @@ impl Gateway {
         config.access_token_ttl = config.access_token_ttl.min(store::keys::MAX_TOKEN_LIFE);
         let issuer = format!("{}/dex", url.as_str().trim_end_matches('/'));
         let store = Store::open(&config.data_dir)?;
+        let path = config.data_dir.join("access.log");
+        let access_log = config.access_log.map(|room| access_log::AccessLog::open(&path, room)).transpose();
+        let access_log = access_log.map_err(|source| GatewayError::AccessLog { path, source })?;
         let limits = limits::SignInLimits::restored(&store.attempts, std::time::Instant::now(), store::now());
         Ok(Self {
             inner: Arc::new(Inner {
@@ -193,25 +210,33 @@ impl Gateway {
                 directories,
                 under_way: connectors::oidc::UnderWay::default(),
                 presence: connectors::presence::Presence::default(),
+                metrics: Arc::default(),
+                access_log,
             }),
         })
     }
 
     /// All routes: this crate's own, and the components behind authentication.
     pub fn router(&self, mounts: Mounts) -> Router {
-        let components = Router::new()
-            .fallback(move |request: axum::extract::Request| {
-                let mounts = mounts.clone();
-                async move { mounts.call(request).await }
-            })
-            .layer(middleware::from_fn_with_state(self.clone(), guard::authenticate));
-        Router::new()
-            .merge(sign_in::routes())
-            .merge(oidc::routes())
-            .with_state(self.clone())
-            .fallback_service(components)
-            .layer(middleware::from_fn_with_state(self.clone(), guard::front))
-            .layer(tower_http::catch_panic::CatchPanicLayer::new())
+        let front = front::Front::new(self, mounts);
+        Router::new().fallback(move |request: axum::extract::Request| {
+            let front = front.clone();
+            let peer = request.extensions().get::<axum::extract::ConnectInfo<std::net::SocketAddr>>().map(|c| c.0);
+            let tls = request.extensions().get::<serve::OverTls>().is_some();
+            async move { front.answer(request, front::Source { peer, tls }).await }
+        })
+    }
+
+    /// What is counted for each route, as a component to be mounted at `/metrics`.
+    pub fn metrics(&self, authorizer: Arc<dyn Authorizer>) -> Router {
+        self.inner.metrics.clone().router(authorizer)
+    }
+
+    /// Waits until what was asked so far is in the access log.
+    pub async fn flush_access_log(&self) {
+        if let Some(log) = &self.inner.access_log {
+            log.flush().await;
+        }
     }
 
     /// Serves a router on a bound listener until shutdown. May be called for several listeners.
@@ -321,7 +346,7 @@ impl Gateway {
 
     /// A person with an enabled account, as they would sign in now.
     pub fn active_user(&self, email: &str) -> Option<UserInfo> {
-        self.inner.store.active_user(email).map(|user| user.info())
+        self.inner.store.active_info(email)
     }
 
     pub async fn set_password(&self, email: &str, password: &str) -> Result<(), StoreError> {
@@ -347,11 +372,6 @@ impl Gateway {
     pub async fn verify_bearer_now(&self, token: &str) -> Option<UserInfo> {
         let user = self.verify_bearer(token)?;
         self.as_they_are(user).await
-    }
-
-    /// Somebody who has proved who they are, with today's groups. `None`: they are let in no more.
-    pub(crate) async fn as_they_are(&self, user: UserInfo) -> Option<UserInfo> {
-        self.still_let_in(&user.username).await.then(|| self.active_user(&user.username).unwrap_or(user))
     }
 
     pub async fn remove_user(&self, email: &str) -> Result<(), StoreError> {

@@ -1,11 +1,11 @@
 //! Where components are found: an in-process router for each path prefix, and people's Services where no component is.
 
 use crate::{
-    user_routes::{Doors, UserServices},
+    user_routes::{Doors, UserRoute, UserServices},
     workers,
 };
 use axum::{Router, extract::Request, response::Response};
-use http::{StatusCode, Uri, uri::PathAndQuery};
+use http::{Uri, uri::PathAndQuery};
 use tokio::runtime::Handle;
 use tower::ServiceExt as _;
 
@@ -62,8 +62,7 @@ impl Mounts {
         self
     }
 
-    pub(crate) async fn call(&self, mut request: Request) -> Response {
-        let path = request.uri().path().to_owned();
+    pub(crate) fn find(&self, path: &str) -> Target<'_> {
         let found = self.mounts.iter().find(|m| {
             let rest = path.strip_prefix(m.prefix.as_str());
             rest.is_some_and(|rest| {
@@ -72,24 +71,46 @@ impl Mounts {
         });
         if let Some(doors) = &self.doors
             && found.is_none_or(|m| m.prefix.is_empty())
+            && let Some(route) = doors.find(path)
         {
-            match doors.call(request).await {
-                Ok(response) => return response,
-                Err(given_back) => request = given_back,
-            }
+            return Target::Service(doors, Box::new(route));
         }
-        let Some(mount) = found else {
-            return crate::guard::problem(StatusCode::NOT_FOUND, "not_found", "there is nothing at this path");
-        };
-        if mount.strip
-            && let Some(uri) = without_prefix(request.uri(), &mount.prefix)
+        match found {
+            Some(mount) => Target::Component(Component { mount, home: self.home.as_ref() }),
+            None => Target::Nothing,
+        }
+    }
+}
+
+/// Who answers at a path.
+pub(crate) enum Target<'a> {
+    Component(Component<'a>),
+    Service(&'a Doors, Box<UserRoute>),
+    Nothing,
+}
+
+pub(crate) struct Component<'a> {
+    mount: &'a Mount,
+    home: Option<&'a Handle>,
+}
+
+impl Component<'_> {
+    /// Without the slash at its end.
+    pub fn prefix(&self) -> &str {
+        &self.mount.prefix
+    }
+
+    pub async fn call(&self, mut request: Request) -> Response {
+        if self.mount.strip
+            && let Some(uri) = without_prefix(request.uri(), &self.mount.prefix)
         {
             *request.uri_mut() = uri;
         }
-        if let Some(home) = &self.home {
-            return workers::at_home(home, mount.router.clone(), request).await;
+        let router = self.mount.router.clone();
+        if let Some(home) = self.home {
+            return workers::at_home(home, router, request).await;
         }
-        match mount.router.clone().oneshot(request).await {
+        match router.oneshot(request).await {
             Ok(response) => response,
             Err(never) => match never {},
         }
@@ -112,22 +133,22 @@ mod tests {
     use super::*;
     use axum::body::Body;
 
-    async fn ask(mounts: &Mounts, path: &str) -> (StatusCode, String) {
-        let response = mounts.call(Request::get(path).body(Body::empty()).unwrap()).await;
-        let status = response.status();
-        let bytes = axum::body::to_bytes(response.into_body(), 10_000).await.unwrap();
-        (status, String::from_utf8(bytes.to_vec()).unwrap())
+    async fn ask(mounts: &Mounts, path: &str) -> String {
+        let request = Request::get(path).body(Body::empty()).unwrap();
+        let Target::Component(component) = mounts.find(request.uri().path()) else { panic!("{path}") };
+        let bytes = axum::body::to_bytes(component.call(request).await.into_body(), 10_000).await.unwrap();
+        String::from_utf8(bytes.to_vec()).unwrap()
     }
 
     #[tokio::test]
     async fn the_longest_whole_segment_prefix_wins() {
         let echo = |name: &'static str| Router::new().fallback(move |uri: Uri| async move { format!("{name} {uri}") });
         let mounts = Mounts::new().at("/", echo("pages")).at("/apis", echo("apis")).stripped("/pipeline", echo("kfp"));
-        assert_eq!(ask(&mounts, "/apis/v1?x=1").await.1, "apis /apis/v1?x=1");
-        assert_eq!(ask(&mounts, "/apisx").await.1, "pages /apisx");
-        assert_eq!(ask(&mounts, "/pipeline/apis/v1?x=1").await.1, "kfp /apis/v1?x=1");
-        assert_eq!(ask(&mounts, "/pipeline").await.1, "pages /pipeline");
-        assert_eq!(ask(&mounts, "/pipeline/?x=2").await.1, "pages /pipeline/?x=2");
-        assert_eq!(ask(&Mounts::new(), "/x").await.0, StatusCode::NOT_FOUND);
+        assert_eq!(ask(&mounts, "/apis/v1?x=1").await, "apis /apis/v1?x=1");
+        assert_eq!(ask(&mounts, "/apisx").await, "pages /apisx");
+        assert_eq!(ask(&mounts, "/pipeline/apis/v1?x=1").await, "kfp /apis/v1?x=1");
+        assert_eq!(ask(&mounts, "/pipeline").await, "pages /pipeline");
+        assert_eq!(ask(&mounts, "/pipeline/?x=2").await, "pages /pipeline/?x=2");
+        assert!(matches!(Mounts::new().find("/x"), Target::Nothing));
     }
 }

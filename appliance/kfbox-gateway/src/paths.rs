@@ -12,16 +12,22 @@ pub fn is_plain(path: &str) -> bool {
     if !path.starts_with('/') || path.contains("//") {
         return false;
     }
+    if !path.contains('%') {
+        return !is_confusing(path.as_bytes());
+    }
     let mut text = path.as_bytes().to_vec();
     for _ in 0..2 {
         text = percent_encoding::percent_decode(&text).collect();
-        let confusing = text.iter().any(|b| b.is_ascii_control() || *b == b'\\')
-            || text.split(|b| *b == b'/').any(|segment| segment == b"." || segment == b"..");
-        if confusing {
+        if is_confusing(&text) {
             return false;
         }
     }
     true
+}
+
+fn is_confusing(text: &[u8]) -> bool {
+    text.iter().any(|b| b.is_ascii_control() || *b == b'\\')
+        || text.split(|b| *b == b'/').any(|segment| segment == b"." || segment == b"..")
 }
 
 /// The place to return to after sign-in: always a path on this very host. Anything else becomes `/`.

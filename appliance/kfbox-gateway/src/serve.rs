@@ -3,7 +3,10 @@
 //! clients do; plain HTTP on a TLS port is told so, and is answered with nothing else but an ACME server's challenge; who
 //! came for such a challenge in TLS is told nothing after the handshake (RFC 8737 section 3).
 
-use crate::tls::acme::challenges::{self, Challenges};
+use crate::{
+    front::{Front, Source},
+    tls::acme::challenges::{self, Challenges},
+};
 use axum::{Router, body::Body, extract::ConnectInfo};
 use http::{HeaderValue, Method, Response, StatusCode, Uri, header};
 use hyper::{
@@ -58,7 +61,7 @@ pub(crate) struct Lead {
 }
 
 pub(crate) fn serve(name: &str, listener: TcpListener, entrance: Entrance, router: Router, tasks: &Tasks) {
-    accept(name.to_owned(), listener, entrance, router, tasks, Arc::new(Semaphore::new(CONNECTIONS)));
+    accept(name.to_owned(), listener, entrance, router.into(), tasks, Arc::new(Semaphore::new(CONNECTIONS)));
 }
 
 /// On the current runtime; `slots` may be shared with others who accept from the same listener.
@@ -66,7 +69,7 @@ pub(crate) fn accept(
     name: String,
     listener: TcpListener,
     entrance: Entrance,
-    router: Router,
+    answers: Answers,
     tasks: &Tasks,
     slots: Arc<Semaphore>,
 ) {
@@ -80,10 +83,10 @@ pub(crate) fn accept(
             };
             match accepted {
                 Ok((stream, peer)) => {
-                    let (router, shutdown, entrance) = (router.clone(), shutdown.clone(), entrance.clone());
+                    let (answers, shutdown, entrance) = (answers.clone(), shutdown.clone(), entrance.clone());
                     all.spawn("gateway-connection", async move {
                         let _slot = slot;
-                        enter(stream, peer, entrance, router, shutdown).await;
+                        enter(stream, peer, entrance, answers, shutdown).await;
                     });
                 }
                 // Out of descriptors, or the peer is gone already: waiting is all that helps.
@@ -96,12 +99,12 @@ pub(crate) fn accept(
     });
 }
 
-async fn enter(stream: TcpStream, peer: SocketAddr, entrance: Entrance, router: Router, shutdown: CancellationToken) {
+async fn enter(stream: TcpStream, peer: SocketAddr, entrance: Entrance, answers: Answers, shutdown: CancellationToken) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY");
     }
     let (acceptor, lead) = match entrance {
-        Entrance::Plain => return first_version(stream, peer, false, router, shutdown).await,
+        Entrance::Plain => return first_version(stream, peer, false, answers, shutdown).await,
         Entrance::Redirect(lead) => {
             return tokio::select! {
                 () = shutdown.cancelled() => {}
@@ -124,13 +127,13 @@ async fn enter(stream: TcpStream, peer: SocketAddr, entrance: Entrance, router: 
     };
     match handshake {
         Ok(Some(Ok(Ok(stream)))) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => {
-            second_version(stream, peer, router, shutdown).await;
+            second_version(stream, peer, answers, shutdown).await;
         }
         Ok(Some(Ok(Ok(mut stream)))) if stream.get_ref().1.alpn_protocol() == Some(challenges::ALPN) => {
             tracing::info!(%peer, "an ACME server looked at a challenge");
             drop(tokio::time::timeout(GRACE, stream.shutdown()).await);
         }
-        Ok(Some(Ok(Ok(stream)))) => first_version(stream, peer, true, router, shutdown).await,
+        Ok(Some(Ok(Ok(stream)))) => first_version(stream, peer, true, answers, shutdown).await,
         Ok(Some(Ok(Err(error)))) => tracing::debug!(%error, %peer, "TLS handshake"),
         Ok(Some(Err(plain))) => tell_plain(plain, lead).await,
         Ok(None) | Err(_) => {}
@@ -141,13 +144,13 @@ async fn first_version<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     stream: S,
     peer: SocketAddr,
     tls: bool,
-    router: Router,
+    answers: Answers,
     shutdown: CancellationToken,
 ) {
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
-        .serve_connection(TokioIo::new(stream), service(router, peer, tls))
+        .serve_connection(TokioIo::new(stream), service(answers, peer, tls))
         .with_upgrades();
     let mut connection = std::pin::pin!(connection);
     tokio::select! {
@@ -165,7 +168,7 @@ async fn first_version<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
 async fn second_version<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     stream: S,
     peer: SocketAddr,
-    router: Router,
+    answers: Answers,
     shutdown: CancellationToken,
 ) {
     let connection = http2::Builder::new(TokioExecutor::new())
@@ -173,7 +176,7 @@ async fn second_version<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         .keep_alive_interval(PING)
         .keep_alive_timeout(PONG)
         .max_concurrent_streams(STREAMS)
-        .serve_connection(TokioIo::new(stream), service(router, peer, true));
+        .serve_connection(TokioIo::new(stream), service(answers, peer, true));
     let mut connection = std::pin::pin!(connection);
     tokio::select! {
         result = connection.as_mut() => {
@@ -187,10 +190,29 @@ async fn second_version<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     drop(tokio::time::timeout(GRACE, connection).await);
 }
 
+/// Who answers what comes in at a listener.
+#[derive(Clone)]
+pub(crate) enum Answers {
+    Front(Front),
+    Router(Router),
+}
+
+impl From<Front> for Answers {
+    fn from(front: Front) -> Self {
+        Self::Front(front)
+    }
+}
+
+impl From<Router> for Answers {
+    fn from(router: Router) -> Self {
+        Self::Router(router)
+    }
+}
+
 type Answering = futures::future::BoxFuture<'static, Result<axum::response::Response, Infallible>>;
 
 fn service(
-    router: Router,
+    answers: Answers,
     peer: SocketAddr,
     tls: bool,
 ) -> impl hyper::service::Service<
@@ -210,11 +232,19 @@ fn service(
                 *request.uri_mut() = Uri::from(path);
             }
         }
-        request.extensions_mut().insert(ConnectInfo(peer));
-        if tls {
-            request.extensions_mut().insert(OverTls);
+        match &answers {
+            Answers::Front(front) => {
+                let front = front.clone();
+                Box::pin(async move { Ok(front.answer(request, Source { peer: Some(peer), tls }).await) })
+            }
+            Answers::Router(router) => {
+                request.extensions_mut().insert(ConnectInfo(peer));
+                if tls {
+                    request.extensions_mut().insert(OverTls);
+                }
+                Box::pin(router.clone().oneshot(request))
+            }
         }
-        Box::pin(router.clone().oneshot(request))
     })
 }
 

@@ -396,7 +396,7 @@ pub(crate) async fn keep_attempts(gateway: &Gateway, login: &str, address: IpAdd
     gateway.inner.store.keep_attempts(kept, wall.saturating_sub(seconds(FORGET))).await
 }
 
-/// `guard::front` adds `Secure` where the browser came by https.
+/// `guard::secure` adds `Secure` where the browser came by https.
 fn set_cookie(response: &mut Response, value: &str, max_age: u64) {
     let text = format!("{SESSION_COOKIE}={value}; Path=/; HttpOnly; SameSite=Lax; Max-Age={max_age}");
     if let Ok(value) = HeaderValue::from_str(&text) {

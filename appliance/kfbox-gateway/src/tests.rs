@@ -15,7 +15,9 @@ mod acme;
 mod federation;
 mod fuzz;
 mod ldap;
+mod observed;
 mod oidc_flows;
+mod pooled;
 mod transport;
 mod user_services;
 mod workers;
@@ -174,13 +176,16 @@ async fn only_health_and_sign_in_are_open() {
         &[("cookie", "oauth2_proxy_kubeflow=guess; authservice_session=guess")],
     ];
     for path in
-        ["/apis/v2beta1/runs", "/apis/v2beta1/runs?x=/healthz", "/healthz/x", "/readyzz", "/oauth2x", "/apis/dex"]
+        ["/apis/v2beta1/runs", "/apis/v2beta1/runs?x=/healthz", "/healthzz", "/readyzz", "/oauth2x", "/apis/dex"]
     {
         for headers in tricks {
             let answer = w.get(path, headers).await;
             assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{path} {headers:?} {}", answer.text);
             assert_eq!(answer.json()["error"], "unauthenticated");
         }
+    }
+    for path in ["/healthz/x", "/dex/apis/v2beta1/runs", "/oauth2/runs"] {
+        assert_eq!(w.get(path, &[]).await.status, StatusCode::NOT_FOUND, "{path}");
     }
     for path in ["/dex/../apis", "/healthz/..%2fapis", "//apis", "/apis/%2e%2e/x", "/a%5cb"] {
         assert_eq!(w.get(path, &[]).await.status, StatusCode::BAD_REQUEST, "{path}");

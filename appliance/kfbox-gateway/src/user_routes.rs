@@ -7,17 +7,18 @@
 //! page is a hundred requests: a right that is taken away is refused within a second. That somebody may not is not kept.
 
 use crate::{
+    front::Caller,
     guard::{self, Proof},
     proxy::{Proxy, Unreached},
 };
-use axum::{body::Body, extract::Request, response::Response};
+use axum::{extract::Request, response::Response};
 use futures::future::BoxFuture;
 use http::{HeaderName, HeaderValue, Method, StatusCode, header};
-use hyper::body::Body as _;
 use kfbox_base::{Authorizer, BoxError, ResourceAttributes, UserInfo};
 use parking_lot::Mutex;
 use std::{
     collections::HashMap,
+    hash::{BuildHasher as _, RandomState},
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -100,8 +101,8 @@ pub struct UserServices {
     pub tasks: kfbox_base::Tasks,
 }
 
-/// First parts of paths that are the gateway's own, or that people would take for such.
-const OWN: [&str; 6] = ["dex", "oauth2", "healthz", "readyz", "metrics", ".well-known"];
+/// First parts of paths that people would take for the gateway's own, besides those that are.
+const NEAR_OWN: [&str; 2] = ["metrics", ".well-known"];
 
 /// How long an allowed request speaks for the next ones of the same person, verb and Service.
 const ALLOWED_FOR: Duration = Duration::from_millis(500);
@@ -112,11 +113,10 @@ const DECISIONS: usize = 4096;
 pub(crate) struct Doors {
     services: UserServices,
     proxy: Proxy,
-    allowed: Arc<Mutex<HashMap<Decided, Instant>>>,
+    allowed: Arc<Allowed>,
 }
 
 /// Everything that a decision is made of.
-#[derive(PartialEq, Eq, Hash)]
 struct Decided {
     user: String,
     uid: String,
@@ -124,6 +124,53 @@ struct Decided {
     verb: &'static str,
     namespace: String,
     service: String,
+}
+
+/// Decisions that allow, by a hash of what they are made of: looking one up copies nothing.
+#[derive(Default)]
+struct Allowed {
+    hasher: RandomState,
+    decisions: Mutex<HashMap<u64, (Decided, Instant)>>,
+}
+
+impl Decided {
+    fn is(&self, user: &UserInfo, verb: &str, route: &UserRoute) -> bool {
+        self.user == user.username
+            && self.uid == user.uid
+            && self.groups == user.groups
+            && self.verb == verb
+            && self.namespace == route.namespace
+            && self.service == route.service
+    }
+}
+
+impl Allowed {
+    /// What a token says beyond name and groups would have to be compared too: such a caller is asked for each time.
+    fn key(&self, user: &UserInfo, verb: &str, route: &UserRoute) -> Option<u64> {
+        user.extra.is_empty().then(|| {
+            self.hasher.hash_one((&user.username, &user.uid, &user.groups, verb, &route.namespace, &route.service))
+        })
+    }
+
+    fn holds(&self, key: u64, user: &UserInfo, verb: &str, route: &UserRoute) -> bool {
+        let decisions = self.decisions.lock();
+        decisions.get(&key).is_some_and(|(made_of, at)| at.elapsed() < ALLOWED_FOR && made_of.is(user, verb, route))
+    }
+
+    fn put(&self, key: u64, decided: Decided, asked: Instant) {
+        let mut decisions = self.decisions.lock();
+        if decisions.len() >= DECISIONS {
+            decisions.retain(|_, (_, at)| at.elapsed() < ALLOWED_FOR);
+            if decisions.len() >= DECISIONS {
+                decisions.clear();
+            }
+        }
+        decisions.insert(key, (decided, asked));
+    }
+
+    fn remove(&self, key: u64) {
+        self.decisions.lock().remove(&key);
+    }
 }
 
 impl Doors {
@@ -137,60 +184,50 @@ impl Doors {
         Self { proxy: self.proxy.of_worker(), ..self.clone() }
     }
 
-    /// Answers a request if a way is at its path; gives it back if none is.
-    pub async fn call(&self, request: Request) -> Result<Response, Request> {
-        let path = request.uri().path();
-        let first = path.split('/').nth(1).unwrap_or_default();
-        if OWN.contains(&first) || self.services.pages.iter().any(|p| p == first) {
-            return Err(request);
+    /// The way at a path, if one is.
+    pub fn find(&self, path: &str) -> Option<UserRoute> {
+        let first = guard::first_part(path);
+        if guard::is_own(first) || NEAR_OWN.contains(&first) || self.services.pages.iter().any(|p| p == first) {
+            return None;
         }
-        let Some(route) = self.services.routes.find(path) else { return Err(request) };
-        Ok(self.go(&route, request).await)
+        self.services.routes.find(path)
     }
 
     async fn may(&self, user: &UserInfo, verb: &'static str, route: &UserRoute) -> Result<bool, BoxError> {
+        let key = self.allowed.key(user, verb, route);
+        if key.is_some_and(|key| self.allowed.holds(key, user, verb, route)) {
+            return Ok(true);
+        }
         let wanted = ResourceAttributes {
             subresource: "proxy".into(),
             ..ResourceAttributes::namespaced(verb, "", "services", &route.namespace).named(&route.service)
         };
-        // What a token says beyond name and groups would have to be compared too: such a caller is asked for each time.
-        let key = user.extra.is_empty().then(|| Decided {
-            user: user.username.clone(),
-            uid: user.uid.clone(),
-            groups: user.groups.clone(),
-            verb,
-            namespace: route.namespace.clone(),
-            service: route.service.clone(),
-        });
-        if let Some(key) = &key
-            && self.allowed.lock().get(key).is_some_and(|at| at.elapsed() < ALLOWED_FOR)
-        {
-            return Ok(true);
-        }
         // The time counts from before the question: what changes while it is answered is not remembered longer.
         let asked = Instant::now();
         let fine = self.services.authorizer.authorize(user, &wanted).await?.is_allowed();
-        if let Some(key) = key {
-            let mut allowed = self.allowed.lock();
-            if allowed.len() >= DECISIONS {
-                allowed.retain(|_, at| at.elapsed() < ALLOWED_FOR);
-                if allowed.len() >= DECISIONS {
-                    allowed.clear();
-                }
+        match (key, fine) {
+            (Some(key), true) => {
+                let decided = Decided {
+                    user: user.username.clone(),
+                    uid: user.uid.clone(),
+                    groups: user.groups.clone(),
+                    verb,
+                    namespace: route.namespace.clone(),
+                    service: route.service.clone(),
+                };
+                self.allowed.put(key, decided, asked);
             }
-            match fine {
-                true => drop(allowed.insert(key, asked)),
-                false => drop(allowed.remove(&key)),
-            }
+            (Some(key), false) => self.allowed.remove(key),
+            (None, _) => {}
         }
         Ok(fine)
     }
 
-    async fn go(&self, route: &UserRoute, request: Request) -> Response {
+    /// Answers a request that is at this way.
+    pub async fn go(&self, route: &UserRoute, caller: &Caller, request: Request) -> Response {
         let nothing = || guard::problem(StatusCode::NOT_FOUND, "not_found", "there is nothing at this path");
-        // Behind `guard::authenticate` there always is one.
-        let Some(user) = request.extensions().get::<UserInfo>().cloned() else { return nothing() };
-        match self.may(&user, verb(&request), route).await {
+        let user = &caller.user;
+        match self.may(user, verb(&request), route).await {
             Ok(true) => {}
             Ok(false) => return nothing(),
             Err(error) => {
@@ -199,43 +236,35 @@ impl Doors {
                 return guard::problem(StatusCode::SERVICE_UNAVAILABLE, "unavailable", text);
             }
         }
-        let method = request.method().clone();
-        let asked = Asked { user: &user, method: &method };
-        if !self.services.routes.admits(route, asked).await {
+        if !self.services.routes.admits(route, Asked { user, method: request.method() }).await {
             return guard::problem(StatusCode::FORBIDDEN, "denied", "an AuthorizationPolicy of the namespace objects");
         }
-        let by_cookie = request.extensions().get::<Proof>() == Some(&Proof::Cookie);
+        let by_cookie = caller.proof == Proof::Cookie;
         tracing::debug!(user = %user.username, by_cookie, namespace = %route.namespace, service = %route.service, "proxied");
         let backend = match self.services.routes.backend(route, false).await {
             Ok(backend) => backend,
             Err(error) => return unavailable(&error),
         };
-        // A connection that cannot be made has sent nothing: that may be tried elsewhere, once, if there is no body to lose.
-        let again = request.body().is_end_stream().then(|| copy(&request));
-        match (self.proxy.forward(route, backend, &user, request).await, again) {
-            (Ok(response), _) => return response,
-            (Err(Unreached), None) => drop(self.services.routes.backend(route, true).await),
-            (Err(Unreached), Some(again)) => match self.services.routes.backend(route, true).await {
-                Ok(backend) => {
-                    if let Ok(response) = self.proxy.forward(route, backend, &user, again).await {
-                        return response;
-                    }
+        let prepared = match self.proxy.prepare(route, backend.http2, user, caller.from, request) {
+            Ok(prepared) => prepared,
+            Err(answer) => return answer,
+        };
+        let unsent = match self.proxy.forward(route, backend, prepared).await {
+            Ok(response) => return response,
+            Err(Unreached(unsent)) => unsent,
+        };
+        // A connection that cannot be made has sent nothing: that may be tried elsewhere, once.
+        match (self.services.routes.backend(route, true).await, unsent) {
+            (Ok(other), Some(prepared)) if other.http2 == backend.http2 => {
+                if let Ok(response) = self.proxy.forward(route, other, *prepared).await {
+                    return response;
                 }
-                Err(error) => return unavailable(&error),
-            },
+            }
+            (Ok(_), _) => {}
+            (Err(error), _) => return unavailable(&error),
         }
         unavailable(&NoBackend(format!("no pod of the Service {} can be reached", route.service)))
     }
-}
-
-/// The same request, which has no body.
-fn copy(request: &Request) -> Request {
-    let mut copy = Request::new(Body::empty());
-    *copy.method_mut() = request.method().clone();
-    *copy.uri_mut() = request.uri().clone();
-    *copy.headers_mut() = request.headers().clone();
-    *copy.extensions_mut() = request.extensions().clone();
-    copy
 }
 
 fn unavailable(error: &NoBackend) -> Response {

@@ -5,7 +5,7 @@
 //! Guarantees: what components do runs on the daemon's own threads, so that a slow page holds up nobody's connection; a
 //! request that its client gives up ends there too; workers run until every task of the daemon has ended.
 
-use crate::{Gateway, Mounts, Tls, TlsError, guard, serve};
+use crate::{Gateway, Mounts, Tls, TlsError, front::Front, guard, serve};
 use axum::{Router, extract::Request, response::Response};
 use http::StatusCode;
 use kfbox_base::Tasks;
@@ -27,7 +27,7 @@ pub struct Workers {
 
 pub(crate) struct Worker {
     pub runtime: Handle,
-    pub router: Router,
+    pub front: Front,
 }
 
 impl Workers {
@@ -43,9 +43,15 @@ impl Workers {
                 std::thread::Builder::new()
                     .name(format!("gateway-{n}"))
                     .spawn(move || runtime.block_on(tasks.ended()))?;
-                Ok(Worker { runtime: handle, router: gateway.router(mounts.of_worker(home.clone())) })
+                Ok(Worker { runtime: handle, front: Front::new(gateway, mounts.of_worker(home.clone())) })
             })
             .collect();
+        let (shutdown, served) = (tasks.shutdown(), gateway.clone());
+        tasks.spawn("access-log", async move {
+            shutdown.cancelled().await;
+            // What is answered in the time that is left comes after it, and is written too unless the end is faster.
+            served.flush_access_log().await;
+        });
         Ok(Self { gateway: gateway.clone(), workers: workers?.into(), tasks: tasks.clone() })
     }
 
@@ -66,7 +72,7 @@ impl Workers {
             let _inside = worker.runtime.enter();
             let listener = TcpListener::from_std(listener.try_clone()?)?;
             let name = format!("{name}, worker {n}");
-            serve::accept(name, listener, entrance.clone(), worker.router.clone(), &self.tasks, slots.clone());
+            serve::accept(name, listener, entrance.clone(), worker.front.clone().into(), &self.tasks, slots.clone());
         }
         Ok(())
     }

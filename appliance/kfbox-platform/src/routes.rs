@@ -78,6 +78,20 @@ pub struct Route {
     pub timeout: Duration,
 }
 
+/// The Service that a route leads to.
+#[derive(Debug, Clone, Copy)]
+pub struct To<'a> {
+    pub namespace: &'a str,
+    pub service: &'a str,
+    pub port: Option<u16>,
+}
+
+impl Route {
+    pub fn to(&self) -> To<'_> {
+        To { namespace: &self.namespace, service: &self.service, port: self.port }
+    }
+}
+
 #[derive(Default)]
 struct Table {
     /// By namespace: exact paths first, then the longest.
@@ -126,17 +140,17 @@ impl Routes {
     }
 
     /// Whether the policies of the route's namespace let the request pass.
-    pub async fn admits(&self, route: &Route, asked: Asked<'_>) -> bool {
-        let Some(policies) = self.table.read().policies.get(&route.namespace).cloned() else { return true };
-        let found = self.backends.find(&route.namespace, &route.service, route.port, false).await;
+    pub async fn admits(&self, to: To<'_>, asked: Asked<'_>) -> bool {
+        let Some(policies) = self.table.read().policies.get(to.namespace).cloned() else { return true };
+        let found = self.backends.find(to, false).await;
         // Without the Service's labels every policy counts.
-        let labels = found.map(|f| f.labels.clone()).unwrap_or_default();
-        policy::admits(&policies, &labels, asked)
+        let none = std::collections::BTreeMap::new();
+        policy::admits(&policies, found.as_ref().map_or(&none, |found| &found.labels), asked)
     }
 
     /// A pod of the route's Service, and whether it speaks HTTP/2. The error is for the person.
-    pub async fn backend(&self, route: &Route, again: bool) -> Result<(SocketAddr, bool), String> {
-        let found = self.backends.find(&route.namespace, &route.service, route.port, again).await?;
+    pub async fn backend(&self, to: To<'_>, again: bool) -> Result<(SocketAddr, bool), String> {
+        let found = self.backends.find(to, again).await?;
         let address = self.backends.next(&found).ok_or("no pod is ready")?;
         Ok((address, found.http2))
     }

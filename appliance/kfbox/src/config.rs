@@ -9,6 +9,7 @@ use crate::failure::{Code, Failure};
 use anyhow::Context;
 use clap::Args;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use kfbox_base::journal::Room;
 use kfbox_gateway::ConnectorConfig;
 use kfbox_node::{
     DevicesConfig, GpuConfig, MigStrategy,
@@ -287,7 +288,8 @@ impl Default for Kubernetes {
 
 impl Default for Audit {
     fn default() -> Self {
-        let kfbox_apiserver::AuditConfig { policy, max_bytes, files } = kfbox_apiserver::AuditConfig::default();
+        let kfbox_apiserver::AuditConfig { policy, room } = kfbox_apiserver::AuditConfig::default();
+        let Room { max_bytes, files } = room;
         Self { enabled: true, policy, max_bytes, files }
     }
 }
@@ -456,7 +458,7 @@ impl Config {
     /// How the API server records what is asked of it.
     pub fn audit(&self) -> Option<kfbox_apiserver::AuditConfig> {
         let Audit { enabled, policy, max_bytes, files } = self.kubernetes.audit.clone();
-        enabled.then_some(kfbox_apiserver::AuditConfig { policy, max_bytes, files })
+        enabled.then_some(kfbox_apiserver::AuditConfig { policy, room: Room { max_bytes, files } })
     }
 
     /// The addresses that follow from the networks.
@@ -602,7 +604,7 @@ mod tests {
     #[test]
     fn the_audit_log_is_on_and_small_unless_the_file_says_otherwise() {
         let audit = Config::default().audit().unwrap();
-        assert!(audit.max_bytes * audit.files as u64 <= 32 << 20);
+        assert!(audit.room.max_bytes * audit.room.files as u64 <= 32 << 20);
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("c.toml");
         std::fs::write(&file, "[kubernetes]\naddress = \"127.0.0.1:1\"\n[kubernetes.audit]\nenabled = false\n")
@@ -611,7 +613,7 @@ mod tests {
         assert_eq!((config.kubernetes.address.port(), config.audit()), (1, None));
         std::fs::write(&file, "[kubernetes.audit]\npolicy = \"/etc/kfbox/audit.yaml\"\nfiles = 2\n").unwrap();
         let audit = Config::resolve(&options(Some(&file)), &UpOptions::default()).unwrap().audit().unwrap();
-        assert_eq!((audit.policy, audit.files), (Some("/etc/kfbox/audit.yaml".into()), 2));
+        assert_eq!((audit.policy, audit.room.files), (Some("/etc/kfbox/audit.yaml".into()), 2));
     }
 
     #[test]
@@ -639,6 +641,7 @@ mod tests {
                 "/118 at most",
             ),
             ("[kubernetes.audit]\nfiles = 0", "kubernetes.audit"),
+            ("[gateway.access_log]\nmax_bytes = 1", "gateway.access_log"),
             ("[profiles]\npod_security = \"lax\"", "lax"),
             ("[pipelines]\nkeep_run_days = 3", "keep_run_days"),
             ("[devices]\nnvidia_shares = 0", "nvidia_shares"),

@@ -386,6 +386,7 @@ async fn start(config: &Config, tasks: &Tasks, announce: bool) -> anyhow::Result
         .stripped("/pipeline", pipelines.router())
         .at("/kfam", kfam::router(membership.clone()))
         .at("/api", workgroup::router(membership))
+        .at("/metrics", gateway.metrics(authorizer.clone()))
         .at("/", dashboard)
         .with_user_services(UserServices {
             routes: Arc::new(ClusterRoutes(routes)),
@@ -462,6 +463,7 @@ fn open_gateway(
         password_grant: config.gateway.password_grant,
         password_connector: config.gateway.password_connector.clone(),
         strict_transport: config.gateway.tls.mode != TlsMode::SelfSigned,
+        access_log: config.gateway.access_log.room(),
         ..kfbox_gateway::Config::new(config.data_dir.clone(), url)
     };
     let deps = kfbox_gateway::Deps {

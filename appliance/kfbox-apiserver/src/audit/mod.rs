@@ -2,11 +2,9 @@
 //! (<https://kubernetes.io/docs/tasks/debug/debug-cluster/audit/>). Guarantees: what secrets hold is never in it; a
 //! request never waits for it, nor fails because of it.
 
-mod log;
 mod policy;
 mod record;
 
-pub use log::AuditConfig;
 pub use policy::{PolicyError, Subject};
 
 use crate::{negotiate, status::ApiError};
@@ -15,8 +13,10 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, request::Parts};
 use http_body::{Body as _, Frame, SizeHint};
-use kfbox_base::{Decision, UserInfo};
-use log::AuditLog;
+use kfbox_base::{
+    Decision, UserInfo,
+    journal::{Journal, Record, Room},
+};
 use policy::{Decided, Level, Policy, Stage};
 use record::{Entry, Facts, cut, without_managed_fields};
 use serde::Deserialize;
@@ -60,9 +60,29 @@ pub enum AuditError {
     },
 }
 
+/// Where records go and how much room they have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuditConfig {
+    /// A Policy of `audit.k8s.io/v1`; None: the built-in one.
+    pub policy: Option<PathBuf>,
+    pub room: Room,
+}
+
+impl Default for AuditConfig {
+    fn default() -> Self {
+        Self { policy: None, room: Room { max_bytes: 8 << 20, files: 4 } }
+    }
+}
+
+impl Record for Box<Entry> {
+    fn write(&self, out: &mut Vec<u8>) {
+        Entry::write(self, out);
+    }
+}
+
 pub struct Audit {
     policy: Policy,
-    log: AuditLog,
+    log: Journal<Box<Entry>>,
 }
 
 impl Audit {
@@ -77,7 +97,7 @@ impl Audit {
             }
         };
         let path = folder.join("audit.log");
-        let log = AuditLog::open(&path, config).map_err(|source| AuditError::Log { path, source })?;
+        let log = Journal::open("audit-log", &path, config.room).map_err(|source| AuditError::Log { path, source })?;
         Ok(Arc::new(Self { policy, log }))
     }
 
@@ -290,7 +310,7 @@ impl Trail {
         if open.decided.omit.contains(&stage) {
             return;
         }
-        audit.log.record(Entry {
+        audit.log.record(Box::new(Entry {
             facts: open.facts.clone(),
             object: open.object.clone(),
             stage,
@@ -299,7 +319,7 @@ impl Trail {
             annotations: Arc::new(open.annotations.clone()),
             request: open.request.clone(),
             response,
-        });
+        }));
     }
 }
 

@@ -11,6 +11,7 @@ use crate::{
     Gateway, LOCAL,
     store::{StoreError, users::User},
 };
+use kfbox_base::UserInfo;
 use parking_lot::Mutex;
 use std::{
     collections::HashMap,
@@ -45,6 +46,20 @@ impl Presence {
 }
 
 impl Gateway {
+    /// Somebody who has proved who they are, with today's groups. `None`: they are let in no more.
+    pub async fn as_they_are(&self, user: UserInfo) -> Option<UserInfo> {
+        {
+            let users = self.inner.store.users.read();
+            match users.get(&user.username) {
+                None => return Some(user),
+                Some(known) if known.is_out() => return None,
+                Some(known) if known.connector == LOCAL => return Some(known.info()),
+                Some(_) => {}
+            }
+        }
+        self.still_let_in(&user.username).await.then(|| self.active_user(&user.username).unwrap_or(user))
+    }
+
     /// Whether somebody of this address is let in now. Who is not known here is not judged here.
     pub async fn still_let_in(&self, email: &str) -> bool {
         let member = {

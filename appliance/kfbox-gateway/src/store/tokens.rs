@@ -163,7 +163,7 @@ impl Store {
             }
             token.email.clone()
         };
-        self.active_user(&email).map(|user| user.info())
+        self.active_info(&email)
     }
 
     /// Of one user, or of all; newest first.

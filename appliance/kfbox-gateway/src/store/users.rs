@@ -276,6 +276,11 @@ impl Store {
         self.users.read().get(email).filter(|u| !u.is_out()).cloned()
     }
 
+    /// The same as the platform knows them.
+    pub fn active_info(&self, email: &str) -> Option<UserInfo> {
+        self.users.read().get(email).filter(|u| !u.is_out()).map(User::info)
+    }
+
     /// Changes the password and ends the user's sessions and OIDC tokens. Personal tokens stay.
     pub async fn set_password(&self, email: &str, password: &str) -> Result<(), StoreError> {
         if let Some(user) = self.users.read().get(&canonical_email(email)?).filter(|u| u.connector != crate::LOCAL) {

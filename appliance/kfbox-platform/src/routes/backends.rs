@@ -3,6 +3,7 @@
 //! Guarantees: an ExternalName, an address that somebody wrote by hand, a pod of another namespace or on the host's network
 //! is never an answer, so that a route leads neither to this machine nor to somebody else's pods.
 
+use super::To;
 use k8s_openapi::api::{
     core::v1::{Pod, Service},
     discovery::v1::EndpointSlice,
@@ -70,13 +71,8 @@ impl Backends {
     }
 
     /// With `again`, what is remembered is not good enough. The error is for the person.
-    pub async fn find(
-        &self,
-        namespace: &str,
-        service: &str,
-        port: Option<u16>,
-        again: bool,
-    ) -> Result<Arc<Found>, String> {
+    pub async fn find(&self, to: To<'_>, again: bool) -> Result<Arc<Found>, String> {
+        let To { namespace, service, port } = to;
         let key = (namespace.to_owned(), service.to_owned(), port);
         let slot = {
             let mut slots = self.slots.lock();

@@ -355,7 +355,7 @@ async fn objects_of_every_version_become_routes_and_their_status_says_what_count
     assert_eq!(status["parents"][0]["conditions"][1]["type"], "ResolvedRefs");
     assert_eq!(w.routes.find("/spark/team-a").unwrap().path, "/");
     // Nothing answers yet, and that is told.
-    let error = w.routes.backend(&w.routes.find("/spark/team-a").unwrap(), false).await.unwrap_err();
+    let error = w.routes.backend(w.routes.find("/spark/team-a").unwrap().to(), false).await.unwrap_err();
     assert!(error.contains("no Service history"), "{error}");
     w.make(&REQUEST_AUTHENTICATION, "v1", "jwt", json!({"jwtRules": [{"issuer": "https://other.example"}]})).await;
     assert_eq!(w.status(&REQUEST_AUTHENTICATION, "jwt").await["conditions"][1]["type"], "Unsupported");

@@ -2,7 +2,7 @@
 
 use futures::future::BoxFuture;
 use kfbox_gateway::user_routes::{Asked, Backend, HeaderChanges, NoBackend, UserRoute, UserRoutes};
-use kfbox_platform::routes::{self, Route, Routes};
+use kfbox_platform::routes::{self, Route, Routes, To};
 
 pub struct ClusterRoutes(pub Routes);
 
@@ -16,18 +16,8 @@ fn to_gateway(route: Route) -> UserRoute {
     UserRoute { namespace, service, port, path, host, request: changes(request), response: changes(response), timeout }
 }
 
-/// What the platform looks at again: the rest is the gateway's alone.
-fn to_platform(route: &UserRoute) -> Route {
-    Route {
-        namespace: route.namespace.clone(),
-        service: route.service.clone(),
-        port: route.port,
-        path: route.path.clone(),
-        host: None,
-        request: routes::HeaderChanges::default(),
-        response: routes::HeaderChanges::default(),
-        timeout: route.timeout,
-    }
+fn to(route: &UserRoute) -> To<'_> {
+    To { namespace: &route.namespace, service: &route.service, port: route.port }
 }
 
 impl UserRoutes for ClusterRoutes {
@@ -38,13 +28,13 @@ impl UserRoutes for ClusterRoutes {
     fn admits<'a>(&'a self, route: &'a UserRoute, asked: Asked<'a>) -> BoxFuture<'a, bool> {
         Box::pin(async move {
             let asked = routes::Asked { user: asked.user, method: asked.method.as_str(), path: &route.path };
-            self.0.admits(&to_platform(route), asked).await
+            self.0.admits(to(route), asked).await
         })
     }
 
     fn backend<'a>(&'a self, route: &'a UserRoute, again: bool) -> BoxFuture<'a, Result<Backend, NoBackend>> {
         Box::pin(async move {
-            let (address, http2) = self.0.backend(&to_platform(route), again).await.map_err(NoBackend)?;
+            let (address, http2) = self.0.backend(to(route), again).await.map_err(NoBackend)?;
             Ok(Backend { address, http2 })
         })
     }

@@ -2,6 +2,7 @@
 
 use super::{acme::Acme, loopback, wrong};
 use clap::ValueEnum;
+use kfbox_base::journal::Room;
 use kfbox_gateway::{ClientConfig, ConnectorConfig, TlsSource};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -25,6 +26,32 @@ pub struct Gateway {
     pub clients: Vec<ClientConfig>,
     /// Who vouches for people besides the passwords here: `[[gateway.connectors]]`.
     pub connectors: Vec<ConnectorConfig>,
+    pub access_log: AccessLog,
+}
+
+/// Who asked for which path, in `access.log` in the data directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AccessLog {
+    pub enabled: bool,
+    /// A file of this size is put aside (`access.log.1` and so on) and a new one begun.
+    pub max_bytes: u64,
+    /// Files kept, the current one included.
+    pub files: usize,
+}
+
+impl Default for AccessLog {
+    fn default() -> Self {
+        Self { enabled: true, max_bytes: 8 << 20, files: 4 }
+    }
+}
+
+impl AccessLog {
+    /// None where there is to be no log.
+    pub fn room(&self) -> Option<Room> {
+        let Self { enabled, max_bytes, files } = *self;
+        enabled.then_some(Room { max_bytes, files })
+    }
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,6 +93,7 @@ impl Default for Gateway {
             password_connector: None,
             clients: Vec::new(),
             connectors: Vec::new(),
+            access_log: AccessLog::default(),
         }
     }
 }
@@ -77,6 +105,14 @@ impl Gateway {
             acme.validate(names, self.external_url.as_deref()).map_err(wrong)?;
         } else if *acme != Acme::default() {
             return Err(wrong("gateway.tls.acme is used with mode \"acme\" only".to_owned()).into());
+        }
+        let AccessLog { max_bytes, files, .. } = self.access_log;
+        if max_bytes < 64 << 10 || files == 0 {
+            let message = format!(
+                "gateway.access_log: max_bytes {max_bytes} must be at least 65536 and files {files} at least 1; \
+                 `enabled = false` turns the access log off"
+            );
+            return Err(wrong(message).into());
         }
         let files = certificate.is_some() && key.is_some();
         let message = match mode {

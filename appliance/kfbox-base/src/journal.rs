@@ -1,7 +1,7 @@
-//! The file that records are written to. Guarantees: a request never waits for it; the files together never grow beyond
-//! their bound; every line is whole; what could not be recorded is counted, and the count is told.
+//! Files that records are written to, a line each: who did what, who asked for what. Guarantees: a request never waits for
+//! them; a journal's files together never grow beyond their bound; every line is whole; what could not be recorded is
+//! counted, and the count is told.
 
-use super::record::Entry;
 use std::{
     fs::{File, OpenOptions},
     io::Write as _,
@@ -29,44 +29,43 @@ const GATHER: Duration = Duration::from_millis(10);
 /// How often it is told that records are being lost.
 const TELL_EVERY: Duration = Duration::from_secs(60);
 
-/// Where records go and how much room they have.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AuditConfig {
-    /// A Policy of `audit.k8s.io/v1`; None: the built-in one.
-    pub policy: Option<PathBuf>,
+/// How much room a journal has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
     /// A file of this size is put aside and a new one begun.
     pub max_bytes: u64,
     /// Files kept, the current one included.
     pub files: usize,
 }
 
-impl Default for AuditConfig {
-    fn default() -> Self {
-        Self { policy: None, max_bytes: 8 << 20, files: 4 }
-    }
+/// What becomes a line, on the journal's own thread.
+pub trait Record: Send + 'static {
+    /// Appends the line and its end, or nothing.
+    fn write(&self, out: &mut Vec<u8>);
 }
 
-enum Message {
-    Record(Box<Entry>),
+enum Message<R> {
+    Record(R),
     Flush(oneshot::Sender<()>),
 }
 
-pub struct AuditLog {
-    sender: SyncSender<Message>,
+pub struct Journal<R> {
+    sender: SyncSender<Message<R>>,
     lost: Arc<AtomicU64>,
 }
 
-impl AuditLog {
-    pub fn open(path: &Path, config: &AuditConfig) -> std::io::Result<Self> {
-        let writer = Writer::open(path, config)?;
+impl<R: Record> Journal<R> {
+    /// `name` is that of the thread, such as `audit-log`.
+    pub fn open(name: &'static str, path: &Path, room: Room) -> std::io::Result<Self> {
+        let writer = Writer::open(name, path, room)?;
         let (sender, receiver) = sync_channel(QUEUE);
         let lost = writer.lost.clone();
-        std::thread::Builder::new().name("audit-log".into()).spawn(move || writer.run(&receiver))?;
+        std::thread::Builder::new().name(name.into()).spawn(move || writer.run(&receiver))?;
         Ok(Self { sender, lost })
     }
 
-    pub(super) fn record(&self, entry: Entry) {
-        match self.sender.try_send(Message::Record(Box::new(entry))) {
+    pub fn record(&self, record: R) {
+        match self.sender.try_send(Message::Record(record)) {
             Ok(()) => {}
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
                 self.lost.fetch_add(1, Ordering::Relaxed);
@@ -75,7 +74,6 @@ impl AuditLog {
     }
 
     /// Records that were lost since the start.
-    #[cfg(test)]
     pub fn lost(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
     }
@@ -97,6 +95,7 @@ impl AuditLog {
 }
 
 struct Writer {
+    name: &'static str,
     path: PathBuf,
     file: File,
     /// Bytes of whole lines in the file.
@@ -116,14 +115,15 @@ fn create(path: &Path) -> std::io::Result<(File, u64)> {
 }
 
 impl Writer {
-    fn open(path: &Path, config: &AuditConfig) -> std::io::Result<Self> {
+    fn open(name: &'static str, path: &Path, room: Room) -> std::io::Result<Self> {
         let (file, length) = create(path)?;
         let mut this = Self {
+            name,
             path: path.to_owned(),
             file,
             length,
-            max_bytes: config.max_bytes.max(1),
-            files: config.files.max(1),
+            max_bytes: room.max_bytes.max(1),
+            files: room.files.max(1),
             lost: Arc::default(),
             told: (0, None),
         };
@@ -154,7 +154,7 @@ impl Writer {
         Ok(())
     }
 
-    fn run(mut self, receiver: &Receiver<Message>) {
+    fn run<R: Record>(mut self, receiver: &Receiver<Message<R>>) {
         let mut buffer = Vec::new();
         while let Ok(first) = receiver.recv() {
             if matches!(first, Message::Record(_)) {
@@ -164,8 +164,8 @@ impl Writer {
             let (mut count, mut waiting) = (0_u64, Vec::new());
             while let Some(message) = next.take() {
                 match message {
-                    Message::Record(entry) => {
-                        entry.write(&mut buffer);
+                    Message::Record(record) => {
+                        record.write(&mut buffer);
                         count += 1;
                     }
                     Message::Flush(done) => waiting.push(done),
@@ -178,7 +178,7 @@ impl Writer {
                 && let Err(error) = self.append(&buffer)
             {
                 self.lost.fetch_add(count, Ordering::Relaxed);
-                tracing::debug!(%error, "audit records were not written");
+                tracing::debug!(%error, journal = self.name, "records were not written");
             }
             buffer.clear();
             buffer.shrink_to(1 << 20);
@@ -235,7 +235,7 @@ impl Writer {
         let lost = self.lost.load(Ordering::Relaxed);
         let (told, when) = self.told;
         if lost > told && when.is_none_or(|when| when.elapsed() >= TELL_EVERY) {
-            tracing::warn!(lost = lost - told, in_all = lost, "audit records were lost");
+            tracing::warn!(journal = self.name, lost = lost - told, in_all = lost, "records were lost");
             self.told = (lost, Some(Instant::now()));
         }
     }
@@ -245,8 +245,16 @@ impl Writer {
 mod tests {
     use super::*;
 
+    struct Line(&'static str);
+
+    impl Record for Line {
+        fn write(&self, out: &mut Vec<u8>) {
+            out.extend_from_slice(self.0.as_bytes());
+        }
+    }
+
     fn writer(path: &Path, max_bytes: u64, files: usize) -> Writer {
-        Writer::open(path, &AuditConfig { policy: None, max_bytes, files }).unwrap()
+        Writer::open("test", path, Room { max_bytes, files }).unwrap()
     }
 
     #[test]
@@ -292,37 +300,13 @@ mod tests {
 
     #[test]
     fn a_queue_that_is_full_loses_records_and_holds_nobody_up() {
-        use super::super::{
-            policy::{Level, Stage},
-            record::Facts,
-        };
         // A writer that stands still: nobody takes from the queue.
         let (sender, receiver) = sync_channel(2);
-        let log = AuditLog { sender, lost: Arc::default() };
-        let facts = Arc::new(Facts {
-            level: Level::Metadata,
-            id: "x".into(),
-            uri: "/".into(),
-            verb: "get".into(),
-            user: kfbox_base::UserInfo::anonymous(),
-            impersonated: None,
-            source_ips: Vec::new(),
-            user_agent: String::new(),
-            received: chrono::Utc::now(),
-        });
+        let journal = Journal { sender, lost: Arc::default() };
         for _ in 0..5 {
-            log.record(Entry {
-                facts: facts.clone(),
-                object: Arc::default(),
-                stage: Stage::ResponseComplete,
-                at: chrono::Utc::now(),
-                status: None,
-                annotations: Arc::default(),
-                request: None,
-                response: None,
-            });
+            journal.record(Line("{}\n"));
         }
-        assert_eq!(log.lost(), 3);
+        assert_eq!(journal.lost(), 3);
         drop(receiver);
     }
 

@@ -9,6 +9,7 @@
 //! process, and people's Services are reached where the cluster's objects say.
 
 mod access_log;
+mod change_password;
 mod connectors;
 mod front;
 mod guard;

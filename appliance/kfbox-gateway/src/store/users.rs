@@ -291,6 +291,24 @@ impl Store {
         self.change_user(email, move |user| user.password = hash).await
     }
 
+    /// The same by somebody who has just proved that they know the present one. Returns the user with the new one; an error if
+    /// the password was set by somebody else meanwhile.
+    pub async fn replace_password(&self, checked: &User, password: &str) -> Result<User, StoreError> {
+        let hash = self.hashing.hash(password.to_owned()).await?;
+        let mut replaced = false;
+        self.change_user(&checked.email, |user| {
+            if user.uid == checked.uid && user.password == checked.password {
+                user.password.clone_from(&hash);
+                replaced = true;
+            }
+        })
+        .await?;
+        match replaced {
+            true => Ok(User { password: hash, ..checked.clone() }),
+            false => Err(StoreError::Invalid("The password was changed by somebody else just now.".into())),
+        }
+    }
+
     /// A disabled user keeps everything and can do nothing; sessions and OIDC tokens end.
     pub async fn set_disabled(&self, email: &str, disabled: bool) -> Result<(), StoreError> {
         self.change_user(email, move |user| {

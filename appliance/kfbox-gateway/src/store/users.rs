@@ -191,6 +191,7 @@ impl Store {
                 "{email} of connector {connector} is known here as {before}: remove that user first"
             )));
         }
+        let groups_before = found.as_ref().map(|user| user.groups.clone());
         let user = match found {
             // Another connector's, one with a password here, or an address that was given to somebody else.
             Some(user) if user.connector != connector || user.subject != identity.subject => {
@@ -217,6 +218,15 @@ impl Store {
             },
         };
         self.write_user(user.clone()).await?;
+        match groups_before {
+            None => {
+                tracing::info!(target: "audit", user = %user.email, connector, groups = ?user.groups, "user added by a connector");
+            }
+            Some(before) if before != user.groups => {
+                tracing::info!(target: "audit", user = %user.email, connector, groups = ?user.groups, "groups changed by a connector");
+            }
+            Some(_) => {}
+        }
         Ok(user)
     }
 

@@ -9,6 +9,7 @@
 //! process, and people's Services are reached where the cluster's objects say.
 
 mod access_log;
+mod change_password;
 mod connectors;
 mod front;
 mod guard;
@@ -328,16 +329,24 @@ impl Gateway {
 
     /// Makes the administrator on the very first start. The password is shown once and stored nowhere.
     pub async fn ensure_first_user(&self, email: &str) -> Result<Option<GeneratedPassword>, StoreError> {
-        self.inner.store.ensure_first_user(email).await
+        let made = self.inner.store.ensure_first_user(email).await?;
+        if made.is_some() {
+            tracing::info!(target: "audit", user = %spelled(email), "first user added, an administrator");
+        }
+        Ok(made)
     }
 
     pub async fn add_user(&self, email: &str, password: &str, groups: &[String]) -> Result<(), StoreError> {
-        self.inner.store.add_user(email, password, groups).await
+        self.inner.store.add_user(email, password, groups).await?;
+        tracing::info!(target: "audit", user = %spelled(email), ?groups, "user added");
+        Ok(())
     }
 
     /// With a bcrypt or argon2 hash made elsewhere, such as Dex's `staticPasswords`.
     pub async fn import_user(&self, email: &str, hash: &str, groups: &[String]) -> Result<(), StoreError> {
-        self.inner.store.import_user(email, hash, groups).await
+        self.inner.store.import_user(email, hash, groups).await?;
+        tracing::info!(target: "audit", user = %spelled(email), ?groups, "user imported");
+        Ok(())
     }
 
     pub fn list_users(&self) -> Vec<UserView> {
@@ -350,16 +359,25 @@ impl Gateway {
     }
 
     pub async fn set_password(&self, email: &str, password: &str) -> Result<(), StoreError> {
-        self.inner.store.set_password(email, password).await
+        self.inner.store.set_password(email, password).await?;
+        tracing::info!(target: "audit", user = %spelled(email), "password set");
+        Ok(())
     }
 
     pub async fn set_groups(&self, email: &str, groups: &[String]) -> Result<(), StoreError> {
-        self.inner.store.set_groups(email, groups).await
+        self.inner.store.set_groups(email, groups).await?;
+        tracing::info!(target: "audit", user = %spelled(email), ?groups, "groups changed");
+        Ok(())
     }
 
     pub async fn set_disabled(&self, email: &str, disabled: bool) -> Result<(), StoreError> {
         self.inner.store.set_disabled(email, disabled).await?;
-        self.inner.presence.forget(&email.to_lowercase());
+        let user = spelled(email);
+        self.inner.presence.forget(&user);
+        match disabled {
+            true => tracing::info!(target: "audit", %user, "user disabled"),
+            false => tracing::info!(target: "audit", %user, "user enabled"),
+        }
         Ok(())
     }
 
@@ -375,7 +393,9 @@ impl Gateway {
     }
 
     pub async fn remove_user(&self, email: &str) -> Result<(), StoreError> {
-        self.inner.store.remove_user(email).await
+        self.inner.store.remove_user(email).await?;
+        tracing::info!(target: "audit", user = %spelled(email), "user removed");
+        Ok(())
     }
 
     pub async fn create_token(&self, email: &str, request: TokenRequest) -> Result<CreatedToken, StoreError> {
@@ -401,8 +421,18 @@ impl Gateway {
     }
 
     pub async fn revoke_session(&self, id: &str) -> Result<bool, StoreError> {
-        self.inner.store.revoke_session(id).await
+        let user = self.list_sessions(None).into_iter().find(|s| s.id == id).map(|s| s.email);
+        let revoked = self.inner.store.revoke_session(id).await?;
+        if revoked {
+            tracing::info!(target: "audit", user = user.unwrap_or_default(), session = %id, "session revoked");
+        }
+        Ok(revoked)
     }
+}
+
+/// An address that the store has taken, as the store spells it.
+fn spelled(email: &str) -> String {
+    email.trim().to_lowercase()
 }
 
 #[cfg(test)]

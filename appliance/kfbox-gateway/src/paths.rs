@@ -49,7 +49,8 @@ fn safe_path(wanted: &str) -> Option<String> {
     }
     // Returning to the sign-in page itself would be a loop.
     let decoded = percent_decode_str(url.path()).decode_utf8_lossy();
-    if decoded.starts_with("/oauth2/") || decoded.starts_with("/dex/auth/") {
+    let leads_back = decoded.starts_with("/oauth2/") || decoded.starts_with("/dex/auth/");
+    if leads_back && url.path() != crate::change_password::PATH {
         return None;
     }
     Some(url[url::Position::BeforePath..url::Position::AfterQuery].to_owned())
@@ -61,7 +62,13 @@ mod tests {
 
     #[test]
     fn returns_stay_on_this_host() {
-        for good in ["/", "/runs?state=failed&x=%2F", "/runs/1", "/dex/auth?client_id=a&redirect_uri=http%3A%2F%2Fb"] {
+        for good in [
+            "/",
+            "/runs?state=failed&x=%2F",
+            "/runs/1",
+            "/oauth2/password",
+            "/dex/auth?client_id=a&redirect_uri=http%3A%2F%2Fb",
+        ] {
             assert_eq!(return_path(good), good);
         }
         for bad in [
@@ -78,6 +85,8 @@ mod tests {
             "http:evil.example",
             "/x\r\nSet-Cookie: a=b",
             "/oauth2/start?rd=/",
+            "/oauth2/password/../start",
+            "/oauth2/password/",
             "/dex/auth/local/login?rd=/",
             "/dex/auth/corp/login?rd=/",
             "/dex/auth/corp?rd=/",

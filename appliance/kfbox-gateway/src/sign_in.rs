@@ -1,12 +1,12 @@
 //! The sign-in pages, health, and the routes of oauth2-proxy: `/oauth2/start`, `/sign_in`, `/sign_out`, `/auth`,
-//! `/userinfo`.
+//! `/userinfo`. Where a password is changed is in `change_password`.
 //!
 //! A script that follows Kubeflow's documentation gets a page, is led to `…/dex/auth/local/login`, posts the fields
 //! `login` and `password` there, and is led back with the session cookie in its jar. Where there is an LDAP directory too,
 //! it is led to `…/dex/auth`, as Dex does it, and goes on to `…/dex/auth/CONNECTOR` by itself (its `dex_auth_type`).
 
 use crate::{
-    Gateway,
+    Gateway, change_password,
     connectors::{self, directory::Directory, ldap},
     guard::{self, SESSION_COOKIE, same_origin, session_secrets},
     limits::{FORGET, Wait},
@@ -44,6 +44,7 @@ pub(crate) fn routes() -> Router<Gateway> {
         .route("/oauth2/start", get(start))
         .route("/oauth2/sign_in", get(start))
         .route("/oauth2/sign_out", get(sign_out).post(sign_out))
+        .route(change_password::PATH, get(change_password::show).post(change_password::submit))
         .route("/oauth2/auth", get(auth))
         .route("/oauth2/userinfo", get(userinfo))
         .layer(DefaultBodyLimit::max(FORM_LIMIT))

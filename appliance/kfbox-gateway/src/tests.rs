@@ -17,6 +17,7 @@ mod fuzz;
 mod ldap;
 mod observed;
 mod oidc_flows;
+mod password;
 mod pooled;
 mod transport;
 mod user_services;

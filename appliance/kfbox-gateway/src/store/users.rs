@@ -191,6 +191,7 @@ impl Store {
                 "{email} of connector {connector} is known here as {before}: remove that user first"
             )));
         }
+        let groups_before = found.as_ref().map(|user| user.groups.clone());
         let user = match found {
             // Another connector's, one with a password here, or an address that was given to somebody else.
             Some(user) if user.connector != connector || user.subject != identity.subject => {
@@ -217,6 +218,15 @@ impl Store {
             },
         };
         self.write_user(user.clone()).await?;
+        match groups_before {
+            None => {
+                tracing::info!(target: "audit", user = %user.email, connector, groups = ?user.groups, "user added by a connector");
+            }
+            Some(before) if before != user.groups => {
+                tracing::info!(target: "audit", user = %user.email, connector, groups = ?user.groups, "groups changed by a connector");
+            }
+            Some(_) => {}
+        }
         Ok(user)
     }
 
@@ -289,6 +299,24 @@ impl Store {
         }
         let hash = self.hashing.hash(password.to_owned()).await?;
         self.change_user(email, move |user| user.password = hash).await
+    }
+
+    /// The same by somebody who has just proved that they know the present one. Returns the user with the new one; an error if
+    /// the password was set by somebody else meanwhile.
+    pub async fn replace_password(&self, checked: &User, password: &str) -> Result<User, StoreError> {
+        let hash = self.hashing.hash(password.to_owned()).await?;
+        let mut replaced = false;
+        self.change_user(&checked.email, |user| {
+            if user.uid == checked.uid && user.password == checked.password {
+                user.password.clone_from(&hash);
+                replaced = true;
+            }
+        })
+        .await?;
+        match replaced {
+            true => Ok(User { password: hash, ..checked.clone() }),
+            false => Err(StoreError::Invalid("The password was changed by somebody else just now.".into())),
+        }
     }
 
     /// A disabled user keeps everything and can do nothing; sessions and OIDC tokens end.

@@ -1,7 +1,6 @@
 //! The definitions under `bundles/` are generated from the types of this crate and checked in.
 
-use crate::{Profile, pipelines, snapshots};
-use kube::CustomResourceExt;
+use crate::{pipelines, profile, snapshots};
 use std::{env, fs, path::Path};
 
 /// With `KFBOX_WRITE_BUNDLES` set, writes the files; without, they must be what would be written.
@@ -13,7 +12,7 @@ fn bundles_are_what_the_types_say() {
     let pipelines: Vec<String> = pipelines::crds().into_iter().map(text).collect();
     let snapshots: Vec<String> = snapshots::crds().into_iter().map(text).collect();
     for (file, wanted) in [
-        ("profiles/crd.yaml", text(Profile::crd())),
+        ("profiles/crd.yaml", text(profile::definition())),
         ("pipelines/crds.yaml", pipelines.join("---\n")),
         ("snapshots/crds.yaml", snapshots.join("---\n")),
     ] {

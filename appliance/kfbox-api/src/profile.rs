@@ -1,10 +1,15 @@
-//! `Profile` (`kubeflow.org/v1`, cluster scope): a user's namespace with its roles, service accounts and quota.
+//! `Profile` (`kubeflow.org/v1`, cluster scope): a user's namespace with its roles, service accounts and quota. `v1beta1` is
+//! served too, with the same fields.
 //! Field names and shapes follow `components/profile-controller` of <https://github.com/kubeflow/dashboard>.
 
 use k8s_openapi::{
-    api::core::v1::ResourceQuotaSpec as CoreResourceQuotaSpec, apimachinery::pkg::api::resource::Quantity,
+    api::core::v1::ResourceQuotaSpec as CoreResourceQuotaSpec,
+    apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+        CustomResourceDefinition, CustomResourceDefinitionVersion as DefinitionVersion,
+    },
+    apimachinery::pkg::api::resource::Quantity,
 };
-use kube::CustomResource;
+use kube::{CustomResource, CustomResourceExt as _};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -30,6 +35,16 @@ pub struct ProfileSpec {
     /// The quota of the namespace; none when absent or when `hard` is empty
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resource_quota_spec: Option<ResourceQuotaSpec>,
+}
+
+/// The definition as it is installed: upstream serves `v1beta1` with the same schema and stores `v1`, so nothing but
+/// `apiVersion` is converted.
+pub fn definition() -> CustomResourceDefinition {
+    let mut definition = Profile::crd();
+    let older = |v: &DefinitionVersion| DefinitionVersion { name: "v1beta1".into(), storage: false, ..v.clone() };
+    let older: Vec<_> = definition.spec.versions.iter().map(older).collect();
+    definition.spec.versions.extend(older);
+    definition
 }
 
 /// A user, group or service account, as in `rbac.authorization.k8s.io`.
@@ -149,7 +164,6 @@ fn scope_selector(_: &mut SchemaGenerator) -> Schema {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kube::CustomResourceExt;
 
     #[test]
     fn a_profile_written_for_upstream_is_read_whole() {
@@ -170,7 +184,7 @@ mod tests {
 
     #[test]
     fn the_crd_has_upstreams_names_and_a_structural_schema() {
-        let crd = serde_json::to_value(Profile::crd()).unwrap();
+        let crd = serde_json::to_value(definition()).unwrap();
         assert_eq!(crd["metadata"]["name"], "profiles.kubeflow.org");
         assert_eq!(crd["spec"]["scope"], "Cluster");
         let version = &crd["spec"]["versions"][0];
@@ -182,5 +196,11 @@ mod tests {
             spec["resourceQuotaSpec"]["properties"]["hard"]["additionalProperties"]["x-kubernetes-int-or-string"],
             true
         );
+        let (newer, older) = (version, &crd["spec"]["versions"][1]);
+        assert_eq!(older["name"], "v1beta1");
+        assert_eq!(older["served"], true);
+        assert_eq!(newer["storage"], true);
+        assert_eq!(older["storage"], false);
+        assert_eq!((&newer["schema"], &newer["subresources"]), (&older["schema"], &older["subresources"]));
     }
 }

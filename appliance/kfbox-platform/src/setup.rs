@@ -11,11 +11,11 @@ use k8s_openapi::{
 use kfbox_api::{
     Profile,
     names::{self, label, role},
-    profile::{ProfileSpec, Subject as Owner},
+    profile::{self, ProfileSpec, Subject as Owner},
 };
 use kfbox_base::readiness::Component;
 use kube::{
-    Api, Client, CustomResourceExt as _, Resource,
+    Api, Client, Resource,
     api::{Patch, PatchParams, PostParams},
     core::NamespaceResourceScope,
 };
@@ -121,7 +121,7 @@ pub enum SetupError {
 
 pub(crate) async fn install(client: &Client, config: &Config, component: &Component) -> Result<(), SetupError> {
     component.progress("installing the Profile resource");
-    let crd = Profile::crd();
+    let crd = profile::definition();
     apply_cluster(client, &crd).await?;
     established(client, crd.metadata.name.as_deref().unwrap_or_default()).await?;
     component.progress("installing the resources of routes");

@@ -16,7 +16,8 @@ use kfbox_apiserver::ApiServer;
 use kfbox_base::{Readiness, Tasks, readiness::State};
 use kube::{
     Api, Client, ResourceExt as _,
-    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
+    api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams},
+    core::{ApiResource, GroupVersionKind},
     runtime::{WatchStreamExt as _, watcher},
 };
 use serde::de::DeserializeOwned;
@@ -221,5 +222,24 @@ async fn the_wall_comes_back_when_deleted_and_stays_as_edited() {
     w.patch(FIRST, json!({"spec": {"resourceQuotaSpec": null}})).await;
     until(w.within::<ResourceQuota>(FIRST), "kf-resource-quota", |q| q.is_none()).await;
     assert_eq!(w.all::<Namespace>().get(FIRST).await.unwrap().labels()[label::POD_SECURITY_ENFORCE], "restricted");
+    w.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_profile_written_as_v1beta1_is_the_same_profile() {
+    let w = world().await;
+    let older = ApiResource::from_gvk(&GroupVersionKind::gvk("kubeflow.org", "v1beta1", "Profile"));
+    let older: Api<DynamicObject> = Api::all_with(w.client.clone(), &older);
+    let written = json!({"apiVersion": "kubeflow.org/v1beta1", "kind": "Profile", "metadata": {"name": "old-team"},
+        "spec": user("a@x.org")});
+    older.patch("old-team", &PatchParams::apply("kubectl"), &Patch::Apply(written)).await.unwrap();
+    w.condition("old-team", "Successful").await;
+    let namespace = w.all::<Namespace>().get("old-team").await.unwrap();
+    assert_eq!(namespace.annotations()[annotation::OWNER], "a@x.org");
+    assert_eq!(namespace.owner_references()[0].api_version, "kubeflow.org/v1");
+    assert_eq!(w.all::<Profile>().get("old-team").await.unwrap().spec.owner.unwrap().name, "a@x.org");
+    let read = older.get("old-team").await.unwrap();
+    assert_eq!(read.types.unwrap().api_version, "kubeflow.org/v1beta1");
+    assert_eq!(read.data["status"]["conditions"][0]["type"], "Successful");
     w.end().await;
 }

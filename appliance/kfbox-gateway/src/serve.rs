@@ -1,8 +1,8 @@
 //! Accepting connections, plain or over TLS, HTTP/1.1 or HTTP/2: by what TLS agrees on, and without TLS by how a connection
 //! begins (RFC 9113 section 3.3). No connection changes from one to the other. Guarantees: one that sends no complete
-//! request header (or finishes no handshake) in time is closed; at shutdown requests in progress get a few seconds, and the task ends whatever
-//! clients do; plain HTTP on a TLS port is told so, and is answered with nothing else but an ACME server's challenge; who
-//! came for such a challenge in TLS is told nothing after the handshake (RFC 8737 section 3).
+//! request header (or finishes no handshake) in time is closed; at shutdown requests in progress get a few seconds, and the
+//! task ends whatever clients do; plain HTTP on a TLS port is told so, and is answered with nothing else but an ACME
+//! server's challenge; who came for such a challenge in TLS is told nothing after the handshake (RFC 8737 section 3).
 
 mod preface;
 

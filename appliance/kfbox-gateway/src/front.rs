@@ -12,7 +12,7 @@ use crate::{
     mounts::Target,
     oidc, paths,
     serve::OverTls,
-    sign_in,
+    sign_in, uploads,
 };
 use axum::{
     Router,
@@ -92,9 +92,11 @@ impl Front {
         }
         guard::strip_identity(request.headers_mut());
         let first = guard::first_part(request.uri().path());
+        let patience = gateway.inner.config.request_body_idle;
         if guard::is_own(first) {
             seen.route = Some(gateway.inner.metrics.own(first));
-            return Box::pin(routed(own.clone(), request, from)).await;
+            let (request, upload) = uploads::watch(request, patience);
+            return upload.finish(Box::pin(routed(own.clone(), request, from)).await);
         }
         let (user, proof) = match guard::authenticate(gateway, &mut request).await {
             Ok(found) => found,
@@ -114,7 +116,8 @@ impl Front {
                 request.extensions_mut().insert(user);
                 request.extensions_mut().insert(proof);
                 tell_source(&mut request, from);
-                Box::pin(component.call(request)).await
+                let (request, upload) = uploads::watch(request, patience);
+                upload.finish(Box::pin(component.call(request)).await)
             }
             Target::Nothing => nothing(),
         }

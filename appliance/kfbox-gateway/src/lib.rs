@@ -23,6 +23,7 @@ mod serve;
 mod sign_in;
 mod store;
 mod tls;
+mod uploads;
 pub mod user_routes;
 pub mod web;
 mod workers;
@@ -80,6 +81,8 @@ pub struct Config {
     /// Browsers may be told to come by https alone from now on. Not with a certificate that they do not trust anyway:
     /// then they could not come at all.
     pub strict_transport: bool,
+    /// How long a request's body may say nothing, where the gateway or a component reads it.
+    pub request_body_idle: Duration,
     /// `access.log` in `data_dir`, if there is to be one.
     pub access_log: Option<Room>,
 }
@@ -104,6 +107,7 @@ impl Config {
             .map(String::from)
             .to_vec(),
             strict_transport: false,
+            request_body_idle: Duration::from_secs(60),
             access_log: None,
         }
     }

@@ -1,20 +1,24 @@
-//! Accepting connections, plain or over TLS. Guarantees: a connection that sends no complete request header (or finishes
-//! no handshake) in time is closed; at shutdown requests in progress get a few seconds, and the task ends whatever
-//! clients do; plain HTTP on a TLS port is told so, and is answered with nothing else but an ACME server's challenge; who
-//! came for such a challenge in TLS is told nothing after the handshake (RFC 8737 section 3).
+//! Accepting connections, plain or over TLS, HTTP/1.1 or HTTP/2: by what TLS agrees on, and without TLS by how a connection
+//! begins (RFC 9113 section 3.3). No connection changes from one to the other. Guarantees: one that sends no complete
+//! request header (or finishes no handshake) in time is closed; at shutdown requests in progress get a few seconds, and the
+//! task ends whatever clients do; plain HTTP on a TLS port is told so, and is answered with nothing else but an ACME
+//! server's challenge; who came for such a challenge in TLS is told nothing after the handshake (RFC 8737 section 3).
+
+mod preface;
 
 use crate::{
     front::{Front, Source},
     tls::acme::challenges::{self, Challenges},
 };
 use axum::{Router, body::Body, extract::ConnectInfo};
-use http::{HeaderValue, Method, Response, StatusCode, Uri, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Uri, header};
 use hyper::{
     body::Incoming,
     server::conn::{http1, http2},
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use kfbox_base::{BoxError, Tasks};
+use preface::{Rewound, Version};
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
@@ -38,6 +42,8 @@ const STREAMS: u32 = 128;
 const GRACE: Duration = Duration::from_secs(3);
 /// The first byte of a TLS record that begins a handshake; no HTTP request begins with it.
 const HANDSHAKE: u8 = 0x16;
+/// What comes with an upgrade to HTTP/2.
+static SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 
 /// In the extensions of a request that came over TLS.
 #[derive(Debug, Clone, Copy)]
@@ -73,6 +79,19 @@ pub(crate) fn accept(
     tasks: &Tasks,
     slots: Arc<Semaphore>,
 ) {
+    accept_within(name, listener, entrance, answers, tasks, slots, HEADER_TIMEOUT);
+}
+
+/// With `patience` for headers and handshakes.
+pub(crate) fn accept_within(
+    name: String,
+    listener: TcpListener,
+    entrance: Entrance,
+    answers: Answers,
+    tasks: &Tasks,
+    slots: Arc<Semaphore>,
+    patience: Duration,
+) {
     let (shutdown, all) = (tasks.shutdown(), tasks.clone());
     tasks.essential(name, async move {
         loop {
@@ -86,7 +105,7 @@ pub(crate) fn accept(
                     let (answers, shutdown, entrance) = (answers.clone(), shutdown.clone(), entrance.clone());
                     all.spawn("gateway-connection", async move {
                         let _slot = slot;
-                        enter(stream, peer, entrance, answers, shutdown).await;
+                        enter(stream, peer, entrance, Serving { answers, shutdown, patience }).await;
                     });
                 }
                 // Out of descriptors, or the peer is gone already: waiting is all that helps.
@@ -99,15 +118,28 @@ pub(crate) fn accept(
     });
 }
 
-async fn enter(stream: TcpStream, peer: SocketAddr, entrance: Entrance, answers: Answers, shutdown: CancellationToken) {
+/// What each connection of a listener needs.
+struct Serving {
+    answers: Answers,
+    shutdown: CancellationToken,
+    patience: Duration,
+}
+
+async fn enter(stream: TcpStream, peer: SocketAddr, entrance: Entrance, serving: Serving) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY");
     }
     let (acceptor, lead) = match entrance {
-        Entrance::Plain => return first_version(stream, peer, false, answers, shutdown).await,
+        Entrance::Plain => {
+            return match begin(stream, &serving).await {
+                Some((Version::First, stream)) => first_version(stream, peer, false, serving).await,
+                Some((Version::Second, stream)) => second_version(stream, peer, false, serving).await,
+                None => {}
+            };
+        }
         Entrance::Redirect(lead) => {
             return tokio::select! {
-                () = shutdown.cancelled() => {}
+                () = serving.shutdown.cancelled() => {}
                 () = tell_plain(stream, lead) => {}
             };
         }
@@ -122,21 +154,32 @@ async fn enter(stream: TcpStream, peer: SocketAddr, entrance: Entrance, answers:
         }
     };
     let handshake = tokio::select! {
-        () = shutdown.cancelled() => return,
-        done = tokio::time::timeout(HEADER_TIMEOUT, handshake) => done,
+        () = serving.shutdown.cancelled() => return,
+        done = tokio::time::timeout(serving.patience, handshake) => done,
     };
     match handshake {
         Ok(Some(Ok(Ok(stream)))) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => {
-            second_version(stream, peer, answers, shutdown).await;
+            // Agreed on, but hyper would wait for the preface without an end.
+            if let Some((_, stream)) = begin(stream, &serving).await {
+                second_version(stream, peer, true, serving).await;
+            }
         }
         Ok(Some(Ok(Ok(mut stream)))) if stream.get_ref().1.alpn_protocol() == Some(challenges::ALPN) => {
             tracing::info!(%peer, "an ACME server looked at a challenge");
             drop(tokio::time::timeout(GRACE, stream.shutdown()).await);
         }
-        Ok(Some(Ok(Ok(stream)))) => first_version(stream, peer, true, answers, shutdown).await,
+        Ok(Some(Ok(Ok(stream)))) => first_version(stream, peer, true, serving).await,
         Ok(Some(Ok(Err(error)))) => tracing::debug!(%error, %peer, "TLS handshake"),
         Ok(Some(Err(plain))) => tell_plain(plain, lead).await,
         Ok(None) | Err(_) => {}
+    }
+}
+
+/// `None` where nothing is said in time that can be told apart.
+async fn begin<S: AsyncRead + Unpin>(stream: S, serving: &Serving) -> Option<(Version, Rewound<S>)> {
+    tokio::select! {
+        () = serving.shutdown.cancelled() => None,
+        read = tokio::time::timeout(serving.patience, preface::read(stream)) => read.ok()?.ok(),
     }
 }
 
@@ -144,12 +187,12 @@ async fn first_version<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     stream: S,
     peer: SocketAddr,
     tls: bool,
-    answers: Answers,
-    shutdown: CancellationToken,
+    serving: Serving,
 ) {
+    let Serving { answers, shutdown, patience } = serving;
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
+        .header_read_timeout(patience)
         .serve_connection(TokioIo::new(stream), service(answers, peer, tls))
         .with_upgrades();
     let mut connection = std::pin::pin!(connection);
@@ -168,15 +211,16 @@ async fn first_version<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
 async fn second_version<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     stream: S,
     peer: SocketAddr,
-    answers: Answers,
-    shutdown: CancellationToken,
+    tls: bool,
+    serving: Serving,
 ) {
+    let Serving { answers, shutdown, .. } = serving;
     let connection = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .keep_alive_interval(PING)
         .keep_alive_timeout(PONG)
         .max_concurrent_streams(STREAMS)
-        .serve_connection(TokioIo::new(stream), service(answers, peer, true));
+        .serve_connection(TokioIo::new(stream), service(answers, peer, tls));
     let mut connection = std::pin::pin!(connection);
     tokio::select! {
         result = connection.as_mut() => {
@@ -232,6 +276,7 @@ fn service(
                 *request.uri_mut() = Uri::from(path);
             }
         }
+        remain(request.headers_mut());
         match &answers {
             Answers::Front(front) => {
                 let front = front.clone();
@@ -246,6 +291,19 @@ fn service(
             }
         }
     })
+}
+
+/// An upgrade to HTTP/2 is not offered, which leaves the request as it is (RFC 9110 section 7.8). A pod that took it would
+/// answer requests behind the first that nobody looked at.
+fn remain(headers: &mut HeaderMap) {
+    let asked = headers.get_all(header::UPGRADE).iter().flat_map(|value| value.as_bytes().split(|b| *b == b','));
+    let second = asked
+        .map(|one| one.trim_ascii().to_ascii_lowercase())
+        .any(|one| one.starts_with(b"h2") || one.starts_with(b"http/2"));
+    if second {
+        headers.remove(header::UPGRADE);
+        headers.remove(&SETTINGS);
+    }
 }
 
 /// Somebody typed `http://`: a page is led to the gateway's own https address, everything else is told.

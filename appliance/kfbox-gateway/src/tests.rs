@@ -14,6 +14,7 @@ use tower::ServiceExt as _;
 mod acme;
 mod federation;
 mod fuzz;
+mod http2;
 mod ldap;
 mod observed;
 mod oidc_flows;

@@ -1,7 +1,8 @@
 //! What depends on how a browser comes: cookies, promises of https, and the end of a gateway.
 
+use super::user_services::{lab_with, until};
 use super::*;
-use crate::serve::OverTls;
+use crate::{serve::OverTls, user_routes::Backend};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 async fn signing_in(w: &World, host: &str, tls: bool, headers: &[(&str, &str)]) -> (String, Option<String>) {
@@ -88,4 +89,50 @@ async fn what_is_being_answered_at_the_end_is_answered_and_nothing_new_begins() 
     busy.read_to_string(&mut text).await.unwrap();
     assert!(text.starts_with("HTTP/1.1 200") && text.ends_with("the whole answer"), "{text}");
     assert_eq!(tasks.drain(Duration::from_secs(10)).await, Vec::<String>::new());
+}
+
+/// What comes until the end of a connection that sent this.
+async fn answered(mut stream: tokio::net::TcpStream, text: &str) -> String {
+    stream.write_all(text.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    let read = tokio::time::timeout(Duration::from_secs(20), stream.read_to_string(&mut answer));
+    read.await.expect("closed in time").unwrap();
+    answer
+}
+
+#[tokio::test]
+async fn half_a_body_holds_no_connection_but_an_upload_to_a_service_may_pause() {
+    let tasks = Tasks::new();
+    let pod = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let backend = Backend { address: pod.local_addr().unwrap(), http2: false };
+    tasks.spawn("pod", async move {
+        let (mut stream, _) = pod.accept().await.unwrap();
+        until(&mut stream, "first half").await;
+        until(&mut stream, "second half").await;
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nall of it").await.unwrap();
+    });
+    let idle = |c: &mut Config| c.request_body_idle = Duration::from_millis(200);
+    let lab = lab_with(&[backend], |_| {}, idle).await;
+    let head = format!("HTTP/1.1\r\nHost: x\r\nCookie: {}\r\nContent-Length: 23", lab.cookie);
+    let mut upload = lab.raw(&format!("POST /app/team-a/up {head}\r\n\r\nfirst half, ")).await;
+    // A form of the gateway's own, by a stranger.
+    let form = "POST /dex/auth/local/login HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\
+                Content-Type: application/x-www-form-urlencoded\r\n\r\nlogin=ann";
+    let answer = answered(lab.raw("").await, form).await;
+    assert!(answer.starts_with("HTTP/1.1 408 ") && answer.contains("connection: close"), "{answer}");
+    // A component's.
+    let component = Router::new().fallback(any(|body: bytes::Bytes| async move { body.len().to_string() }));
+    let (listener, w) = (TcpListener::bind("127.0.0.1:0").await.unwrap(), &lab.w);
+    let address = listener.local_addr().unwrap();
+    w.gateway.workers(&Mounts::new().at("/", component), &lab.tasks).unwrap().serve("other", listener).unwrap();
+    let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let answer = answered(stream, &format!("POST /up {head}\r\n\r\nfirst half, ")).await;
+    assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+    let mut whole = tokio::net::TcpStream::connect(address).await.unwrap();
+    whole.write_all(format!("POST /up {head}\r\n\r\nfirst half, second half").as_bytes()).await.unwrap();
+    assert!(until(&mut whole, "\r\n\r\n23").await.starts_with("HTTP/1.1 200 "));
+    // The Service's upload was silent for longer, and goes on.
+    upload.write_all(b"second half").await.unwrap();
+    assert!(until(&mut upload, "all of it").await.starts_with("HTTP/1.1 200 "));
+    tasks.stop();
 }

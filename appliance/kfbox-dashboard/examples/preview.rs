@@ -8,8 +8,8 @@ use futures::{StreamExt as _, stream};
 use kfbox_base::UserInfo;
 use kfbox_dashboard::{
     ArtifactContent, ArtifactView, ChangeStream, ComponentState, ComponentView, Connect, Data, DataError, Deps,
-    ExperimentView, GraphEdge, GraphNode, LogStream, NamespaceView, NodeDetail, NodeKind, Page, Parameter,
-    PipelineDetail, PipelineView, Query, RunDetail, RunState, RunSummary, router,
+    ExperimentView, GraphEdge, GraphNode, LogStream, Member, NamespaceView, NodeDetail, NodeKind, Page, Parameter,
+    PipelineDetail, PipelineView, Query, Role, RunDetail, RunState, RunSummary, SharingView, router,
 };
 use std::{sync::Arc, time::Duration};
 
@@ -268,6 +268,39 @@ impl Data for Sample {
 
     async fn experiments(&self, _: &UserInfo, _: &Query) -> Result<Page<ExperimentView>, DataError> {
         Ok(Page::default())
+    }
+
+    async fn sharing(&self, _: &UserInfo) -> Result<Vec<SharingView>, DataError> {
+        let member = |name: &str, role, owner| Member { name: name.into(), group: false, role, owner };
+        let own = SharingView {
+            namespace: "kubeflow-user-example-com".into(),
+            owner: "user@example.com".into(),
+            role: Some(Role::Admin),
+            owned: true,
+            managed: true,
+            members: vec![
+                member("user@example.com", Role::Admin, true),
+                member("ann@example.com", Role::Edit, false),
+                member("bob@example.com", Role::View, false),
+            ],
+        };
+        let shared = SharingView {
+            namespace: "team-vision".into(),
+            owner: "carol@example.com".into(),
+            role: Some(Role::Edit),
+            owned: false,
+            managed: false,
+            members: vec![],
+        };
+        Ok(vec![own, shared])
+    }
+
+    async fn grant(&self, _: &UserInfo, _: &str, person: &str, _: Role) -> Result<(), DataError> {
+        Err(DataError::Invalid(format!("nobody on this box signs in as {person}")))
+    }
+
+    async fn revoke(&self, _: &UserInfo, _: &str, member: &Member) -> Result<(), DataError> {
+        Err(DataError::Invalid(format!("{} has this role no more", member.name)))
     }
 }
 

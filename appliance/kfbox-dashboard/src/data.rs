@@ -1,8 +1,8 @@
 //! Where the pages' contents come from.
 
 use crate::view::{
-    ComponentView, ExperimentView, NamespaceView, NodeDetail, Page, PipelineDetail, PipelineView, Query, RunDetail,
-    RunSummary,
+    ComponentView, ExperimentView, Member, NamespaceView, NodeDetail, Page, PipelineDetail, PipelineView, Query, Role,
+    RunDetail, RunSummary, SharingView,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -55,4 +55,10 @@ pub trait Data: Send + Sync + 'static {
     async fn pipelines(&self, user: &UserInfo, query: &Query) -> Result<Page<PipelineView>, DataError>;
     async fn pipeline(&self, user: &UserInfo, id: &str) -> Result<PipelineDetail, DataError>;
     async fn experiments(&self, user: &UserInfo, query: &Query) -> Result<Page<ExperimentView>, DataError>;
+    /// The namespaces that the user belongs to, or may manage. Their own first, then by name.
+    async fn sharing(&self, user: &UserInfo) -> Result<Vec<SharingView>, DataError>;
+    /// Lets a person, by e-mail address, into a namespace that the user manages.
+    async fn grant(&self, user: &UserInfo, namespace: &str, person: &str, role: Role) -> Result<(), DataError>;
+    /// Takes a role away again; not the owner's.
+    async fn revoke(&self, user: &UserInfo, namespace: &str, member: &Member) -> Result<(), DataError>;
 }

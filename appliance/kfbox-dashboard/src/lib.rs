@@ -1,5 +1,5 @@
-//! The web pages: home, runs, a run with its graph, pipelines, experiments. Rendered on the server; a small script of our
-//! own adds what needs one (live updates, the side panel, themes), and every page works without it.
+//! The web pages: home, runs, a run with its graph, pipelines, experiments, members. Rendered on the server; a small script
+//! of our own adds what needs one (live updates, the side panel, themes), and every page works without it.
 //!
 //! Guarantees: all text of users is escaped; no page loads anything from elsewhere; artifacts are never shown as HTML.
 //! Architecture Invariant: this crate knows no component. What it shows comes through [`Data`], which the binary
@@ -17,15 +17,16 @@ mod view;
 
 pub use data::{ArtifactContent, ChangeStream, Data, DataError, LogStream};
 pub use view::{
-    ArtifactView, ComponentState, ComponentView, Connect, ExperimentView, GraphEdge, GraphNode, NamespaceView,
-    NodeDetail, NodeKind, Page, Parameter, PipelineDetail, PipelineView, Query, RunDetail, RunState, RunSummary,
+    ArtifactView, ComponentState, ComponentView, Connect, ExperimentView, GraphEdge, GraphNode, Member, NamespaceView,
+    NodeDetail, NodeKind, Page, Parameter, PipelineDetail, PipelineView, Query, Role, RunDetail, RunState, RunSummary,
+    SharingView,
 };
 
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 /// The first parts of the paths of the pages.
-pub const PAGES: [&str; 6] = ["assets", "experiments", "live", "pipeline", "pipelines", "runs"];
+pub const PAGES: [&str; 7] = ["assets", "experiments", "live", "members", "pipeline", "pipelines", "runs"];
 
 /// What the pages need of others.
 #[derive(Clone)]

@@ -2,6 +2,7 @@
 
 mod artifacts;
 mod lists;
+mod members;
 mod render;
 mod run;
 
@@ -30,6 +31,8 @@ pub(crate) fn router(deps: Deps) -> Router {
         .route("/pipelines", get(lists::pipelines))
         .route("/pipelines/{pipeline}", get(lists::pipeline))
         .route("/experiments", get(lists::experiments))
+        .route("/members", get(members::page).post(members::add))
+        .route("/members/remove", post(members::remove))
         .route("/live", get(all_live))
         // Where Kubeflow has its Pipelines pages, and scripts look for a page behind the sign-in.
         .route("/pipeline", get(|| async { Redirect::to("/runs") }))

@@ -1,5 +1,7 @@
 //! The pages as browsers get them, with data made to harm.
 
+mod members;
+
 use super::*;
 use async_trait::async_trait;
 use axum::{Router, body::Body, extract::Request};
@@ -200,6 +202,47 @@ impl Data for Evil {
         };
         Ok(Page { items: vec![experiment], next: String::new() })
     }
+
+    async fn sharing(&self, user: &UserInfo) -> Result<Vec<SharingView>, DataError> {
+        if user.username == "new@x.org" {
+            return Ok(Vec::new());
+        }
+        let member = |role, group, owner| Member { name: HOSTILE.into(), group, role, owner };
+        let managed = SharingView {
+            namespace: HOSTILE.into(),
+            owner: HOSTILE.into(),
+            role: Some(Role::Admin),
+            owned: true,
+            managed: true,
+            members: vec![member(Role::Admin, false, true), member(Role::Edit, true, false)],
+        };
+        let other = SharingView {
+            namespace: "theirs".into(),
+            role: Some(Role::View),
+            owned: false,
+            managed: false,
+            members: Vec::new(),
+            ..managed.clone()
+        };
+        Ok(vec![managed, other])
+    }
+
+    /// Says back what it was asked for, but for one address.
+    async fn grant(&self, _: &UserInfo, namespace: &str, person: &str, role: Role) -> Result<(), DataError> {
+        match (namespace, person) {
+            ("theirs", _) => Err(DataError::Forbidden(format!("not for you: {HOSTILE}"))),
+            (_, "b@x.org") => Ok(()),
+            _ => Err(DataError::Invalid(format!("{namespace}, {person}, {role:?}"))),
+        }
+    }
+
+    async fn revoke(&self, _: &UserInfo, namespace: &str, member: &Member) -> Result<(), DataError> {
+        match (namespace, member.group, member.role) {
+            ("theirs", _, _) => Err(DataError::Forbidden(format!("not for you: {HOSTILE}"))),
+            (_, true, Role::Edit) => Ok(()),
+            _ => Err(DataError::Invalid(format!("{namespace}, {member:?}"))),
+        }
+    }
 }
 
 fn pages(data: Evil) -> Router {
@@ -256,6 +299,7 @@ async fn hostile_names_are_text_on_every_page() {
         "/pipelines".into(),
         "/pipelines/p".into(),
         "/experiments".into(),
+        "/members".into(),
         format!("/{encoded}"),
     ];
     for path in paths {
@@ -270,7 +314,7 @@ async fn hostile_names_are_text_on_every_page() {
 #[tokio::test]
 async fn nothing_is_shown_without_an_identity() {
     let router = pages(Evil::default());
-    for path in ["/", "/runs", "/runs/r1", "/runs/r1/live", "/runs/r1/artifacts/a", "/nowhere"] {
+    for path in ["/", "/runs", "/runs/r1", "/runs/r1/live", "/runs/r1/artifacts/a", "/members", "/nowhere"] {
         for user in [None, Some(UserInfo::anonymous())] {
             let mut request = Request::get(path).body(Body::empty()).unwrap();
             if let Some(user) = user {

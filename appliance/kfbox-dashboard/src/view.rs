@@ -100,6 +100,64 @@ pub struct NamespaceView {
     pub owner: String,
 }
 
+/// What somebody may do in a namespace: KFAM's three roles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    View,
+    Edit,
+    Admin,
+}
+
+impl Role {
+    pub const ALL: [Self; 3] = [Self::View, Self::Edit, Self::Admin];
+
+    /// As KFAM has it.
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::View => "view",
+            Self::Edit => "edit",
+            Self::Admin => "admin",
+        }
+    }
+
+    /// As upstream's dashboard calls them.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::View => "Viewer",
+            Self::Edit => "Contributor",
+            Self::Admin => "Administrator",
+        }
+    }
+
+    pub fn from_key(key: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|role| role.key() == key)
+    }
+}
+
+/// One role of a person or a group in a namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    pub name: String,
+    pub group: bool,
+    pub role: Role,
+    /// By the Profile itself: it cannot be taken away.
+    pub owner: bool,
+}
+
+/// Who has access to a namespace.
+#[derive(Debug, Clone)]
+pub struct SharingView {
+    pub namespace: String,
+    pub owner: String,
+    /// The user's own strongest role; none for an administrator of the cluster who does not belong to it.
+    pub role: Option<Role>,
+    /// The user is its owner.
+    pub owned: bool,
+    /// The user decides who has access; only then are the members told.
+    pub managed: bool,
+    pub members: Vec<Member>,
+}
+
 #[derive(Debug, Clone, Default)]
 pub struct RunSummary {
     pub id: String,

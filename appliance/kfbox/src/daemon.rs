@@ -4,7 +4,7 @@ use crate::{
     adapters::{
         artifacts::Artifacts,
         authorizer::ClusterAuthorizer,
-        dashboard::DashboardData,
+        dashboard::{DashboardData, Members},
         departures,
         identity::{ClusterTokens, GatewayTokens, Settling},
         kubelet::NodeKubelet,
@@ -362,15 +362,6 @@ async fn start(config: &Config, tasks: &Tasks, announce: bool) -> anyhow::Result
     if let Some(password) = gateway.ensure_first_user(&config.user).await? {
         control.set_password(password.reveal().to_owned());
     }
-    let dashboard = kfbox_dashboard::router(kfbox_dashboard::Deps {
-        data: Arc::new(DashboardData::new(readiness.clone(), pipelines.clone(), namespaces.clone())),
-        connect: Connect {
-            gateway_url: url.clone(),
-            s3_endpoint: objects_url.clone(),
-            version: env!("CARGO_PKG_VERSION").into(),
-        },
-        shutdown: tasks.shutdown(),
-    });
     let (people, registry_authorizer) = (gateway.clone(), authorizer.clone());
     let membership = kfam::Deps {
         client: client.clone(),
@@ -381,10 +372,21 @@ async fn start(config: &Config, tasks: &Tasks, announce: bool) -> anyhow::Result
             known.map(|u| u.groups).unwrap_or_default()
         }),
     };
+    let access = kfam::router(membership.clone());
+    let members = Members::new(access.clone(), namespaces.clone(), gateway.clone());
+    let dashboard = kfbox_dashboard::router(kfbox_dashboard::Deps {
+        data: Arc::new(DashboardData::new(readiness.clone(), pipelines.clone(), namespaces.clone(), members)),
+        connect: Connect {
+            gateway_url: url.clone(),
+            s3_endpoint: objects_url.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+        },
+        shutdown: tasks.shutdown(),
+    });
     let mounts = Mounts::new()
         .at("/apis", pipelines.router())
         .stripped("/pipeline", pipelines.router())
-        .at("/kfam", kfam::router(membership.clone()))
+        .at("/kfam", access)
         .at("/api", workgroup::router(membership))
         .at("/metrics", gateway.metrics(authorizer.clone()))
         .at("/", dashboard)

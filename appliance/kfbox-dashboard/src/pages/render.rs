@@ -76,7 +76,7 @@ impl IntoResponse for Problem {
     }
 }
 
-fn kind(error: &DataError) -> (StatusCode, &'static str) {
+pub(crate) fn kind(error: &DataError) -> (StatusCode, &'static str) {
     match error {
         DataError::NotFound => (StatusCode::NOT_FOUND, "Not found"),
         DataError::Forbidden(_) => (StatusCode::FORBIDDEN, "Not allowed"),

@@ -1,6 +1,10 @@
 //! What the pages show, from the components. Lists go through the pipelines' own REST API in this process, so that
 //! filters, pages and rights are the same as for everybody else.
 
+mod members;
+
+pub use members::Members;
+
 use super::namespaces::ProfileNamespaces;
 use async_trait::async_trait;
 use axum::{Router, body::Body};
@@ -11,8 +15,8 @@ use http_body_util::BodyExt;
 use kfbox_base::{Readiness, UserInfo, readiness::State};
 use kfbox_dashboard::{
     ArtifactContent, ArtifactView, ChangeStream, ComponentState, ComponentView, Data, DataError, ExperimentView,
-    GraphEdge, GraphNode, LogStream, NamespaceView, NodeDetail, NodeKind, Page, Parameter, PipelineDetail,
-    PipelineView, Query, RunDetail, RunState, RunSummary,
+    GraphEdge, GraphNode, LogStream, Member, NamespaceView, NodeDetail, NodeKind, Page, Parameter, PipelineDetail,
+    PipelineView, Query, Role, RunDetail, RunState, RunSummary, SharingView,
 };
 use kfbox_pipelines::{ApiError, Code, LogRange, Pipelines};
 use serde_json::{Value, json};
@@ -30,11 +34,12 @@ pub struct DashboardData {
     pipelines: Pipelines,
     rest: Router,
     namespaces: ProfileNamespaces,
+    members: Members,
 }
 
 impl DashboardData {
-    pub fn new(readiness: Readiness, pipelines: Pipelines, namespaces: ProfileNamespaces) -> Self {
-        Self { readiness, rest: pipelines.router(), pipelines, namespaces }
+    pub fn new(readiness: Readiness, pipelines: Pipelines, namespaces: ProfileNamespaces, members: Members) -> Self {
+        Self { readiness, rest: pipelines.router(), pipelines, namespaces, members }
     }
 
     async fn get(&self, user: &UserInfo, path: &str, query: &[(&str, &str)]) -> Result<Value, DataError> {
@@ -380,6 +385,18 @@ impl Data for DashboardData {
             created: time(&e["created_at"]),
         })
         .await
+    }
+
+    async fn sharing(&self, user: &UserInfo) -> Result<Vec<SharingView>, DataError> {
+        self.members.list(user).await
+    }
+
+    async fn grant(&self, user: &UserInfo, namespace: &str, person: &str, role: Role) -> Result<(), DataError> {
+        self.members.grant(user, namespace, person, role).await
+    }
+
+    async fn revoke(&self, user: &UserInfo, namespace: &str, member: &Member) -> Result<(), DataError> {
+        self.members.revoke(user, namespace, member).await
     }
 }
 

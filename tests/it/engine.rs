@@ -4,6 +4,7 @@
 mod compilers;
 mod debug;
 mod executor_input;
+mod hostile;
 mod killed;
 mod lost;
 mod modelcar;

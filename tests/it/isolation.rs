@@ -12,7 +12,7 @@
 //! | KFP CVE-2023-6570 | `namespace` of the artifact proxy reaches any host | doors "upstream's artifact proxy", "artifact: download"; kfbox-pipelines `a_namespace_stays_within_its_fence` |
 //! | KFP #13127 | SQL in page tokens | kfbox-pipelines `lists_page_sort_and_filter_and_refuse_made_up_tokens`; [`statements_in_tokens_filters_and_sorting_are_text`] |
 //! | KFP #13683, #12509, #13288 | ids, logs and pipelines of others | doors "run: get", "step: log", "pipeline: update" and their neighbours |
-//! | KFP GHSA-rhjm-6347-5x33 | output executed as code | kfbox-pipelines `data_is_never_read_as_an_expression` |
+//! | KFP GHSA-rhjm-6347-5x33 | output executed as code | kfbox-pipelines `data_is_never_read_as_an_expression`; [`crate::engine`]'s `an_output_that_is_code_arrives_as_text_everywhere` |
 //! | KFP SDK GHSA-qv29-qxgh-jcw8 | a token sent to another host | kfbox-gateway `another_applications_tokens_are_not_good_on_the_platform`, `personal_tokens_have_scopes_an_end_and_are_stored_hashed`; kfbox-node `credentials_go_to_their_registry_alone`; kfbox-platform `credentials_go_to_the_index_only` |
 //! | MLMD GHSA-j53r-x5f5-j4hr | no authorization of tenants | doors "metadata: …"; kfbox-metadata `writes_are_stamped_and_reads_confined`, `a_forged_page_token_shows_nothing_of_others` |
 //! | dashboard CVE-2023-6571 | reflected XSS | kfbox-dashboard `hostile_names_are_text_on_every_page`; kfbox-gateway `the_page_escapes_what_was_typed_and_cannot_be_framed` |

@@ -4,6 +4,7 @@
 mod compilers;
 mod debug;
 mod executor_input;
+mod hostile;
 mod inside;
 mod killed;
 mod lost;

@@ -12,7 +12,7 @@
 //! | KFP CVE-2023-6570 | `namespace` of the artifact proxy reaches any host | doors "upstream's artifact proxy", "artifact: download"; kfbox-pipelines `a_namespace_stays_within_its_fence` |
 //! | KFP #13127 | SQL in page tokens | kfbox-pipelines `lists_page_sort_and_filter_and_refuse_made_up_tokens`; [`statements_in_tokens_filters_and_sorting_are_text`] |
 //! | KFP #13683, #12509, #13288 | ids, logs and pipelines of others | doors "run: get", "step: log", "pipeline: update" and their neighbours |
-//! | KFP GHSA-rhjm-6347-5x33 | output executed as code | kfbox-pipelines `data_is_never_read_as_an_expression` |
+//! | KFP GHSA-rhjm-6347-5x33 | output executed as code | kfbox-pipelines `data_is_never_read_as_an_expression`; [`crate::engine`]'s `an_output_that_is_code_arrives_as_text_everywhere` |
 //! | KFP SDK GHSA-qv29-qxgh-jcw8 | a token sent to another host | kfbox-gateway `another_applications_tokens_are_not_good_on_the_platform`, `personal_tokens_have_scopes_an_end_and_are_stored_hashed`; kfbox-node `credentials_go_to_their_registry_alone`; kfbox-platform `credentials_go_to_the_index_only` |
 //! | MLMD GHSA-j53r-x5f5-j4hr | no authorization of tenants | doors "metadata: …"; kfbox-metadata `writes_are_stamped_and_reads_confined`, `a_forged_page_token_shows_nothing_of_others` |
 //! | dashboard CVE-2023-6571 | reflected XSS | kfbox-dashboard `hostile_names_are_text_on_every_page`; kfbox-gateway `the_page_escapes_what_was_typed_and_cannot_be_framed` |
@@ -23,7 +23,8 @@
 //! | MinIO CVE-2023-28432, -28434 | secrets by the environment, forged admin requests | [`the_store_has_no_administrators_door`]; kfbox-objects `secrets_stay_out_of_debug_forms` |
 //! | MinIO CVE-2024-55949, CVE-2025-62506 | rights widened by import and session policies | [`the_store_has_no_administrators_door`] (neither exists); kfbox-objects `a_credential_is_confined_to_its_grants` |
 //! | SeaweedFS CVE-2026-72920 and others | an open admin port, `..` across buckets, `../` in DeleteObjects | doors "object: get by .."; kfbox-objects `keys_are_names_and_never_paths`; [`the_store_has_no_administrators_door`] |
-//! | Dex CVE-2022-39222, GHSA-7qjx-gp9h-65qj | codes stolen through public clients; exchange skips connectors | kfbox-gateway `a_public_client_signs_in_with_pkce_and_its_tokens_work_once_each`, `redirect_addresses_are_compared_exactly_and_errors_do_not_travel` |
+//! | Dex CVE-2022-39222 | codes stolen through public clients | kfbox-gateway `a_public_client_signs_in_with_pkce_and_its_tokens_work_once_each`, `redirect_addresses_are_compared_exactly_and_errors_do_not_travel` |
+//! | Dex GHSA-7qjx-gp9h-65qj | token exchange skips connectors | kfbox-gateway `a_token_is_exchanged_only_by_a_client_that_may_and_for_users_it_takes`, `what_a_policy_does_not_name_exactly_it_does_not_allow` |
 //! | Dex GHSA-gr79-9v6v-gc9r | old TLS served | [`old_tls_is_refused`] |
 //! | oauth2-proxy CVE-2025-54576, CVE-2026-34457, -40575, -76835 | queries, agents and forwarded headers that open routes | [`no_header_query_or_agent_opens_a_route`]; kfbox-gateway `a_component_gets_the_user_and_no_header_that_a_stranger_could_set` |
 //! | Argo CVE-2025-62156 | Zip Slip | kfbox-node `nothing_leaves_the_layer`; kfbox-launcher `a_hostile_name_in_an_input_is_refused` |

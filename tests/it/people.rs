@@ -134,6 +134,37 @@ fn the_sign_in_log_tells_who_came_and_what_was_changed_and_holds_no_password() -
 }
 
 #[test]
+fn a_person_changes_their_own_password_on_the_page() -> anyhow::Result<()> {
+    let b = TestBox::shared()?;
+    let email = format!("own.{}@example.com", std::process::id());
+    let (first, second) = ("the first own password", "the second own password");
+    kfbox_with_input(&b, &["user", "add", &email], &format!("{first}\n"))?;
+    let jar = sign_in(&b, &email, first)?;
+    let elsewhere = format!("{jar}.elsewhere");
+    std::fs::rename(&jar, &elsewhere)?;
+    let here = sign_in(&b, &email, first)?;
+    let change = |current: &str, more: &[&str]| {
+        let fields = [format!("current={current}"), format!("new={second}"), format!("again={second}")];
+        let mut args = vec!["-b", here.as_str(), "-c", here.as_str()];
+        args.extend(fields.iter().flat_map(|field| ["--data-urlencode", field.as_str()]));
+        args.extend(more);
+        status_of(&b, "/oauth2/password", &args)
+    };
+    assert_eq!(change("a guessed password", &[])?, "401");
+    assert_eq!(change(first, &["-H", "Origin: https://evil.example"])?, "403");
+    assert_eq!(status_of(&b, "/oauth2/userinfo", &["-b", &elsewhere])?, "200");
+    assert_eq!(change(first, &[])?, "303");
+    assert_eq!(status_of(&b, "/oauth2/userinfo", &["-b", &here])?, "200", "this browser stays signed in");
+    assert_eq!(status_of(&b, "/oauth2/userinfo", &["-b", &elsewhere])?, "401", "every other session has ended");
+    assert!(sign_in(&b, &email, first).is_err(), "the old password is still good");
+    sign_in(&b, &email, second)?;
+    b.kfbox_ok(&["user", "remove", &email])?;
+    let namespace = format!("kubeflow-{}", email.replace(['.', '@'], "-"));
+    b.kubectl(&["delete", "profile", &namespace, "--wait=false"])?.ok()?;
+    Ok(())
+}
+
+#[test]
 fn people_of_a_dex_configuration_keep_their_passwords() -> anyhow::Result<()> {
     let b = TestBox::shared()?;
     let id = std::process::id();

@@ -97,6 +97,74 @@ fn a_person_is_added_signs_in_and_can_be_shut_out() -> anyhow::Result<()> {
 }
 
 #[test]
+fn the_sign_in_log_tells_who_came_and_what_was_changed_and_holds_no_password() -> anyhow::Result<()> {
+    let b = TestBox::shared()?;
+    let email = format!("told.{}@example.com", std::process::id());
+    let (first, second, wrong) = ("the first long password", "the second long password", "a guessed password");
+    kfbox_with_input(&b, &["user", "add", &email], &format!("{first}\n"))?;
+    assert!(sign_in(&b, &email, wrong).is_err(), "a wrong password is as good as the right one");
+    sign_in(&b, &email, first)?;
+    kfbox_with_input(&b, &["user", "passwd", &email], &format!("{second}\n"))?;
+    assert!(sign_in(&b, &email, first).is_err(), "the old password is still good");
+    sign_in(&b, &email, second)?;
+    b.kfbox_ok(&["user", "remove", &email])?;
+
+    let path = b.data_dir().join("sign-in.log");
+    let said = wait_until(Duration::from_secs(10), "the line of the removal", || {
+        let text = std::fs::read_to_string(&path)?;
+        // The last line may be on its way.
+        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        let lines = whole.lines().map(serde_json::from_str::<Value>).collect::<Result<Vec<Value>, _>>()?;
+        let own = lines.into_iter().filter(|line| line["user"] == *email);
+        let said: Vec<String> = own.filter_map(|line| line["message"].as_str().map(str::to_owned)).collect();
+        Ok(said.iter().any(|message| message == "user removed").then_some(said))
+    })?;
+    let expected =
+        ["user added", "sign-in failed", "signed in", "password set", "sign-in failed", "signed in", "user removed"];
+    assert_eq!(said, expected);
+    let text = std::fs::read_to_string(&path)?;
+    for secret in [first, second, wrong] {
+        assert!(!text.contains(secret), "a password is in the sign-in log");
+    }
+    let mode = std::os::unix::fs::PermissionsExt::mode(&path.metadata()?.permissions());
+    assert_eq!(mode & 0o777, 0o600);
+    let namespace = format!("kubeflow-{}", email.replace(['.', '@'], "-"));
+    b.kubectl(&["delete", "profile", &namespace, "--wait=false"])?.ok()?;
+    Ok(())
+}
+
+#[test]
+fn a_person_changes_their_own_password_on_the_page() -> anyhow::Result<()> {
+    let b = TestBox::shared()?;
+    let email = format!("own.{}@example.com", std::process::id());
+    let (first, second) = ("the first own password", "the second own password");
+    kfbox_with_input(&b, &["user", "add", &email], &format!("{first}\n"))?;
+    let jar = sign_in(&b, &email, first)?;
+    let elsewhere = format!("{jar}.elsewhere");
+    std::fs::rename(&jar, &elsewhere)?;
+    let here = sign_in(&b, &email, first)?;
+    let change = |current: &str, more: &[&str]| {
+        let fields = [format!("current={current}"), format!("new={second}"), format!("again={second}")];
+        let mut args = vec!["-b", here.as_str(), "-c", here.as_str()];
+        args.extend(fields.iter().flat_map(|field| ["--data-urlencode", field.as_str()]));
+        args.extend(more);
+        status_of(&b, "/oauth2/password", &args)
+    };
+    assert_eq!(change("a guessed password", &[])?, "401");
+    assert_eq!(change(first, &["-H", "Origin: https://evil.example"])?, "403");
+    assert_eq!(status_of(&b, "/oauth2/userinfo", &["-b", &elsewhere])?, "200");
+    assert_eq!(change(first, &[])?, "303");
+    assert_eq!(status_of(&b, "/oauth2/userinfo", &["-b", &here])?, "200", "this browser stays signed in");
+    assert_eq!(status_of(&b, "/oauth2/userinfo", &["-b", &elsewhere])?, "401", "every other session has ended");
+    assert!(sign_in(&b, &email, first).is_err(), "the old password is still good");
+    sign_in(&b, &email, second)?;
+    b.kfbox_ok(&["user", "remove", &email])?;
+    let namespace = format!("kubeflow-{}", email.replace(['.', '@'], "-"));
+    b.kubectl(&["delete", "profile", &namespace, "--wait=false"])?.ok()?;
+    Ok(())
+}
+
+#[test]
 fn people_of_a_dex_configuration_keep_their_passwords() -> anyhow::Result<()> {
     let b = TestBox::shared()?;
     let id = std::process::id();

@@ -86,7 +86,7 @@ impl World {
     }
 
     async fn open(dir: Arc<tempfile::TempDir>, metrics: Metrics) -> Self {
-        kfbox_base::telemetry::init("warn,kfbox_controllers=debug", false).unwrap();
+        kfbox_base::telemetry::init("warn,kfbox_controllers=debug", false, Default::default()).unwrap();
         let tasks = Tasks::new();
         let server = ApiServer::open(kfbox_apiserver::Config::new(dir.path().join("data")), &tasks).await.unwrap();
         let client = with_metrics(server.client(), metrics);

@@ -40,7 +40,7 @@ struct Page<'a> {
     shortest: usize,
 }
 
-#[derive(Deserialize, Default)]
+#[derive(Deserialize)]
 pub(crate) struct Asked {
     #[serde(default)]
     changed: String,

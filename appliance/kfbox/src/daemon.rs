@@ -28,7 +28,12 @@ use crate::{
 use anyhow::Context;
 use kfbox_api::names::{REGISTRY_HOST, REGISTRY_SERVICE};
 use kfbox_apiserver::{ApiServer, auth::Authority};
-use kfbox_base::{Authorizer, Readiness, Tasks, listener::BindError, telemetry};
+use kfbox_base::{
+    Authorizer, Readiness, Tasks,
+    journal::Room,
+    listener::BindError,
+    telemetry::{self, AuditTrail},
+};
 use kfbox_dashboard::Connect;
 use kfbox_gateway::{Gateway, Mounts, Tls, user_routes::UserServices};
 use kfbox_metadata::Metadata;
@@ -44,6 +49,8 @@ static LAUNCHER: &[u8] = include_bytes!(env!("KFBOX_LAUNCHER"));
 
 /// How long tasks may take to end after a stop; containers are not among them.
 const DRAIN: Duration = Duration::from_secs(10);
+/// Who came and what was changed of people: some hundred bytes a line, so years of a small team's.
+const TRAIL: Room = Room { max_bytes: 8 << 20, files: 4 };
 /// Work for threads is short here (SQLite, unpacking): more of them only cost memory.
 const BLOCKING_THREADS: usize = 32;
 
@@ -60,7 +67,8 @@ mod port {
 
 /// Runs the daemon until it is told to stop. `announce`: nobody else will tell the user when it is ready.
 pub fn run(config: &Config, announce: bool) -> anyhow::Result<()> {
-    telemetry::init(&config.log, config.log_json).map_err(|error| {
+    let trail = AuditTrail::default();
+    telemetry::init(&config.log, config.log_json, trail.clone()).map_err(|error| {
         let next = "use a level (error, warn, info, debug) or `info,kfbox_node=debug`";
         Failure::new(Code::Configuration, format!("log filter {:?}: {error}", config.log), next)
     })?;
@@ -70,10 +78,10 @@ pub fn run(config: &Config, announce: bool) -> anyhow::Result<()> {
         .thread_keep_alive(Duration::from_secs(2))
         .enable_all()
         .build()?
-        .block_on(supervise(config, announce))
+        .block_on(supervise(config, announce, &trail))
 }
 
-async fn supervise(config: &Config, announce: bool) -> anyhow::Result<()> {
+async fn supervise(config: &Config, announce: bool, trail: &AuditTrail) -> anyhow::Result<()> {
     let _lock = DataDirLock::acquire(&config.data_dir)?;
     let missing = cli::missing_requirements(config);
     if !missing.is_empty() {
@@ -81,6 +89,7 @@ async fn supervise(config: &Config, announce: bool) -> anyhow::Result<()> {
             Failure::new(Code::Requirement, missing.join("\n       "), "`kfbox doctor` shows the whole list").into()
         );
     }
+    trail.open(&config.data_dir.join("sign-in.log"), TRAIL).context("cannot open sign-in.log in the data directory")?;
     let tasks = Tasks::new();
     let mut control = None;
     let outcome = tokio::select! {
@@ -98,6 +107,7 @@ async fn supervise(config: &Config, announce: bool) -> anyhow::Result<()> {
     for name in tasks.drain(DRAIN).await {
         tracing::warn!(task = name, "did not stop in time");
     }
+    trail.flush().await;
     if control.is_some_and(|c| c.ends_pods()) {
         Node::stop_containers(&node_config(config, &node_name())?).await;
     }

@@ -305,15 +305,15 @@ impl Store {
     /// the password was set by somebody else meanwhile.
     pub async fn replace_password(&self, checked: &User, password: &str) -> Result<User, StoreError> {
         let hash = self.hashing.hash(password.to_owned()).await?;
-        let mut replaced = false;
-        self.change_user(&checked.email, |user| {
-            if user.uid == checked.uid && user.password == checked.password {
-                user.password.clone_from(&hash);
-                replaced = true;
+        let (new, proved) = (hash.clone(), checked.clone());
+        self.change_user(&checked.email, move |user| {
+            if user.uid == proved.uid && user.password == proved.password {
+                user.password = new;
             }
         })
         .await?;
-        match replaced {
+        // No two hashes are equal, not even of one password.
+        match self.users.read().get(&checked.email).is_some_and(|user| user.password == hash) {
             true => Ok(User { password: hash, ..checked.clone() }),
             false => Err(StoreError::Invalid("The password was changed by somebody else just now.".into())),
         }

@@ -4,6 +4,7 @@
 //! Guarantees: a namespace's objects give paths below `/WORD/NAMESPACE` alone, and lead to its own pods alone; what of an
 //! object does not count is said in its status. Deciding (the modules that read) is apart from watching and writing.
 
+mod authentication;
 mod backends;
 mod definitions;
 mod http_route;
@@ -156,7 +157,7 @@ impl Routes {
     }
 }
 
-/// The kinds that are watched.
+/// The kinds that are watched, routes before what depends on them.
 const WATCHED: [&Definition; 5] =
     [&VIRTUAL_SERVICE, &HTTP_ROUTE, &AUTHORIZATION_POLICY, &REQUEST_AUTHENTICATION, &GATEWAY];
 
@@ -226,9 +227,11 @@ fn read_all(config: &Config, stores: &[(&'static Definition, Store<DynamicObject
                 "AuthorizationPolicy" => {
                     let (policy, problems) = policy::read(spec);
                     policies.entry(namespace.clone()).or_default().push(policy);
-                    (true, problems)
+                    // Routes were read before.
+                    let routed = table.ways.get(&namespace).is_some_and(|ways| !ways.is_empty());
+                    (true, policy::reach(problems, &namespace, routed))
                 }
-                "RequestAuthentication" => (true, authentication(config, spec)),
+                "RequestAuthentication" => (true, authentication::read(&config.issuer, spec)),
                 _ => (false, vec!["gateways are the box's own: this object has no effect".to_owned()]),
             };
             let conditions = conditions(&object, definition, accepted, &problems);
@@ -246,15 +249,6 @@ fn read_all(config: &Config, stores: &[(&'static Definition, Store<DynamicObject
 fn order(ways: &mut [Way]) {
     let exact = |w: &Way| matches!(w.path, read::PathMatch::Exact(_));
     ways.sort_by_key(|w| (!exact(w), std::cmp::Reverse(w.path.text().len())));
-}
-
-/// Who asks is known before any route is looked at, so that nothing is left for these to check.
-fn authentication(config: &Config, spec: &Value) -> Problems {
-    let rules = read::items(&spec["jwtRules"]).iter().enumerate();
-    let foreign = rules.filter(|(_, rule)| read::text(rule, "issuer") != config.issuer);
-    foreign
-        .map(|(n, _)| format!("spec.jwtRules[{n}]: only tokens of {} are taken, and others are refused", config.issuer))
-        .collect()
 }
 
 /// The conditions as they should be, with the times of those that are so already.

@@ -38,6 +38,13 @@ fn get(url: &str) -> http::Request<Full<Bytes>> {
     http::Request::get(url).body(Full::default()).unwrap()
 }
 
+/// A certificate for this machine, and the authority that made it.
+fn certificate() -> (Arc<Tls>, Vec<u8>) {
+    let folder = tempfile::tempdir().unwrap();
+    let tls = Tls::open(TlsSource::SelfSigned { folder: folder.path().into(), names: Vec::new() }).unwrap();
+    (tls, std::fs::read(authority_file(folder.path())).unwrap())
+}
+
 /// A gateway's listener with TLS, and the authority that its clients trust.
 struct Door {
     at: SocketAddr,
@@ -46,9 +53,7 @@ struct Door {
 
 impl Door {
     async fn open(w: &World, tasks: &Tasks, patience: Duration) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let tls = Tls::open(TlsSource::SelfSigned { folder: folder.path().into(), names: Vec::new() }).unwrap();
-        let authority = std::fs::read(authority_file(folder.path())).unwrap();
+        let (tls, authority) = certificate();
         let at = listen(w, w.gateway.entrance(&tls).unwrap(), tasks, patience).await;
         Self { at, authority }
     }
@@ -227,4 +232,53 @@ async fn who_never_says_what_they_speak_is_closed_in_time() {
     let health = tokio::time::timeout(LONG, sender.send_request(get("http://lab.example/healthz")));
     assert_eq!(health.await.expect("in time").unwrap().status(), StatusCode::OK);
     tasks.stop();
+}
+
+#[tokio::test]
+async fn what_is_being_answered_at_the_end_is_answered_and_no_stream_begins_after_it() {
+    let (begun, go) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+    let (at, on) = (begun.clone(), go.clone());
+    let slow = Router::new().fallback(any(move || {
+        let (at, on) = (at.clone(), on.clone());
+        async move {
+            at.add_permits(1);
+            on.acquire().await.unwrap().forget();
+            "the whole answer"
+        }
+    }));
+    let (w, tasks, clients) = (world().await, Tasks::new(), Tasks::new());
+    let workers = w.gateway.workers(&Mounts::new().at("/", slow), &tasks).unwrap();
+    let (plain, secure) =
+        (TcpListener::bind("127.0.0.1:0").await.unwrap(), TcpListener::bind("127.0.0.1:0").await.unwrap());
+    let (address, (tls, authority)) = (plain.local_addr().unwrap(), certificate());
+    let door = Door { at: secure.local_addr().unwrap(), authority };
+    workers.serve("gateway", plain).unwrap();
+    workers.serve_tls("gateway with TLS", secure, &tls).unwrap();
+    let (mut first, first_ended) = client(TcpStream::connect(address).await.unwrap(), &clients).await;
+    let (mut second, second_ended) = client(door.connect(b"h2").await, &clients).await;
+    let cookie = w.sign_in().await;
+    let ask = |scheme: &str| {
+        let mut request = get(&format!("{scheme}://lab.example/x"));
+        request.headers_mut().insert(header::COOKIE, cookie.parse().unwrap());
+        request
+    };
+    let end = async {
+        begun.acquire_many(2).await.unwrap().forget();
+        tasks.stop();
+        for at in [address, door.at] {
+            while TcpStream::connect(at).await.is_ok() {}
+        }
+        go.add_permits(2);
+    };
+    let all = async { tokio::join!(first.send_request(ask("http")), second.send_request(ask("https")), end) };
+    let (one, other, ()) = tokio::time::timeout(LONG, all).await.expect("in time");
+    for response in [one.unwrap(), other.unwrap()] {
+        assert_eq!(response.status(), StatusCode::OK);
+        assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "the whole answer");
+    }
+    for (mut sender, ended) in [(first, first_ended), (second, second_ended)] {
+        drop(tokio::time::timeout(LONG, ended).await.expect("the connection's end").unwrap());
+        assert!(sender.send_request(ask("http")).await.is_err());
+    }
+    assert_eq!(tasks.drain(LONG).await, Vec::<String>::new());
 }

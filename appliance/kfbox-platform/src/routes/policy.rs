@@ -143,6 +143,19 @@ pub fn read(spec: &Value) -> (Policy, Problems) {
     (Policy { denies: action == "DENY", selector: selector.unwrap_or_default(), rules }, problems)
 }
 
+/// What is said of a policy besides: in a mesh it would also hold between pods, and for what no route leads to.
+pub fn reach(mut problems: Problems, namespace: &str, routed: bool) -> Problems {
+    if !routed {
+        problems.push(format!("no route leads to a Service of {namespace}, so that there is nothing to narrow"));
+    }
+    if !problems.is_empty() {
+        let reach = "a policy narrows only the Services of its own namespace that are reached through the gateway; between \
+                     pods, NetworkPolicies count";
+        problems.push(reach.into());
+    }
+    problems
+}
+
 /// `None` where something stands that is no set of labels.
 fn labels(selector: &Value) -> Option<BTreeMap<String, String>> {
     if selector.is_null() {

@@ -261,6 +261,52 @@ fn policies_only_take_away_and_what_is_not_known_counts_against_the_request() {
 }
 
 #[test]
+fn a_policy_is_told_how_far_it_reaches() {
+    let rules = json!({"rules": [{}]});
+    let told = |spec: &Value, routed: bool| policy::reach(policy::read(spec).1, "kubeflow", routed);
+    assert_eq!(told(&rules, true), Vec::<String>::new());
+    let unrouted = told(&rules, false);
+    assert!(unrouted[0].contains("no route leads to a Service of kubeflow"), "{unrouted:?}");
+    for odd in [
+        json!({"action": "AUDIT", "rules": [{}]}),
+        json!({"rules": [{"from": [{"source": {"ipBlocks": ["10.0.0.0/8"]}}]}]}),
+        json!({"selector": {"matchExpressions": [{"key": "app", "operator": "Exists"}]}, "rules": [{}]}),
+    ] {
+        let told = told(&odd, true);
+        assert!(told.len() > 1 && told.last().unwrap().contains("only the Services of its own namespace"), "{told:?}");
+    }
+}
+
+#[test]
+fn an_authentication_is_told_of_all_that_it_hopes_for_beyond_the_boxs_own() {
+    let issuer = config().issuer;
+    let read = |spec: &Value| authentication::read(&issuer, spec);
+    let own = json!({"jwtRules": [{"issuer": issuer, "forwardOriginalToken": false, "audiences": []}]});
+    assert_eq!(read(&own), Vec::<String>::new());
+    assert_eq!(read(&json!({})), Vec::<String>::new());
+    let selected = with(own.clone(), "", "selector", json!({"matchLabels": {"app": "nb"}}));
+    assert_eq!(read(&selected), ["spec.selector has no effect here"]);
+    for (field, value) in [
+        ("audiences", json!(["kubeflow"])),
+        ("jwksUri", json!("https://lab.example/keys")),
+        ("jwks", json!("{}")),
+        ("fromHeaders", json!([{"name": "x-token"}])),
+        ("fromParams", json!(["token"])),
+        ("fromCookies", json!(["token"])),
+        ("outputPayloadToHeader", json!("x-payload")),
+        ("outputClaimToHeaders", json!([{"header": "x-claim", "claim": "sub"}])),
+        ("forwardOriginalToken", json!(true)),
+    ] {
+        let told = read(&with(own.clone(), "/jwtRules/0", field, value));
+        assert_eq!(told, [format!("spec.jwtRules[0].{field} has no effect here")]);
+    }
+    let unknown = read(&with(own.clone(), "/jwtRules/0", "isuer", json!("x")));
+    assert_eq!(unknown, ["spec.jwtRules[0].isuer is not supported"]);
+    assert!(read(&changed(own.clone(), "/jwtRules/0/issuer", json!("https://other.example")))[0].contains("refused"));
+    assert_eq!(read(&changed(own, "/jwtRules", json!({"issuer": "x"}))), ["spec.jwtRules must be a list"]);
+}
+
+#[test]
 fn durations_are_gos() {
     for (text, seconds) in [("300s", 300.0), ("5m", 300.0), ("1h30m", 5400.0), ("250ms", 0.25), ("1.5s", 1.5)] {
         assert_eq!(read::duration(text), Ok(Duration::from_secs_f64(seconds)));

@@ -34,7 +34,9 @@
 
 mod departed;
 mod doors;
+mod lineage;
 pub mod people;
+mod runs;
 
 use doors::{Door, ROWS};
 use kfbox_tests::{Python, TestBox, run, run_with_input, wait_until};
@@ -82,6 +84,9 @@ fn everybody_gets_through_their_own_doors_and_no_other() -> anyhow::Result<()> {
     owner.binding("POST", &viewer.email, "view")?;
     owner.binding("POST", &editor.email, "edit")?;
     let has = Possessions::of(&owner, &word)?;
+    let spares = runs::Spares::of(&owner, &has)?;
+    let claim = people::claim(&word).to_string();
+    b.kubectl_with_input(&["apply", "-n", &owner.namespace, "-f", "-"], &claim)?.ok()?;
     let outside = pod("outside", &["sleep", "infinity"], "");
     let n = ["-n", &stranger.namespace];
     b.kubectl_with_input(&[&["apply", "-f", "-"], &n[..]].concat(), &outside.to_string())?.ok()?;
@@ -104,7 +109,9 @@ fn everybody_gets_through_their_own_doors_and_no_other() -> anyhow::Result<()> {
     let plan = json!({"bases": here, "markers": [], "s3": owner.credentials()?, "doors": [put]});
     assert_eq!(probe(&b, None, &plan)?, ["200"]);
 
+    let bridge = bridge(&b)?;
     let in_pods = json!({
+        "tasks": format!("http://{bridge}:8887"),
         "gateway": "http://ml-pipeline.kubeflow:8888",
         "kubernetes": "https://kubernetes.default",
         "objects": "http://minio-service.kubeflow:9000",
@@ -128,7 +135,8 @@ fn everybody_gets_through_their_own_doors_and_no_other() -> anyhow::Result<()> {
         (Some((stranger.namespace.as_str(), "outside")), from_pod(&stranger)?),
         (Some((owner.namespace.as_str(), "door")), from_pod(&owner)?),
     ];
-    let doors = doors::all(&has, &stranger.namespace, &bridge(&b)?);
+    let made = lineage::Metadata::of(&b, &from_host(&owner)?, &has)?;
+    let doors = doors::all(&has, &spares, &made, &stranger.namespace, &bridge);
     let mut seen = vec![vec!["-".to_owned(); ROWS.len()]; doors.len()];
     for (row, (pod, mut plan)) in who.into_iter().enumerate() {
         let tried: Vec<usize> = (0..doors.len()).filter(|n| doors[*n].wanted[row] != "-").collect();

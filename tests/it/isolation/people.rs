@@ -142,6 +142,12 @@ pub fn pod(name: &str, command: &[&str], word: &str) -> Value {
     })
 }
 
+/// A claim that nobody mounts.
+pub fn claim(name: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name},
+        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Mi"}}}})
+}
+
 /// A VirtualService that leads a path to a Service.
 pub fn way(name: &str, prefix: &str, host: &str) -> Value {
     json!({

@@ -133,7 +133,8 @@ pub(super) fn inputs(
             None => return Err(format!("input {input}: {}", source_words(from))),
         }
     }
-    own_references(&mut io.parameters);
+    let constant = |input: &str| task.inputs.parameters.get(input).is_some_and(is_constant);
+    own_references(&mut io.parameters, constant);
     let item = task.parameter_iterator.as_ref().map(|i| i.item_input.as_str());
     for (input, definition) in &definitions.parameters {
         if Some(input.as_str()) == item {
@@ -187,11 +188,20 @@ pub(super) fn inputs(
     Ok(io)
 }
 
-/// f-strings of the SDK become constants such as `a-{{$.inputs.parameters['x']}}` beside the input `x` itself.
-fn own_references(parameters: &mut Map<String, Value>) {
+/// Whether the pipeline itself says the value, and neither a run's arguments nor a step.
+fn is_constant(from: &InputParameter) -> bool {
+    from.component_input_parameter.is_none()
+        && from.task_output_parameter.is_none()
+        && from.runtime_value.as_ref().is_some_and(|value| value.runtime_parameter.is_none())
+}
+
+/// f-strings of the SDK become constants such as `a-{{$.inputs.parameters['x']}}` beside the input `x` itself. What comes from
+/// elsewhere is data, also where it looks like that.
+fn own_references(parameters: &mut Map<String, Value>, constant: impl Fn(&str) -> bool) {
     let values = parameters.clone();
-    for value in parameters.values_mut() {
+    for (name, value) in parameters.iter_mut() {
         if let Value::String(text) = value
+            && constant(name)
             && text.contains("{{$.inputs.parameters[")
         {
             *text = super::placeholders::replace(text, &|inner| {

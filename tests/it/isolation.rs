@@ -33,6 +33,7 @@
 
 mod departed;
 mod doors;
+mod keys;
 pub mod people;
 
 use doors::{Door, ROWS};

@@ -10,6 +10,7 @@ use crate::{
         kubelet::NodeKubelet,
         lineage::Recorded,
         metadata_access::MetadataAccess,
+        namespace_stores,
         namespaces::ProfileNamespaces,
         outside_stores::OutsideArtifacts,
         pipeline_packages::PipelinePackages,
@@ -341,6 +342,7 @@ async fn start(config: &Config, tasks: &Tasks, announce: bool) -> anyhow::Result
         metadata: metadata.clone(),
     };
     departures::follow(stores, tasks);
+    namespace_stores::follow(client.clone(), objects.clone(), tasks);
     let packages = Packages::open(python_index(config)?, tasks)?;
     serve_router("packages", on_bridge("Python packages", port::PACKAGES).await?, packages.router(), tasks);
     let reserved = kfbox_dashboard::PAGES.into_iter().chain(["api", "apis", "kfam"]).map(String::from);

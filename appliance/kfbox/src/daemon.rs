@@ -31,7 +31,7 @@ use kfbox_api::names::{REGISTRY_HOST, REGISTRY_SERVICE};
 use kfbox_apiserver::{ApiServer, auth::Authority};
 use kfbox_base::{Authorizer, Readiness, Tasks, listener::BindError, telemetry};
 use kfbox_dashboard::Connect;
-use kfbox_gateway::{Gateway, Mounts, Tls, user_routes::UserServices};
+use kfbox_gateway::{Gateway, Mounts, Newcomers, Tls, user_routes::UserServices};
 use kfbox_metadata::Metadata;
 use kfbox_node::{Node, NodeConfig, images::ImageConfig, network::NetworkConfig};
 use kfbox_objects::Objects;
@@ -377,7 +377,7 @@ async fn start(config: &Config, tasks: &Tasks, announce: bool) -> anyhow::Result
     let membership = kfam::Deps {
         client: client.clone(),
         authorizer: authorizer.clone(),
-        self_service: false,
+        self_service: config.profiles.registration,
         groups_of: Arc::new(move |email| {
             let known = people.list_users().into_iter().find(|u| u.email == email && !u.disabled && !u.departed);
             known.map(|u| u.groups).unwrap_or_default()
@@ -471,7 +471,7 @@ fn open_gateway(
     let deps = kfbox_gateway::Deps {
         token_reviewer: Arc::new(ClusterTokens::new(client.clone())),
         readiness: readiness.clone(),
-        newcomers: Some(Arc::new(Settling(client.clone()))),
+        newcomers: config.profiles.registration.then(|| Arc::new(Settling(client.clone())) as Arc<dyn Newcomers>),
     };
     Ok((Gateway::open(settings, deps)?, source.map(Tls::open).transpose()?))
 }

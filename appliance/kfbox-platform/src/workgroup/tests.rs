@@ -224,6 +224,11 @@ async fn a_profile_of_ones_own_can_be_made_and_removed_where_the_box_allows() {
     let w = world(true).await;
     assert_eq!(w.get(&new, "/api/workgroup/exists").await.1["registrationFlowAllowed"], true);
     assert_eq!(w.ask(&new, Method::POST, create, json!({"user": "other@x.org"})).await.0, 403);
+    for kept in ["kubeflow-bob-x-org", "kubeflow-system"] {
+        assert_eq!(w.ask(&new, Method::POST, create, json!({"namespace": kept})).await.0, 403, "{kept}");
+    }
+    let pod = person("system:serviceaccount:lab:default-editor");
+    assert_eq!(w.ask(&pod, Method::POST, create, json!({"namespace": "pods"})).await.0, 403, "no person");
     let made = w.ask(&new, Method::POST, create, json!({"namespace": "new-lab"})).await;
     assert_eq!(made, (200, json!({"message": "Created namespace new-lab"})));
     assert_eq!(w.ask(&new, Method::POST, create, json!({})).await.0, 409, "one each");

@@ -1,5 +1,6 @@
 //! What the platform's controllers need before they run: the CRDs, the `kubeflow` namespace, the roles of users, and on
-//! a new box the first user's profile. Everything is applied, so that an upgrade changes what changed; the dashboard's ConfigMap is made once.
+//! a new box the first user's profile. Everything is applied, so that an upgrade changes what changed; the dashboard's
+//! ConfigMap is made once.
 
 pub(crate) mod dashboard;
 

@@ -80,7 +80,7 @@ pub(super) fn outcome(plugins: &[Plugin]) -> Outcome {
     for plugin in plugins {
         let name = plugin.kind.as_deref().unwrap_or_default();
         let spec = plugin.spec.as_ref().unwrap_or(&Value::Null);
-        let Some(kind) = KINDS.iter().find(|kind| kind.name() == name) else {
+        let Some(kind) = KINDS.into_iter().find(|kind| kind.name() == name) else {
             ignored.push(format!("{name}: there is no such plugin on this box"));
             continue;
         };

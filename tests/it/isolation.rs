@@ -34,6 +34,7 @@
 
 mod departed;
 mod doors;
+mod keys;
 mod lineage;
 pub mod people;
 mod runs;

@@ -228,3 +228,37 @@ fn what_a_disabled_person_scheduled_starts_nothing_more() -> anyhow::Result<()> 
     assert_eq!(ask(&recurring, &admin, "DELETE", None)?.0, 200);
     Ok(())
 }
+
+/// Asks for a profile of one's own, as the dashboard's first page does.
+fn register(b: &TestBox, person: &Person<'_>) -> anyhow::Result<(Value, u16)> {
+    let url = b.url()?;
+    let (status, text) = ask(&format!("{url}/api/workgroup/exists"), &person.token, "GET", None)?;
+    anyhow::ensure!(status == 200, "{text}");
+    let exists: Value = serde_json::from_str(&text)?;
+    let wanted = json!({"namespace": person.namespace});
+    let (status, _) = ask(&format!("{url}/api/workgroup/create"), &person.token, "POST", Some(&wanted))?;
+    Ok((exists["registrationFlowAllowed"].clone(), status))
+}
+
+#[test]
+fn who_has_no_profile_makes_one_unless_the_box_says_no() -> anyhow::Result<()> {
+    let b = TestBox::shared()?;
+    let person = Person::new(&b, &format!("settler{}", std::process::id()))?;
+    assert_eq!(register(&b, &person)?, (json!(true), 409), "one each");
+    b.kubectl(&["delete", "profile", &person.namespace, "--timeout=120s"])?.ok()?;
+    wait_until(Duration::from_secs(120), "the namespace's end", || {
+        let left = b.kubectl(&["get", "namespace", &person.namespace, "--ignore-not-found"])?.ok()?.stdout;
+        Ok(left.trim().is_empty().then_some(()))
+    })?;
+    assert_eq!(register(&b, &person)?, (json!(true), 200));
+    let profile = format!("profile/{}", person.namespace);
+    b.kubectl(&["wait", "--for=condition=Successful", &profile, "--timeout=60s"])?.ok()?;
+
+    let mut closed = TestBox::prepare()?;
+    let file = closed.scratch()?.join("closed.toml");
+    std::fs::write(&file, "[profiles]\nregistration = false\n")?;
+    closed.up(&["--config", &file.to_string_lossy()])?;
+    let person = Person::new(&closed, "settler")?;
+    assert_eq!(register(&closed, &person)?, (json!(false), 403));
+    Ok(())
+}

@@ -66,6 +66,8 @@ pub mod condition {
     pub const SUCCEEDED: &str = "Successful";
     pub const FAILED: &str = "Failed";
     pub const UNKNOWN: &str = "Unknown";
-    /// Ours on a Profile: plugins for cloud platforms are present in the specification and have no effect here.
+    /// Ours on a Profile: plugins in the specification that have no effect here.
     pub const PLUGINS_IGNORED: &str = "PluginsIgnored";
+    /// Ours on a Profile: what plugins would have changed at the cloud is left to its administrator.
+    pub const PLUGINS_ANNOTATE_ONLY: &str = "PluginsAnnotateOnly";
 }

@@ -68,7 +68,7 @@ impl Subject {
     }
 }
 
-/// A plugin for a cloud platform. kfbox keeps it and does nothing with it.
+/// A plugin for a cloud platform, such as `WorkloadIdentity` or `AwsIamForServiceAccount`
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Plugin {

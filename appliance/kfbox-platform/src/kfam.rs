@@ -7,6 +7,7 @@
 
 mod bindings;
 
+use crate::setup::DefaultProfile;
 use axum::{
     Extension, Json, Router,
     extract::{DefaultBodyLimit, Path, Query, State, rejection::JsonRejection},
@@ -209,6 +210,13 @@ pub(crate) async fn make_profile(
         }
         if owner.kind != "User" || owner.name != user.username {
             return Err(KfamError::Forbidden("a profile can be made for yourself only".into()));
+        }
+        if user.service_account().is_some() {
+            return Err(KfamError::Forbidden("a profile can be made by a person only".into()));
+        }
+        // Names that the box gives are kept for those who are named in them, also before they come.
+        if name.starts_with("kubeflow-") && name != DefaultProfile::for_user(&user.username).name {
+            return Err(KfamError::Forbidden(format!("{name} is kept for somebody else: choose another name")));
         }
         // A quota is the administrator's to give, and one profile is enough to begin with.
         spec.resource_quota_spec = None;

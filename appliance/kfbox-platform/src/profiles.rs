@@ -6,6 +6,7 @@
 //! when it is deleted. Deciding ([`plan`]) is apart from writing.
 
 pub mod plan;
+mod plugins;
 
 #[cfg(test)]
 mod cluster_tests;

@@ -1,5 +1,8 @@
 //! What the platform's controllers need before they run: the CRDs, the `kubeflow` namespace, the roles of users, and on
-//! a new box the first user's profile. Everything is applied, so that an upgrade changes what changed.
+//! a new box the first user's profile. Everything is applied, so that an upgrade changes what changed; the dashboard's
+//! ConfigMap is made once.
+
+pub(crate) mod dashboard;
 
 use k8s_openapi::{
     api::{
@@ -148,6 +151,7 @@ pub(crate) async fn install(client: &Client, config: &Config, component: &Compon
         apply_cluster(client, &role).await?;
     }
     apply_cluster(client, &administrators()).await?;
+    dashboard::install(client).await?;
     if let Some(profile) = &config.default_profile {
         component.progress("making the first profile");
         first_profile(client, profile).await?;

@@ -27,7 +27,7 @@ use std::collections::BTreeMap;
 /// Bodies are a few names.
 const BODY_LIMIT: usize = 64 * 1024;
 /// Where upstream's manifests keep the menu's links and the dashboard's settings.
-const CONFIG_MAP: &str = "dashboard-config";
+pub(crate) const CONFIG_MAP: &str = "dashboard-config";
 /// As upstream's manifests set `LOGOUT_URL` behind oauth2-proxy.
 const LOGOUT_URL: &str = "/oauth2/sign_out";
 /// The longest address that RFC 5321 lets a mailbox have.

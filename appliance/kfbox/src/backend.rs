@@ -35,7 +35,7 @@ fn failed(error: impl std::fmt::Display, next: &str) -> ErrorBody {
 }
 
 /// What a namespace's credential reaches: all that is its own in the shared bucket, nothing of its neighbours; and the bucket
-/// of its own name, which it may make, for programs that know of buckets only.
+/// of its own name, for programs that know of buckets only.
 pub fn grants_of(namespace: &str) -> Vec<Grant> {
     let mut grants = vec![
         Grant::write(BUCKET, &format!("v2/artifacts/{namespace}/")),
@@ -47,7 +47,7 @@ pub fn grants_of(namespace: &str) -> Vec<Grant> {
 
 /// Nobody but the daemon makes other buckets than these, so that the shared one is the only name that is taken. Names of
 /// namespaces are names of buckets, but for the shortest.
-fn own_bucket(namespace: &str) -> Option<&str> {
+pub fn own_bucket(namespace: &str) -> Option<&str> {
     (namespace != BUCKET && namespace.len() >= 3).then_some(namespace)
 }
 

@@ -143,10 +143,13 @@ pub struct Network {
     pub service_cidr: String,
 }
 
-/// The walls around people's namespaces.
+/// Who gets a namespace, and the walls around it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Profiles {
+    /// Who signs in for the first time through a connector gets a profile, and who has none may make one (upstream's
+    /// `REGISTRATION_FLOW`). Without, only administrators make profiles.
+    pub registration: bool,
     /// The level of the Pod Security Standards, where a namespace's own label does not say otherwise.
     pub pod_security: PodSecurity,
     /// Pods of other namespaces are kept out, by a NetworkPolicy that may be edited.
@@ -297,7 +300,7 @@ impl Default for Audit {
 impl Default for Profiles {
     fn default() -> Self {
         let Walls { pod_security, network_policy } = Walls::default();
-        Self { pod_security, network_policy }
+        Self { registration: true, pod_security, network_policy }
     }
 }
 
@@ -441,7 +444,7 @@ impl Config {
 
     /// What keeps people's pods apart.
     pub fn walls(&self) -> Walls {
-        let Profiles { pod_security, network_policy } = self.profiles;
+        let Profiles { registration: _, pod_security, network_policy } = self.profiles;
         Walls { pod_security, network_policy }
     }
 
@@ -614,6 +617,17 @@ mod tests {
         std::fs::write(&file, "[kubernetes.audit]\npolicy = \"/etc/kfbox/audit.yaml\"\nfiles = 2\n").unwrap();
         let audit = Config::resolve(&options(Some(&file)), &UpOptions::default()).unwrap().audit().unwrap();
         assert_eq!((audit.policy, audit.room.files), (Some("/etc/kfbox/audit.yaml".into()), 2));
+    }
+
+    #[test]
+    fn people_may_have_a_profile_unless_the_file_says_otherwise() {
+        assert!(Config::default().profiles.registration);
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("c.toml");
+        std::fs::write(&file, "[profiles]\nregistration = false\n").unwrap();
+        let config = Config::resolve(&options(Some(&file)), &UpOptions::default()).unwrap();
+        assert!(!config.profiles.registration);
+        assert_eq!(config.walls(), Walls::default());
     }
 
     #[test]

@@ -10,6 +10,7 @@ use crate::{
         kubelet::NodeKubelet,
         lineage::Recorded,
         metadata_access::MetadataAccess,
+        namespace_stores,
         namespaces::ProfileNamespaces,
         outside_stores::OutsideArtifacts,
         pipeline_packages::PipelinePackages,
@@ -35,7 +36,7 @@ use kfbox_base::{
     telemetry::{self, AuditTrail},
 };
 use kfbox_dashboard::Connect;
-use kfbox_gateway::{Gateway, Mounts, Tls, user_routes::UserServices};
+use kfbox_gateway::{Gateway, Mounts, Newcomers, Tls, user_routes::UserServices};
 use kfbox_metadata::Metadata;
 use kfbox_node::{Node, NodeConfig, images::ImageConfig, network::NetworkConfig};
 use kfbox_objects::Objects;
@@ -351,6 +352,7 @@ async fn start(config: &Config, tasks: &Tasks, announce: bool) -> anyhow::Result
         metadata: metadata.clone(),
     };
     departures::follow(stores, tasks);
+    namespace_stores::follow(client.clone(), objects.clone(), tasks);
     let packages = Packages::open(python_index(config)?, tasks)?;
     serve_router("packages", on_bridge("Python packages", port::PACKAGES).await?, packages.router(), tasks);
     let reserved = kfbox_dashboard::PAGES.into_iter().chain(["api", "apis", "kfam"]).map(String::from);
@@ -376,7 +378,7 @@ async fn start(config: &Config, tasks: &Tasks, announce: bool) -> anyhow::Result
     let membership = kfam::Deps {
         client: client.clone(),
         authorizer: authorizer.clone(),
-        self_service: false,
+        self_service: config.profiles.registration,
         groups_of: Arc::new(move |email| {
             let known = people.list_users().into_iter().find(|u| u.email == email && !u.disabled && !u.departed);
             known.map(|u| u.groups).unwrap_or_default()
@@ -481,7 +483,7 @@ fn open_gateway(
     let deps = kfbox_gateway::Deps {
         token_reviewer: Arc::new(ClusterTokens::new(client.clone())),
         readiness: readiness.clone(),
-        newcomers: Some(Arc::new(Settling(client.clone()))),
+        newcomers: config.profiles.registration.then(|| Arc::new(Settling(client.clone())) as Arc<dyn Newcomers>),
     };
     Ok((Gateway::open(settings, deps)?, source.map(Tls::open).transpose()?))
 }

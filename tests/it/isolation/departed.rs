@@ -1,6 +1,6 @@
 //! A namespace's name given anew: whoever has it now inherits nothing of whoever had it.
 
-use super::{Person, Possessions, probe, word};
+use super::{Person, Possessions, keys, probe, word};
 use kfbox_tests::{Python, TestBox, run, wait_until};
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -27,7 +27,8 @@ fn a_namespace_inherits_nothing_from_one_of_its_name() -> anyhow::Result<()> {
         let doors: Vec<Value> = methods.iter().map(door).collect();
         probe(&b, None, &json!({"bases": base, "markers": [], "s3": credentials, "doors": doors}))
     };
-    assert_eq!(bucket(&credentials, &[("PUT", ""), ("PUT", "/x"), ("GET", "/x")])?, ["200", "200", "200"]);
+    let told = keys::secret(&b, &person.namespace)?;
+    assert_eq!(bucket(&credentials, &[("PUT", "/x"), ("GET", "/x")])?, ["200", "200"]);
 
     // Deleted with a run that goes on.
     let again = json!({"display_name": "again", "experiment_id": has.experiment,
@@ -65,10 +66,11 @@ fn a_namespace_inherits_nothing_from_one_of_its_name() -> anyhow::Result<()> {
     }
     let anew = person.credentials()?;
     assert_ne!(anew["accessKey"], credentials["accessKey"]);
+    assert_ne!(keys::secret(&b, &person.namespace)?["accesskey"], told["accesskey"]);
     assert_eq!(tried(&anew, &["GET"])?, ["404"], "the old object is gone");
     assert_eq!(
-        bucket(&anew, &[("GET", "/x"), ("PUT", ""), ("GET", "/x")])?,
-        ["404", "200", "404"],
+        bucket(&anew, &[("GET", "/x"), ("PUT", "/x"), ("GET", "/x")])?,
+        ["404", "200", "200"],
         "and the old bucket"
     );
     let script = "import boto3, json, sys

@@ -243,3 +243,26 @@ async fn a_profile_written_as_v1beta1_is_the_same_profile() {
     assert_eq!(read.data["status"]["conditions"][0]["type"], "Successful");
     w.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plugins_annotation_comes_and_goes_with_it() {
+    let w = world().await;
+    let mut spec = user("a@x.org");
+    spec["plugins"] = json!([{"kind": "WorkloadIdentity",
+        "spec": {"gcpServiceAccount": "train@lab.iam.gserviceaccount.com"}}]);
+    w.create("team-g", spec).await;
+    w.condition("team-g", "Successful").await;
+    const NOTE: &str = "iam.gke.io/gcp-service-account";
+    let accounts = w.within::<ServiceAccount>("team-g");
+    let marked = accounts.get("default-editor").await.unwrap();
+    assert_eq!(marked.annotations()[NOTE], "train@lab.iam.gserviceaccount.com");
+    assert!(!accounts.get("default-viewer").await.unwrap().annotations().contains_key(NOTE));
+    // What somebody else noted stays when the plugin goes.
+    let note = json!({"metadata": {"annotations": {"team": "vision"}}});
+    accounts.patch("default-editor", &PatchParams::default(), &Patch::Merge(note)).await.unwrap();
+    w.patch("team-g", json!({"spec": {"plugins": []}})).await;
+    let plain = |a: Option<&ServiceAccount>| a.is_some_and(|a| !a.annotations().contains_key(NOTE));
+    let plain = until(accounts, "default-editor", plain).await.unwrap();
+    assert_eq!(plain.annotations()["team"], "vision");
+    w.end().await;
+}

@@ -1,6 +1,6 @@
 //! What a Profile should become: a pure function of the Profile, the namespace of its name, and the box's walls.
 
-use super::owner_of;
+use super::{owner_of, plugins};
 use crate::setup::{PodSecurity, Walls};
 use k8s_openapi::{
     api::{
@@ -89,7 +89,11 @@ pub fn plan(profile: &Profile, existing: Option<&Namespace>, walls: &Walls) -> P
         owner_references: Some(vec![owner_reference.clone()]),
         ..ObjectMeta::default()
     };
-    let account = |account_name: &str| ServiceAccount { metadata: meta(account_name), ..ServiceAccount::default() };
+    let account = |account_name: &str, notes: BTreeMap<String, String>| ServiceAccount {
+        metadata: ObjectMeta { annotations: (!notes.is_empty()).then_some(notes), ..meta(account_name) },
+        ..ServiceAccount::default()
+    };
+    let cloud_identity = plugins::outcome(&profile.spec.plugins).annotations;
     let bound = |binding: &str, to: &str, subject: Subject, note: BTreeMap<String, String>| RoleBinding {
         metadata: ObjectMeta { annotations: (!note.is_empty()).then_some(note), ..meta(binding) },
         role_ref: RoleRef {
@@ -109,7 +113,10 @@ pub fn plan(profile: &Profile, existing: Option<&Namespace>, walls: &Walls) -> P
         [(annotation::USER.to_owned(), owner.name.clone()), (annotation::ROLE.to_owned(), "admin".to_owned())].into();
     let desired = Desired {
         namespace: namespace(&name, owner, existing, owner_reference.clone(), walls.pod_security),
-        service_accounts: vec![account(object::DEFAULT_EDITOR), account(object::DEFAULT_VIEWER)],
+        service_accounts: vec![
+            account(object::DEFAULT_EDITOR, cloud_identity),
+            account(object::DEFAULT_VIEWER, BTreeMap::new()),
+        ],
         role_bindings: vec![
             bound(object::DEFAULT_EDITOR, role::EDIT, own_account(object::DEFAULT_EDITOR), BTreeMap::new()),
             bound(object::DEFAULT_VIEWER, role::VIEW, own_account(object::DEFAULT_VIEWER), BTreeMap::new()),
@@ -214,14 +221,8 @@ fn quota(profile: &Profile) -> Result<Option<k8s_openapi::api::core::v1::Resourc
 }
 
 fn status(kind: &str, message: String, profile: &Profile) -> ProfileStatus {
-    let condition =
-        |type_: &str, message: String| ProfileCondition { type_: type_.into(), status: "True".into(), message };
-    let mut conditions = vec![condition(kind, message)];
-    if !profile.spec.plugins.is_empty() {
-        let kinds: Vec<&str> = profile.spec.plugins.iter().filter_map(|p| p.kind.as_deref()).collect();
-        let message = format!("plugins for cloud platforms have no effect on this box: {}", kinds.join(", "));
-        conditions.push(condition(condition::PLUGINS_IGNORED, message));
-    }
+    let mut conditions = vec![ProfileCondition { type_: kind.into(), status: "True".into(), message }];
+    conditions.extend(plugins::outcome(&profile.spec.plugins).conditions);
     ProfileStatus { conditions }
 }
 
@@ -385,9 +386,16 @@ mod tests {
             Some(serde_json::json!({"matchExpressions": 3}));
         assert!(refusal(&profile, None).contains("scopeSelector"));
         profile.spec.resource_quota_spec = None;
-        profile.spec.plugins = vec![Plugin { kind: Some("WorkloadIdentity".into()), ..Plugin::default() }];
-        let Plan::Apply { status, .. } = plan(&profile, None, &Walls::default()) else { panic!() };
-        assert_eq!(status.conditions[1].type_, "PluginsIgnored");
-        assert!(status.conditions[1].message.contains("WorkloadIdentity"));
+        let role = serde_json::json!({"awsIamRole": "arn:aws:iam::1:role/r", "annotateOnly": true});
+        profile.spec.plugins = vec![
+            Plugin { kind: Some("AwsIamForServiceAccount".into()), spec: Some(role), ..Plugin::default() },
+            Plugin { kind: Some("Other".into()), ..Plugin::default() },
+        ];
+        let Plan::Apply { desired: d, status } = plan(&profile, None, &Walls::default()) else { panic!() };
+        let types: Vec<&str> = status.conditions.iter().map(|c| c.type_.as_str()).collect();
+        assert_eq!(types, ["Successful", "PluginsIgnored"]);
+        assert!(status.conditions[1].message.contains("Other"));
+        assert_eq!(d.service_accounts[0].annotations()["eks.amazonaws.com/role-arn"], "arn:aws:iam::1:role/r");
+        assert!(d.service_accounts[1].annotations().is_empty());
     }
 }

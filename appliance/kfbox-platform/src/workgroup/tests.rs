@@ -7,7 +7,11 @@ use http::{Method, header};
 use k8s_openapi::api::rbac::v1::RoleBinding;
 use kfbox_apiserver::ApiServer;
 use kfbox_base::{Authorizer, BoxError, Decision, Readiness, Tasks, readiness::State as Ready};
-use kube::{Client, api::PostParams, runtime::wait};
+use kube::{
+    Client,
+    api::{Patch, PatchParams, PostParams},
+    runtime::wait,
+};
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -224,6 +228,11 @@ async fn a_profile_of_ones_own_can_be_made_and_removed_where_the_box_allows() {
     let w = world(true).await;
     assert_eq!(w.get(&new, "/api/workgroup/exists").await.1["registrationFlowAllowed"], true);
     assert_eq!(w.ask(&new, Method::POST, create, json!({"user": "other@x.org"})).await.0, 403);
+    for kept in ["kubeflow-bob-x-org", "kubeflow-system"] {
+        assert_eq!(w.ask(&new, Method::POST, create, json!({"namespace": kept})).await.0, 403, "{kept}");
+    }
+    let pod = person("system:serviceaccount:lab:default-editor");
+    assert_eq!(w.ask(&pod, Method::POST, create, json!({"namespace": "pods"})).await.0, 403, "no person");
     let made = w.ask(&new, Method::POST, create, json!({"namespace": "new-lab"})).await;
     assert_eq!(made, (200, json!({"message": "Created namespace new-lab"})));
     assert_eq!(w.ask(&new, Method::POST, create, json!({})).await.0, 409, "one each");
@@ -239,13 +248,21 @@ async fn links_and_settings_are_the_administrators_config_map() {
     let w = world(false).await;
     let ann = person("ann@x.org");
     let links = "/api/dashboard-links";
-    assert_eq!(w.get(&ann, links).await, (500, json!({"error": "Cannot load dashboard menu link"})));
-    let map = json!({"metadata": {"name": "dashboard-config"},
-        "data": {"links": "{\"menuLinks\": []}", "settings": "no JSON"}});
+    let settings = "/api/dashboard-settings";
+    let (code, menu) = w.get(&ann, links).await;
+    assert_eq!((code, &menu["menuLinks"][0]["items"][2]["link"]), (200, &json!("/runs")));
+    for list in ["externalLinks", "quickLinks", "documentationItems"] {
+        assert!(menu[list].is_array(), "{list}");
+    }
+    assert_eq!(w.get(&ann, settings).await, (200, json!({"DASHBOARD_FORCE_IFRAME": true})));
+
+    // What an administrator wrote stays, also when the box starts again.
+    let data = json!({"data": {"links": "{\"menuLinks\": []}", "settings": "no JSON"}});
     let maps: Api<ConfigMap> = Api::namespaced(w.client.clone(), "kubeflow");
-    maps.create(&PostParams::default(), &serde_json::from_value(map).unwrap()).await.unwrap();
+    maps.patch("dashboard-config", &PatchParams::default(), &Patch::Merge(data)).await.unwrap();
+    crate::setup::dashboard::install(&w.client).await.unwrap();
     assert_eq!(w.get(&ann, links).await, (200, json!({"menuLinks": []})));
-    assert_eq!(w.get(&ann, "/api/dashboard-settings").await.0, 500);
+    assert_eq!(w.get(&ann, settings).await, (500, json!({"error": "Cannot load dashboard settings"})));
     assert_eq!(w.get(&UserInfo::anonymous(), links).await.0, 401);
     w.end().await;
 }

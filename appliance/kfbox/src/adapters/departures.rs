@@ -23,7 +23,7 @@ use std::{
     time::Duration,
 };
 
-const FINALIZER: &str = "kfbox.local/stores";
+pub const FINALIZER: &str = "kfbox.local/stores";
 /// Between tries to clear away.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -43,6 +43,11 @@ enum Why {
     Deleted,
     /// It was not among those that are there when the daemon started.
     Absent,
+}
+
+/// Whether what a namespace has will be cleared away before it goes, and that has not begun.
+pub fn holds(namespace: &Namespace) -> bool {
+    namespace.metadata.deletion_timestamp.is_none() && namespace.finalizers().iter().any(|f| f == FINALIZER)
 }
 
 /// Follows namespaces until shutdown.

@@ -8,6 +8,7 @@ pub mod identity;
 pub mod kubelet;
 pub mod lineage;
 pub mod metadata_access;
+pub mod namespace_stores;
 pub mod namespaces;
 pub mod outside_stores;
 pub mod people;

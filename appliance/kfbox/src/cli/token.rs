@@ -71,7 +71,7 @@ pub async fn credentials(data_dir: PathBuf, namespace: Option<String>, json: boo
         println!("export AWS_SECRET_ACCESS_KEY={}", found.secret_key);
         println!("# Your part of the store: s3://{}/{}", found.bucket, found.prefix);
         if let Some(bucket) = &found.own_bucket {
-            println!("# A bucket that you may make: s3://{bucket}");
+            println!("# A bucket of your own: s3://{bucket}");
         }
         println!("# For pods, and good here too: {}", found.endpoint_for_pods);
     }

@@ -127,7 +127,7 @@ pub struct S3Credentials {
     pub bucket: String,
     /// The part of the bucket that is the namespace's own; nothing else in it may be listed, read or written.
     pub prefix: String,
-    /// A bucket that it may make, for itself alone.
+    /// A bucket for itself alone.
     pub own_bucket: Option<String>,
 }
 

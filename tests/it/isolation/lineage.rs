@@ -78,7 +78,7 @@ pub fn doors(p: &Possessions, made: &Metadata) -> Vec<Door> {
     let the = |id: &str| message(1, &number(1, id));
     let pair = |field: u8, first: &str, second: &str| message(field, &[number(1, first), number(2, second)].concat());
     let event = message(1, &[number(1, artifact), number(2, execution), number(4, "03")].concat());
-    let by_name = [text(1, &p.word), text(3, &p.word)].concat();
+    let by_name = [text(1, &p.word), text(2, &p.word)].concat();
     // An execution with an artifact, as two different requests have them.
     let with_artifact = [the(execution), message(2, &the(artifact))].concat();
     let graph = [the(execution), message(2, &number(1, artifact))].concat();

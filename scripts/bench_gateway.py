@@ -192,8 +192,11 @@ def routes(k: Kubernetes, connection) -> bool:
 
 def settled(url: str, headers: dict) -> None:
     for _ in range(300):
-        if status(url, headers) == 200:
-            return
+        try:
+            if status(url, headers) == 200:
+                return
+        except ConnectionRefusedError:
+            pass
         time.sleep(0.1)
     raise SystemExit(f"{url} does not answer")
 

@@ -24,6 +24,17 @@ use std::{collections::BTreeMap, time::Duration};
 use tokio_stream::wrappers::BroadcastStream;
 use tower::ServiceExt;
 
+/// What a component answers in this process.
+async fn answer(component: &Router, request: Request<Body>) -> Result<(StatusCode, Value), DataError> {
+    let response = match component.clone().oneshot(request).await {
+        Ok(response) => response,
+        Err(never) => match never {},
+    };
+    let status = response.status();
+    let bytes = response.into_body().collect().await.map_err(|e| DataError::Unavailable(e.to_string()))?.to_bytes();
+    Ok((status, serde_json::from_slice(&bytes).unwrap_or_default()))
+}
+
 /// Entries a page.
 const PAGE: u32 = 20;
 /// Changes that come within this time are one to a page.
@@ -50,13 +61,7 @@ impl DashboardData {
         }
         let request = Request::get(uri).extension(user.clone()).body(Body::empty());
         let request = request.map_err(|e| DataError::Invalid(e.to_string()))?;
-        let response = match self.rest.clone().oneshot(request).await {
-            Ok(response) => response,
-            Err(never) => match never {},
-        };
-        let status = response.status();
-        let bytes = response.into_body().collect().await.map_err(|e| DataError::Unavailable(e.to_string()))?.to_bytes();
-        let answer: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+        let (status, answer) = answer(&self.rest, request).await?;
         if status.is_success() {
             return Ok(answer);
         }

@@ -1,17 +1,15 @@
 //! Who has access to which namespace. Through KFAM's own REST API in this process, so that its rules hold for the members
 //! page as for everybody else.
 
-use super::text;
+use super::{answer, text};
 use crate::adapters::namespaces::ProfileNamespaces;
 use axum::{Router, body::Body};
 use http::{Method, Request, StatusCode, header};
-use http_body_util::BodyExt;
 use kfbox_base::UserInfo;
 use kfbox_dashboard::{DataError, Member, Role, SharingView};
 use kfbox_gateway::Gateway;
 use serde_json::{Value, json};
 use std::{cmp::Reverse, collections::BTreeMap};
-use tower::ServiceExt;
 
 pub struct Members {
     kfam: Router,
@@ -81,13 +79,7 @@ async fn ask(
         .extension(user.clone())
         .body(body.map_or_else(Body::empty, |body| Body::from(body.to_string())))
         .map_err(|e| DataError::Invalid(e.to_string()))?;
-    let response = match kfam.clone().oneshot(request).await {
-        Ok(response) => response,
-        Err(never) => match never {},
-    };
-    let status = response.status();
-    let bytes = response.into_body().collect().await.map_err(|e| DataError::Unavailable(e.to_string()))?.to_bytes();
-    let answer: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+    let (status, answer) = answer(kfam, request).await?;
     if status.is_success() {
         return Ok(answer);
     }
